@@ -1,0 +1,30 @@
+"""Settings of every test run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Set before the first import of torch and transformers, and inherited by the subprocesses of tests.
+# Cores are divided among the workers of pytest-xdist: OpenMP threads that outnumber the cores wait
+# for each other and slow a run manyfold.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# A test that needs the network would pass or fail by the weather.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A deadline would make slow machines fail; the same examples every time make a failure in CI one
+# that a developer can repeat.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(scope="session")
+def checkout_root() -> Path:
+    """Root of the checkout: the folder that holds pyproject.toml."""
+    return Path(__file__).resolve().parent.parent
