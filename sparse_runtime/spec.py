@@ -251,7 +251,7 @@ class LinearSpec:
         if not isinstance(data["scales"], (str, type(None))):
             raise ValueError(f"scales {data['scales']!r}: expected a string")
         return cls(
-            shape=tuple(shape),  # type: ignore[arg-type]  # __post_init__ checks the length
+            shape=tuple(shape),
             structure=Structure.parse(data["structure"]),
             values=ValueSpec.parse(data["values"], data["scales"] or "row"),
             activations=_activations_from_dict(data["activations"]),

@@ -1,0 +1,34 @@
+"""Operations on packed weights: candidates, the choice among them, and the fused backends."""
+
+from __future__ import annotations
+
+from .backends import Activation, Backend, get_backend
+from .choose import Considered, Decision, choose
+from .registry import BACKENDS, CANDIDATES
+from .types import (
+    Candidate,
+    LinearRequest,
+    LinearWeight,
+    Norm,
+    PreparedLinear,
+    TokenBatch,
+    can_fuse,
+)
+
+__all__ = [
+    "BACKENDS",
+    "CANDIDATES",
+    "Activation",
+    "Backend",
+    "Candidate",
+    "Considered",
+    "Decision",
+    "LinearRequest",
+    "LinearWeight",
+    "Norm",
+    "PreparedLinear",
+    "TokenBatch",
+    "can_fuse",
+    "choose",
+    "get_backend",
+]

@@ -1,0 +1,43 @@
+"""The one door to the C++ extension: whether it is there, and calls on tensors."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+_IMPORT_ERROR: str | None = None
+_C: ModuleType | None
+try:
+    _C = importlib.import_module("sparse_runtime._C")
+except ImportError as error:  # a source tree without a build still has the reference
+    _C, _IMPORT_ERROR = None, str(error)
+
+
+def extension() -> ModuleType:
+    """The extension module.
+
+    Raises:
+        RuntimeError: it is not built.
+    """
+    if _C is None:
+        raise RuntimeError(f"sparse_runtime._C is not built ({_IMPORT_ERROR}): pip install -e .")
+    return _C
+
+
+def unavailable() -> str | None:
+    """Why the extension cannot be used, or None."""
+    return None if _C is not None else f"sparse_runtime._C is not built ({_IMPORT_ERROR})"
+
+
+def address(tensor: Tensor | None) -> int:
+    """The data pointer of a CPU tensor, 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def rows_of(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix in ``dtype`` with unit column stride: what kernels with a row stride read."""
+    tensor = tensor.to(dtype)
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()

@@ -1,0 +1,96 @@
+"""The reference candidate: plain PyTorch on the packed bytes, for any format on any device."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..formats import FORMATS, BlockWeight, NMWeight, PackedWeight, UnstructuredWeight
+from ..kernels.block import reference as block
+from ..kernels.dense import reference as dense
+from ..kernels.linear import reference as linear
+from ..kernels.nm import reference as nm
+from ..kernels.unstructured import reference as unstructured
+from ..spec import ActivationSpec
+from .types import Candidate, LinearRequest, PreparedLinear
+
+
+def read_weight(packed: PackedWeight) -> Tensor:
+    """Decode the stored values [out, in] with the kernels' own readers."""
+    spec, int4 = packed.spec, packed.spec.values.dtype == "int4"
+    if isinstance(packed, UnstructuredWeight):
+        return unstructured.read_weight(packed.values, packed.bitmask, spec.shape, int4)
+    if isinstance(packed, NMWeight):
+        n, m = spec.structure.n, spec.structure.m
+        return nm.read_weight(packed.values, packed.positions, spec.shape, n, m, int4)
+    if isinstance(packed, BlockWeight):
+        sides = (spec.structure.rows, spec.structure.cols)
+        return block.read_weight(packed.values, packed.bitmask, spec.shape, sides, int4)
+    return dense.read_weight(packed.values, spec.shape, int4)
+
+
+def quantize_input(x: Tensor, spec: ActivationSpec) -> tuple[Tensor, int, Tensor]:
+    """Quantize [tokens, in] as ``spec`` says: (integers, zero point, float32 scales)."""
+    if spec.scheme == "dynamic":
+        q, scale = linear.quantize_rows(x)
+        return q, 0, scale
+    q = linear.quantize_static(x, spec.scale, spec.zero_point, *spec.range)
+    return q, spec.zero_point, torch.tensor([spec.scale], device=x.device)
+
+
+class ReferenceLinear(PreparedLinear):
+    """Reads the packed bytes at every call: slow, obvious, exact."""
+
+    candidate = "reference"
+    bias: Tensor | None
+
+    def __init__(self, request: LinearRequest) -> None:
+        super().__init__()
+        self._specs = [weight.packed.spec for weight in request.weights]
+        self.register_buffer("bias", request.stacked_bias(), persistent=False)
+        for i, weight in enumerate(request.weights):
+            for name, tensor in weight.packed.to(request.device).tensors().items():
+                self.register_buffer(f"part{i}_{name}", tensor, persistent=False)
+
+    def _parts(self) -> list[PackedWeight]:
+        parts = []
+        for i, spec in enumerate(self._specs):
+            form = FORMATS[spec.structure.kind]
+            tensors = {name: getattr(self, f"part{i}_{name}") for name in form.tensor_names(spec)}
+            parts.append(form(spec=spec, **tensors))
+        return parts
+
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        parts = self._parts()
+        weight = torch.cat([read_weight(part) for part in parts])
+        scale = torch.cat([part.row_scales() for part in parts])
+        activations = self._specs[0].activations
+        if activations is None:
+            if any(part.scales is not None for part in parts):
+                weight = weight.float() * scale.unsqueeze(1)
+            return linear.float_linear(x, weight, self.bias, activation, residual)
+        q, zero_point, x_scale = quantize_input(x, activations)
+        y = linear.integer_linear(
+            q, zero_point, x_scale, weight, scale, self.bias, activation, residual
+        )
+        return y.to(x.dtype)
+
+
+class ReferenceCandidate(Candidate):
+    """Takes every layer."""
+
+    name: ClassVar[str] = "reference"
+    backend: ClassVar[str] = "reference"
+
+    def rejects(self, request: LinearRequest) -> str | None:
+        return None
+
+    def note(self, request: LinearRequest) -> str:
+        return "plain PyTorch that decodes the packed bytes at every call"
+
+    def prepare(self, request: LinearRequest) -> PreparedLinear:
+        return ReferenceLinear(request)

@@ -1,0 +1,131 @@
+"""What the operations take and give."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..formats import PackedWeight
+
+
+@dataclass(frozen=True)
+class LinearWeight:
+    """One packed linear layer.
+
+    Attributes:
+        name: for messages, as in the checkpoint.
+        packed: the weight.
+        bias: float [out] or None.
+    """
+
+    name: str
+    packed: PackedWeight
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LinearRequest:
+    """Linear layers that read the same input, to be run as one: outputs lie side by side.
+
+    All ``weights`` quantize their input alike (:func:`can_fuse`). ``dtype`` is the activations'.
+    """
+
+    weights: tuple[LinearWeight, ...]
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """The layers' names, for messages."""
+        return " + ".join(weight.name for weight in self.weights)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether inputs are quantized and sums are integers."""
+        return self.weights[0].packed.spec.activations is not None
+
+    def stacked_bias(self) -> Tensor | None:
+        """float32 [all outputs], zeros where a layer has none; None where no layer has one."""
+        if all(weight.bias is None for weight in self.weights):
+            return None
+        biases = [
+            torch.zeros(w.packed.spec.shape[0], device=self.device)
+            if w.bias is None
+            else w.bias.detach().to(self.device, torch.float32)
+            for w in self.weights
+        ]
+        return torch.cat(biases)
+
+
+def can_fuse(weights: Sequence[LinearWeight]) -> bool:
+    """Whether these layers, given the same input, may be run as one."""
+    specs = [weight.packed.spec for weight in weights]
+    return len({(spec.activations, spec.shape[1]) for spec in specs}) == 1
+
+
+class PreparedLinear(nn.Module, ABC):
+    """Layers in the layout one candidate runs; holds non-persistent buffers only."""
+
+    candidate: str
+
+    @abstractmethod
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """``activation(x @ w.T + bias) + residual`` for float x [tokens, in], in x's dtype."""
+
+
+class Candidate(ABC):
+    """One way to run a linear layer. A new kernel family joins by adding one to ``CANDIDATES``."""
+
+    name: ClassVar[str]
+    backend: ClassVar[str]
+
+    def unavailable(self) -> str | None:
+        """Why this machine cannot run it, or None."""
+        return None
+
+    @abstractmethod
+    def rejects(self, request: LinearRequest) -> str | None:
+        """Why it cannot take these layers, or None."""
+
+    @abstractmethod
+    def note(self, request: LinearRequest) -> str:
+        """What it does with these layers, for ``explain()``: layout, expansion, bytes."""
+
+    @abstractmethod
+    def prepare(self, request: LinearRequest) -> PreparedLinear:
+        """Bring the layers into the layout it runs."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm parameters: float [features] each."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences as one stream of tokens without padding.
+
+    Attributes:
+        lengths: tokens of each sequence, summing to the number of tokens.
+        row_positions: int64 [tokens], each token's column in the padded input.
+        index: int64 [tokens], each token's position in the flattened padded input.
+        batch_size: rows of the padded input.
+        seq_len: columns of the padded input.
+    """
+
+    lengths: list[int]
+    row_positions: Tensor
+    index: Tensor
+    batch_size: int
+    seq_len: int
