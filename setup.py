@@ -1,0 +1,110 @@
+"""Declares the C++ extension sparse_runtime._C; everything else is in pyproject.toml.
+
+Each file csrc/cpu/<family>/<instruction set>.cc is compiled with the flags of its instruction set
+and all other files with the compiler's defaults, so one library runs on every CPU of the
+architecture and chooses at run time.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pybind11
+from pybind11.setup_helpers import ParallelCompile
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+COMMON_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    # A fused multiply-add where one instruction set has it and another has not would change bits.
+    "-ffp-contract=off",
+    "-pthread",
+    "-Wall",
+    "-Wextra",
+]
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
+ISA_FLAGS = {
+    "avx2": AVX2_FLAGS,
+    "avx512_vnni": [
+        *AVX2_FLAGS,
+        *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")),
+    ],
+}
+# A compiler may know a flag without knowing the architecture, so the test uses an intrinsic.
+ISA_TESTS = {
+    "avx2": "__m256i f(__m256i a) { return _mm256_madd_epi16(a, a); }",
+    "avx512_vnni": "__m512i f(__m512i a) { return _mm512_dpbusd_epi32(a, a, a); }",
+}
+
+
+def sources_and_headers() -> tuple[list[str], list[str]]:
+    """Returns every C++ file of the extension, relative to this one as setuptools wants it."""
+    sources = [p for room in ("core", "cpu", "bindings") for p in Path("csrc", room).rglob("*.cc")]
+    headers = list(Path("csrc").rglob("*.h"))
+    return sorted(p.as_posix() for p in sources), sorted(p.as_posix() for p in headers)
+
+
+class BuildExt(build_ext):
+    """build_ext with flags for each file, and without the instruction sets it cannot compile."""
+
+    def build_extension(self, ext: Extension) -> None:
+        plain_compile = self.compiler._compile
+
+        def compile_one(
+            obj: str, src: str, extension: str, cc_args: Any, extra: Any, pp_opts: Any
+        ) -> None:
+            flags = ISA_FLAGS.get(Path(src).stem, [])
+            plain_compile(obj, src, extension, cc_args, [*extra, *flags], pp_opts)
+
+        for isa in ISA_FLAGS:
+            macro = f"SPARSE_RUNTIME_{{}}{isa.upper()}{{}}"
+            reason = self.reason_not_to_build(isa)
+            if reason is None:
+                ext.define_macros.append((macro.format("HAS_", ""), "1"))
+            else:
+                ext.define_macros.append((macro.format("", "_NOT_BUILT"), f'"{reason}"'))
+                ext.sources = [s for s in ext.sources if Path(s).stem != isa]
+                self.announce(f"instruction set {isa} is not built: {reason}", level=3)
+        self.compiler._compile = compile_one
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = plain_compile
+
+    def reason_not_to_build(self, isa: str) -> str | None:
+        """Compiles a line of the instruction set; returns why that failed, or None."""
+        flags = ISA_FLAGS[isa]
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "test.cc")
+            source.write_text(f"#include <immintrin.h>\n{ISA_TESTS[isa]}\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_postargs=flags)
+            except CompileError:
+                return f"the compiler does not accept {' '.join(flags)} for this machine"
+        return None
+
+
+SOURCES, HEADERS = sources_and_headers()
+
+ParallelCompile("SPARSE_RUNTIME_BUILD_JOBS", default=os.cpu_count() or 1).install()
+setup(
+    ext_modules=[
+        Extension(
+            "sparse_runtime._C",
+            SOURCES,
+            include_dirs=["csrc", pybind11.get_include()],
+            depends=HEADERS,
+            extra_compile_args=COMMON_FLAGS,
+            extra_link_args=["-pthread"],
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildExt},
+)
