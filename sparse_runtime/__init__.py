@@ -1,0 +1,53 @@
+"""Open, pack, verify and run pruned and quantized transformer encoders.
+
+Names are imported when they are first used, so that ``import sparse_runtime`` costs nothing and
+needs neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoders import SparseModel
+    from .layers import Linear, replace_linears
+    from .tools.convert import convert
+    from .tools.information import info
+    from .tools.inspection import inspect
+    from .tools.verification import verify
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Linear": "layers",
+    "SparseModel": "encoders",
+    "convert": "tools.convert",
+    "info": "tools.information",
+    "inspect": "tools.inspection",
+    "replace_linears": "layers",
+    "verify": "tools.verification",
+}
+
+__all__ = [
+    "Linear",
+    "SparseModel",
+    "__version__",
+    "convert",
+    "info",
+    "inspect",
+    "replace_linears",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,6 +16,7 @@ from .native import address, extension, rows_of, unavailable
 from .types import Candidate, LinearRequest, PreparedLinear
 
 SIGNED_OFFSET = 128
+ISA = "auto"  # the extension picks the best the machine runs
 FUSED_ACTIVATIONS = (None, "relu", "gelu")
 
 
@@ -27,14 +28,14 @@ def quantize(x: Tensor, activations: ActivationSpec) -> tuple[Tensor, Tensor, in
     if activations.scheme == "dynamic":
         scale = torch.empty(tokens)
         extension().quantize_rows(
-            address(x), tokens, width, x.stride(0), address(q), width, address(scale), threads
+            address(x), tokens, width, x.stride(0), address(q), width, address(scale), threads, ISA
         )
         return q, scale, SIGNED_OFFSET
     offset = SIGNED_OFFSET if activations.dtype == "int8" else 0
     zero_point = activations.zero_point + offset
     extension().quantize_static(
         *(address(x), tokens, width, x.stride(0), address(q), width),
-        *(activations.scale, zero_point, 0, 255, threads),
+        *(activations.scale, zero_point, 0, 255, threads, ISA),
     )
     return q, torch.tensor([activations.scale]), zero_point
 
@@ -62,7 +63,7 @@ def run_int8_linear(
         *(address(x_scale), activations.scheme == "dynamic", zero_point, address(weight_scale)),
         *(address(bias), activation or "none"),
         *(address(residual), 0 if residual is None else residual.stride(0)),
-        *(address(y), outputs, torch.get_num_threads()),
+        *(address(y), outputs, torch.get_num_threads(), ISA),
     )
     return y
 
@@ -180,13 +181,14 @@ class CpuInt8Candidate(Candidate):
     def note(self, request: LinearRequest) -> str:
         isa = next((row["name"] for row in reversed(extension().isas()) if row["available"]), "?")
         text = f"C++ INT8 kernel ({isa})"
-        structures = {str(w.packed.spec.structure) for w in request.weights}
-        if structures != {"dense"} or request.weights[0].packed.spec.values.dtype != "int8":
-            expanded = sum(w.packed.spec.shape[0] * w.packed.spec.shape[1] for w in request.weights)
-            packed = sum(w.packed.size().total for w in request.weights)
+        specs = [weight.packed.spec for weight in request.weights]
+        kinds = {f"{spec.structure} {spec.values.dtype}" for spec in specs}
+        if kinds != {"dense int8"}:
+            expanded = sum(rows * cols for rows, cols in (spec.shape for spec in specs))
+            packed = sum(weight.packed.size().total for weight in request.weights)
             text += (
-                f"; no native kernel for {', '.join(sorted(structures))} yet, the weight is "
-                f"expanded at load to dense INT8 ({expanded:,} bytes, packed {packed:,})"
+                f"; there is no native kernel for {', '.join(sorted(kinds))} yet, so the weight is "
+                f"expanded at load to dense int8 ({expanded:,} bytes, packed {packed:,})"
             )
         return text
 
