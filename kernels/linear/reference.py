@@ -28,8 +28,9 @@ INT8_MAX = 127
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Dynamic symmetric int8, one scale per token.
 
-    ``scale = max|x| / 127``, at least the smallest normal float32 and 1 for an all-zero token;
-    ``q = round_half_even(x * (1 / scale))``. A token with NaN or infinity gets scale NaN.
+    With ``m = max|x|``, at least 127 times the smallest normal float32: ``scale = m / 127`` and
+    ``q = round_half_even(x * (127 / m))``. An all-zero token has scale 1. A token with NaN or
+    infinity has zeros and a scale of NaN or infinity, which make every output NaN.
 
     Args:
         x: float [tokens, features].
@@ -41,12 +42,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.shape[1] == 0:
         return x.to(torch.int8), x.new_ones(x.shape[0])
     largest = x.abs().amax(1)
-    scale = (largest / INT8_MAX).clamp_min(torch.finfo(torch.float32).tiny)
-    scale = torch.where(largest == 0, torch.ones_like(scale), scale)
-    scaled = torch.round(x * (1 / scale).unsqueeze(1)).clamp(-INT8_MAX, INT8_MAX)
-    finite = torch.isfinite(largest)
-    q = torch.where(finite.unsqueeze(1), scaled, torch.zeros_like(scaled)).to(torch.int8)
-    return q, torch.where(finite, scale, torch.full_like(scale, torch.nan))
+    limit = torch.full_like(largest, INT8_MAX)
+    clamped = largest.clamp_min(INT8_MAX * torch.finfo(torch.float32).tiny)
+    # limit / clamped divides two tensors: a Python number over a tensor rounds twice.
+    scaled = x * (limit / clamped).unsqueeze(1)
+    q = torch.nan_to_num(scaled, nan=0.0).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
+    return q, torch.where(largest == 0, torch.ones_like(largest), clamped / limit)
 
 
 def quantize_static(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
