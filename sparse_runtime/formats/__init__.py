@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
-from ..spec import LinearSpec
-from .base import PackedSize, PackedWeight, check_tensor, check_weight
+from .base import PackedSize, PackedWeight
 from .block import BlockWeight
+from .compress import Compression, CompressionNote, compress
 from .dense import DenseWeight
 from .detect import Observation, observe
 from .nm import NMWeight
+from .packing import FORMATS, from_tensors, pack
 from .project import parse_prune, project
 from .quantize import cast_values
 from .unstructured import UnstructuredWeight
@@ -19,6 +16,8 @@ from .unstructured import UnstructuredWeight
 __all__ = [
     "FORMATS",
     "BlockWeight",
+    "Compression",
+    "CompressionNote",
     "DenseWeight",
     "NMWeight",
     "Observation",
@@ -26,46 +25,10 @@ __all__ = [
     "PackedWeight",
     "UnstructuredWeight",
     "cast_values",
+    "compress",
     "from_tensors",
     "observe",
     "pack",
     "parse_prune",
     "project",
 ]
-
-FORMATS: dict[str, type[PackedWeight]] = {
-    "dense": DenseWeight,
-    "unstructured": UnstructuredWeight,
-    "nm": NMWeight,
-    "block": BlockWeight,
-}
-
-
-def pack(weight: Tensor, spec: LinearSpec, scales: Tensor | None = None) -> PackedWeight:
-    """Pack a matrix [out, in] that already is in ``spec.values.torch_dtype``.
-
-    ``pack(w, spec, scales).unpack()`` equals ``w``; a negative zero comes back as zero. Floats
-    become integers only through :func:`cast_values`, and a matrix is made to fit a structure only
-    through :func:`project`: packing itself never changes a value.
-
-    Args:
-        weight: [out, in]; int8 for int8 and int4 values.
-        spec: the layer's description.
-        scales: float32 [``spec.values.scale_count(out)``] for integer values, else None.
-
-    Raises:
-        TypeError: the weight has another dtype.
-        ValueError: shape, scales or values do not fit ``spec``, or are not finite.
-    """
-    weight = check_weight(weight.detach(), spec, scales)
-    if scales is not None:
-        check_tensor("scales", scales, scales.dtype, (spec.values.scale_count(spec.shape[0]),))
-        scales = scales.detach().contiguous()
-    packed = FORMATS[spec.structure.kind].pack(weight, spec, scales)
-    packed.validate()
-    return packed
-
-
-def from_tensors(spec: LinearSpec, tensors: Mapping[str, Tensor]) -> PackedWeight:
-    """Rebuild a packed weight from its named tensors, refusing what no packer writes."""
-    return FORMATS[spec.structure.kind].from_tensors(spec, tensors)
