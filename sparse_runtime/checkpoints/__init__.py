@@ -1,0 +1,21 @@
+"""Foreign checkpoints: find them, recognise their layout, read them (docs/checkpoints.md)."""
+
+from __future__ import annotations
+
+from .checkpoint import Checkpoint, CheckpointTensors, open_checkpoint
+from .config import is_packed
+from .errors import AlreadyPackedError, CheckpointError
+from .naming import kind_of, natural_key
+from .source import locate
+
+__all__ = [
+    "AlreadyPackedError",
+    "Checkpoint",
+    "CheckpointError",
+    "CheckpointTensors",
+    "is_packed",
+    "kind_of",
+    "locate",
+    "natural_key",
+    "open_checkpoint",
+]

@@ -1,0 +1,76 @@
+"""config.json: read it, and refuse what says that the weights are not plain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .errors import AlreadyPackedError, CheckpointError, listed
+
+PACKED_SECTION = "sparse_runtime"
+_COMPRESSED_SECTIONS = ("quantization_config", "compression_config", "sparsity_config")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not JSON, or holds no object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}: expected a JSON file ({error})") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path.name}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def is_packed(directory: Path) -> bool:
+    """Whether a directory's config.json says that it is a packed sparse-runtime model."""
+    path = directory / "config.json"
+    return path.is_file() and PACKED_SECTION in read_json(path)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a checkpoint whose weights are plain.
+
+    Raises:
+        AlreadyPackedError: the directory is a packed model.
+        CheckpointError: the file is missing or damaged, or states a compressed layout.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{directory.name}: no config.json; {_where_it_may_be(directory)}")
+    config = read_json(path)
+    if PACKED_SECTION in config:
+        raise AlreadyPackedError(
+            f"{directory.name}: already packed; open it with SparseModel.from_pretrained, or "
+            "convert the checkpoint that it was made from"
+        )
+    for section in _COMPRESSED_SECTIONS:
+        if config.get(section):
+            raise CheckpointError(
+                f"{directory.name}: config.json has {section!r} ({_method(config[section])}): "
+                "this layout is not supported yet; convert the original float checkpoint"
+            )
+    return config
+
+
+def _method(section: Any) -> str:
+    method = (
+        section.get("quant_method") or section.get("format") if isinstance(section, dict) else 0
+    )
+    return f"method {method!r}" if method else "no method named"
+
+
+def _where_it_may_be(directory: Path) -> str:
+    if (directory / "adapter_config.json").is_file():
+        return "this is an adapter; merge it into its base model and save that"
+    inside = [path.parent.name for path in directory.glob("*/config.json")]
+    transformer = [name for name in inside if name.endswith("_Transformer")]
+    if transformer:
+        return f"the transformer lies in its folder {transformer[0]}; pass that directory"
+    files = (path.name for path in directory.iterdir())
+    return f"expected a Hugging Face model directory, found: {listed(files)}"

@@ -1,0 +1,56 @@
+"""Layouts that are recognised and refused: their tensors are not the weights themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from .errors import CheckpointError, listed
+
+# Endings of tensor names -> who writes them and what to do today.
+_FOREIGN = (
+    (r"\.(weight|bias)_(orig|mask)", "torch.nn.utils.prune", "call prune.remove before saving"),
+    (
+        r"\.weight_original|\.(weight|input|output)_fake_quant(\..*)?|\.fake_quant_enabled",
+        "Intel's Model-Compression-Research",
+        "export the float weights with their masks applied",
+    ),
+    (
+        r"\.\w*mask_scores?",
+        "movement pruning",
+        "binarize it and save the masked weights",
+    ),
+    (r"\.binary_mask", "NNCF", "strip the model before saving"),
+    (
+        r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|input_scale"
+        r"|input_zero_point|compressed|bitmask|row_offsets|scale_packed|meta)",
+        "compressed-tensors",
+        "decompress it with the library that wrote it",
+    ),
+    (
+        r"\._weight_(qdata|scale|zero_point)",
+        "torchao",
+        "convert the float checkpoint",
+    ),
+    (r"\.(SCB|weight_format)", "bitsandbytes", "convert the float checkpoint"),
+    (r"\.(qweight|qzeros|g_idx)", "GPTQ or AWQ", "convert the float checkpoint"),
+    (r".*\.lora_[AB]\..*|.*\.lora_[AB]", "a LoRA adapter", "merge it into the base model"),
+    (
+        r"\.parametrizations\..*",
+        "torch.nn.utils.parametrize",
+        "call remove_parametrizations before saving",
+    ),
+)
+_PATTERNS = [(re.compile(rf".*({ending})"), who, advice) for ending, who, advice in _FOREIGN]
+
+
+def refuse_foreign(where: str, names: Iterable[str]) -> None:
+    """Raise CheckpointError when tensor names belong to a layout that is not read yet."""
+    names = list(names)
+    for pattern, who, advice in _PATTERNS:
+        found = [name for name in names if pattern.fullmatch(name)]
+        if found:
+            raise CheckpointError(
+                f"{where}: {len(found)} tensors are in the layout of {who} ({listed(found)}), "
+                f"which is not supported yet; {advice}"
+            )
