@@ -1,0 +1,136 @@
+"""config.json: the Hugging Face fields and the section that describes the packed layers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..spec import LinearSpec
+from .errors import FormatError
+from .model import SECTION, PackedModel, check_names, plain_names
+from .strict_json import parse_object
+
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+KEYS = {"format_version", "layers", "tensors", "tied", "provenance"}
+
+# Far above what layer names and label maps need, far below what hurts to parse.
+MAX_CONFIG_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class Section:
+    """What config.json says of the file of weights.
+
+    Attributes:
+        layers: module name -> description of its packed weight.
+        tensors: names of all stored tensors beside the packed weights.
+        tied: other name -> stored name.
+        provenance: as in :class:`PackedModel`.
+    """
+
+    layers: dict[str, LinearSpec]
+    tensors: frozenset[str]
+    tied: dict[str, str]
+    provenance: dict[str, Any]
+
+
+def write_config(model: PackedModel) -> bytes:
+    """The bytes of config.json.
+
+    Raises:
+        TypeError: config or provenance hold what JSON cannot.
+        ValueError: they hold NaN, an infinity, or a key twice once keys are strings.
+    """
+    if SECTION in model.config:
+        raise ValueError(f"config: the key {SECTION!r} is written by save; leave it out")
+    section = {
+        "format_version": FORMAT_VERSION,
+        "layers": {name: linear.packed.spec.to_dict() for name, linear in model.linears.items()},
+        "tensors": sorted(plain_names(model)),
+        "tied": model.aliases,
+        "provenance": model.provenance,
+    }
+    try:
+        text = json.dumps(
+            {**model.config, SECTION: section}, indent=2, sort_keys=True, allow_nan=False
+        )
+    except TypeError as error:
+        raise TypeError(
+            f"config and provenance: expected JSON, got another type ({error})"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"config and provenance: expected finite JSON ({error})") from None
+    data = text.encode() + b"\n"
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ValueError(
+            f"config and provenance: at most {MAX_CONFIG_BYTES} bytes of JSON are read back, got "
+            f"{len(data)}; shorten the provenance"
+        )
+    parse_object(data)
+    return data
+
+
+def read_config(directory: Path) -> tuple[dict[str, Any], Section]:
+    """(Hugging Face fields, section) of a packed model's config.json.
+
+    Raises:
+        FormatError: the file is missing, not sound JSON, or not what docs/formats/store.md asks.
+    """
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise FormatError(
+            f"{path}: expected a packed model's configuration, got no such file; name the "
+            "directory that `sparse-runtime convert` wrote"
+        )
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise ValueError(f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
+        config = parse_object(data)
+        return config, _parse_section(config.pop(SECTION, None))
+    except ValueError as error:
+        raise FormatError(f"{path}: {error}; convert the checkpoint again") from None
+
+
+def _parse_section(data: Any) -> Section:
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"expected the section {SECTION!r} of a packed model, got "
+            f"{'none' if data is None else type(data).__name__}; a dense checkpoint has to be "
+            "converted first"
+        )
+    version = data.get("format_version")
+    if type(version) is not int or version < 1:
+        raise ValueError(f"{SECTION}.format_version: expected {FORMAT_VERSION}, got {version!r}")
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{SECTION}.format_version: expected at most {FORMAT_VERSION}, got {version}, which a "
+            "newer version of sparse-runtime wrote; upgrade it, or"
+        )
+    if set(data) != KEYS:
+        missing, unknown = sorted(KEYS - set(data)), sorted(set(data) - KEYS)
+        raise ValueError(f"{SECTION}: missing keys {missing}, unknown keys {unknown}")
+    for key, kind in (("layers", dict), ("tensors", list), ("tied", dict), ("provenance", dict)):
+        if not isinstance(data[key], kind):
+            raise ValueError(
+                f"{SECTION}.{key}: expected {kind.__name__}, got {type(data[key]).__name__}"
+            )
+    names = data["tensors"]
+    if not all(isinstance(name, str) for name in [*names, *data["tied"].values()]):
+        raise ValueError(f"{SECTION}.tensors and .tied: expected strings, got another type")
+    if len(set(names)) != len(names):
+        raise ValueError(f"{SECTION}.tensors: expected each name once, got one twice")
+    check_names(set(data["layers"]), set(names), data["tied"])
+    layers = {name: _parse_layer(name, entry) for name, entry in data["layers"].items()}
+    return Section(layers, frozenset(names), data["tied"], data["provenance"])
+
+
+def _parse_layer(name: str, entry: Any) -> LinearSpec:
+    try:
+        return LinearSpec.from_dict(entry)
+    except ValueError as error:
+        raise ValueError(f"{SECTION}.layers[{name!r}]: {error}") from None
