@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from .information import Gpu, Info
 
+# Parts of build_info() that the rows of the instruction sets repeat, with reasons.
+_SAID_BELOW = ("isas", "isas_not_built")
+
 
 def as_text(found: Info) -> str:
     """The report as text, one section a paragraph."""
@@ -58,9 +61,11 @@ def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     )
     extension = found.extension
     rows = [("sparse_runtime._C", "yes" if extension.available else _no(extension.reason))]
-    rows += [(key, _text(value)) for key, value in extension.build.items()]
     rows += [
-        (isa.name, "yes" if isa.available else _no(isa.reason))
+        (key, _text(extension.build[key])) for key in extension.build if key not in _SAID_BELOW
+    ]
+    rows += [
+        (f"isa {isa.name}", "yes" if isa.available else _no(isa.reason))
         for isa in extension.instruction_sets
     ]
     yield "C++ kernels", rows
