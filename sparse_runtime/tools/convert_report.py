@@ -1,0 +1,176 @@
+"""What convert() reports: a row a packed layer, what was kept, sizes and time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..formats import CompressionNote, PackedWeight
+from ..store import SizeReport
+from .tables import human_bytes, percent, shape_text
+
+if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One packed layer.
+
+    Attributes:
+        name: module name in the checkpoint.
+        shape: (out_features, in_features).
+        structure: structure string.
+        values: value string.
+        density: share of nonzeros after pruning, before rounding.
+        bytes: packed bytes, indices and scales included, bias excluded.
+        source_bytes: bytes of the weight in the checkpoint.
+        zeroed: nonzeros of the source that were pruned away.
+        error: Frobenius norm of (source - packed) over that of the source.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    structure: str
+    values: str
+    density: float
+    bytes: int
+    source_bytes: int
+    zeroed: int
+    error: float
+
+    @classmethod
+    def of(
+        cls, name: str, packed: PackedWeight, note: CompressionNote, source_bytes: int
+    ) -> LayerReport:
+        """The row of a layer that was just packed."""
+        rows, cols = packed.spec.shape
+        return cls(
+            name=name,
+            shape=(rows, cols),
+            structure=str(packed.spec.structure),
+            values=packed.spec.values.dtype,
+            density=(note.nonzeros - note.zeroed) / (rows * cols),
+            bytes=packed.size().total,
+            source_bytes=source_bytes,
+            zeroed=note.zeroed,
+            error=note.error,
+        )
+
+
+@dataclass(frozen=True)
+class KeptTensor:
+    """A tensor that was kept with its values and dtype."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ConvertReport:
+    """The outcome of one conversion.
+
+    Attributes:
+        source: hub id, or name of the source directory.
+        directory: where the packed model is.
+        layout: layout of the source.
+        arguments: structure, values, prune, scales and activations as they were asked for.
+        layers: the packed layers, in the order of the network.
+        kept: the tensors that were not packed.
+        dropped: buffers of the source that carry no information.
+        size: the size report of the packed model.
+        seconds: wall time of the conversion.
+    """
+
+    source: str
+    directory: str
+    layout: str
+    arguments: dict[str, Any]
+    layers: list[LayerReport]
+    kept: list[KeptTensor]
+    dropped: tuple[str, ...]
+    size: SizeReport
+    seconds: float
+
+    @property
+    def zeroed(self) -> int:
+        """Nonzero weights that were pruned away in all layers; 0 unless pruning was asked for."""
+        return sum(layer.zeroed for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return asdict(self) | {"size": self.size.to_dict(), "zeroed": self.zeroed}
+
+    def __rich__(self) -> Group:
+        """Tables for a terminal; layers that differ only in their number share a row."""
+        from rich.console import Group
+
+        pruned = f"{self.zeroed} nonzero weights pruned away" if self.zeroed else "nothing pruned"
+        kept = sum(tensor.bytes for tensor in self.kept)
+        return Group(
+            self._layers(),
+            self._sizes(),
+            f"{len(self.layers)} layers packed, {pruned}; {len(self.kept)} other tensors kept "
+            f"as they are ({human_bytes(kept)})",
+            f"written to {self.directory} in {self.seconds:.1f} s",
+        )
+
+    def _sizes(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title="size", title_justify="left")
+        table.add_column("part")
+        for column in ("parameters", "FP32", "values", "packed", "FP32 / packed"):
+            table.add_column(column, justify="right", no_wrap=True)
+        parts = {
+            "encoder linears": self.size.linears,
+            "embeddings": self.size.embeddings,
+            "rest": self.size.rest,
+            "whole model": self.size.model,
+        }
+        for label, part in parts.items():
+            table.add_row(
+                label,
+                f"{part.parameters:,}",
+                human_bytes(part.fp32),
+                human_bytes(part.values),
+                human_bytes(part.packed),
+                f"{part.fp32 / part.packed:.2f}×" if part.packed else "",
+            )
+        return table
+
+    def _layers(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=f"{self.source}, packed", title_justify="left")
+        table.add_column("layers", overflow="fold")
+        for column in ("shape", "structure", "values", "density", "source", "packed", "error"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for label, layers in _grouped(self.layers):
+            density = sum(layer.density for layer in layers) / len(layers)
+            table.add_row(
+                f"{label} ({len(layers)})",
+                shape_text(layers[0].shape),
+                layers[0].structure,
+                layers[0].values,
+                percent(density),
+                human_bytes(sum(layer.source_bytes for layer in layers)),
+                human_bytes(sum(layer.bytes for layer in layers)),
+                f"{max(layer.error for layer in layers):.1e}",
+            )
+        return table
+
+
+def _grouped(layers: list[LayerReport]) -> list[tuple[str, list[LayerReport]]]:
+    """Layers by name with "*" for the number, apart where shape, structure or values differ."""
+    groups: dict[tuple[object, ...], list[LayerReport]] = {}
+    for layer in layers:
+        label = re.sub(r"\.\d+\.", ".*.", layer.name)
+        key = (label, layer.shape, layer.structure, layer.values)
+        groups.setdefault(key, []).append(layer)
+    return [(str(key[0]), group) for key, group in groups.items()]
