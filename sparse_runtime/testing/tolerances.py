@@ -1,0 +1,147 @@
+"""How wrong a float result may be: a small multiple of what dense PyTorch gets wrong itself.
+
+A fixed tolerance is too loose for short sums and too tight for long ones. The yardstick here is the
+error that the same-precision dense PyTorch operation makes on the same problem, both measured
+against float64. There is no allowance for a few bad elements.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..formats import PackedWeight
+from ..kernels.linear.reference import ACTIVATIONS, quantize_rows, quantize_static
+
+MULTIPLE = 3.0
+"""Default bound: summing in another order changes the largest error by less than this."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Distance of a result from the oracle.
+
+    Attributes:
+        largest: largest absolute error.
+        rms: root of the mean squared error.
+        worst: coordinate of the largest error.
+    """
+
+    largest: float
+    rms: float
+    worst: tuple[int, ...]
+
+
+def linear_oracle(
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What a linear layer on a packed weight should give, and what dense PyTorch gives.
+
+    Both multiply the dequantized weight. Where the layer quantizes its input, both take the input
+    as it is after quantization, so that only the arithmetic is compared.
+
+    Args:
+        x: float [tokens, in].
+        packed: weight, logically [out, in].
+        bias: float [out] or None.
+        activation: a key of ``kernels.linear.reference.ACTIVATIONS`` or None.
+        residual: float [tokens, out], added last, or None.
+
+    Returns:
+        (oracle float64 [tokens, out], the same computed in x's dtype)
+    """
+    exact = _seen_by_the_layer(x, packed)
+
+    def compute(dtype: torch.dtype) -> Tensor:
+        weight = packed.dequantize(torch.float64).to(dtype)
+        y = F.linear(exact.to(dtype), weight, None if bias is None else bias.to(dtype))
+        if activation is not None:
+            y = ACTIVATIONS[activation](y)
+        return y if residual is None else y + residual.to(dtype)
+
+    return compute(torch.float64), compute(x.dtype)
+
+
+def _seen_by_the_layer(x: Tensor, packed: PackedWeight) -> Tensor:
+    """float64 [tokens, in]: the input after the layer's own quantization, if it has one."""
+    spec = packed.spec.activations
+    if spec is None:
+        return x.double()
+    if spec.scheme == "dynamic":
+        q, scale = quantize_rows(x)
+        return q.double() * scale.double().unsqueeze(1)
+    static = quantize_static(x, spec.scale, spec.zero_point, *spec.range)
+    return (static.double() - spec.zero_point) * spec.scale
+
+
+def errors_of(actual: Tensor, oracle: Tensor) -> Errors:
+    """Measure ``actual`` against ``oracle``; both of one shape, any float types.
+
+    Where the oracle is NaN or infinite the result must be the same, and counts as no error there;
+    anything else that is not finite is an infinite error.
+    """
+    if actual.shape != oracle.shape:
+        raise AssertionError(f"shape: expected {list(oracle.shape)}, got {list(actual.shape)}")
+    if actual.numel() == 0:
+        return Errors(0.0, 0.0, ())
+    actual, oracle = actual.detach().double(), oracle.detach().double()
+    same = (actual == oracle) | (actual.isnan() & oracle.isnan())
+    error = (actual - oracle).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    error = torch.where(same, torch.zeros_like(error), error)
+    worst = torch.unravel_index(error.argmax(), error.shape)
+    return Errors(
+        largest=float(error.max()),
+        rms=float(error.square().mean().sqrt()),
+        worst=tuple(int(i) for i in worst),
+    )
+
+
+def assert_close_to_oracle(
+    actual: Tensor,
+    oracle: Tensor,
+    baseline: Tensor,
+    *,
+    multiple: float = MULTIPLE,
+    name: str = "output",
+) -> Errors:
+    """Raise unless ``actual`` is about as near to the oracle as dense PyTorch is.
+
+    The largest and the RMS error may each be ``multiple`` times the baseline's, and never have to
+    be below one unit in the last place of the largest output: the baseline may be exact by luck.
+
+    Args:
+        actual: the result to judge, any shape and float type.
+        oracle: float64 of the same shape.
+        baseline: what dense PyTorch computes in ``actual``'s precision.
+        multiple: how many times the baseline's error is allowed.
+        name: what is being judged, for the message.
+
+    Returns:
+        The measured errors of ``actual``.
+
+    Raises:
+        AssertionError: naming both errors, their bounds and the worst coordinate.
+    """
+    got, allowed = errors_of(actual, oracle), errors_of(baseline, oracle)
+    finite = oracle[torch.isfinite(oracle)]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    floor = torch.finfo(actual.dtype).eps * largest
+    bound_largest = multiple * allowed.largest + floor
+    bound_rms = multiple * allowed.rms + floor
+    if got.largest <= bound_largest and got.rms <= bound_rms:
+        return got
+    at = "[" + ", ".join(map(str, got.worst)) + "]"
+    raise AssertionError(
+        f"{name}: max error {got.largest:.3e} (allowed {bound_largest:.3e}), RMS error "
+        f"{got.rms:.3e} (allowed {bound_rms:.3e}); worst at {at}: expected "
+        f"{float(oracle[got.worst]):.9g}, got {float(actual[got.worst]):.9g}. Dense "
+        f"{str(baseline.dtype).removeprefix('torch.')} PyTorch errs by {allowed.largest:.3e}, "
+        f"RMS {allowed.rms:.3e}"
+    )
