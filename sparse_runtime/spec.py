@@ -29,9 +29,11 @@ VALUE_DTYPES: tuple[str, ...] = (*FLOAT_DTYPES, *INTEGER_RANGES)
 MAX_ELEMENTS = 2**31
 MAX_BLOCK = 4096
 
-_NM = re.compile(r"(\d{1,2}):(\d{1,2})")
-_BLOCK = re.compile(r"block:(\d{1,5})x(\d{1,5})")
-_CHUNK = re.compile(r"chunk:(\d{1,8})")
+# One spelling a number: no leading zeros, and ASCII digits only, which \d is not.
+_NUMBER = "(0|[1-9][0-9]{0,7})"
+_NM = re.compile(f"{_NUMBER}:{_NUMBER}")
+_BLOCK = re.compile(f"block:{_NUMBER}x{_NUMBER}")
+_CHUNK = re.compile(f"chunk:{_NUMBER}")
 
 
 def _require_keys(data: Any, expected: set[str], what: str) -> None:
@@ -61,6 +63,16 @@ class Structure:
     cols: int = 0
 
     def __post_init__(self) -> None:
+        if self.kind not in ("dense", "unstructured", "nm", "block"):
+            raise ValueError(
+                f"structure {self.kind!r}: expected 'dense', 'unstructured', 'nm' or 'block'"
+            )
+        if (self.kind != "nm" and (self.n or self.m)) or (
+            self.kind != "block" and (self.rows or self.cols)
+        ):
+            raise ValueError(
+                f"structure {self.kind!r}: n and m belong to 'nm', rows and cols to 'block'"
+            )
         if self.kind == "nm" and not 1 <= self.n < self.m <= 16:
             raise ValueError(f"structure {self.n}:{self.m}: expected 1 <= N < M <= 16")
         sides = (self.rows, self.cols)
@@ -102,7 +114,8 @@ class ValueSpec:
     Attributes:
         dtype: "fp32", "bf16", "fp16", "int8" or "int4" (two per byte, computed as int8).
         granularity: integers only, how many rows (outputs) share one float32 scale: all of them
-            ("tensor"), one ("row"), or ``chunk_rows`` consecutive ones ("chunk").
+            ("tensor"), one ("row"), or ``chunk_rows`` consecutive ones ("chunk"). Floats have no
+            scales; whatever is given, theirs reads "row".
         chunk_rows: "chunk" only; the last chunk may be shorter.
     """
 
@@ -120,6 +133,10 @@ class ValueSpec:
                 f"scales {self.granularity!r} with chunk_rows={self.chunk_rows}: chunk_rows is at "
                 "least 1 for 'chunk' and 0 otherwise"
             )
+        if not self.is_integer:
+            # Equal descriptions compare equal, whatever scales were named for values without any.
+            object.__setattr__(self, "granularity", "row")
+            object.__setattr__(self, "chunk_rows", 0)
 
     @classmethod
     def parse(cls, dtype: str, scales: str = "row") -> ValueSpec:
@@ -271,4 +288,8 @@ def _activations_from_dict(data: Any) -> ActivationSpec | None:
             f"activations: scale {data['scale']!r} and zero_point {data['zero_point']!r} are not "
             "a number and an integer"
         )
-    return ActivationSpec("static", data["dtype"], float(data["scale"]), data["zero_point"])
+    try:
+        scale = float(data["scale"])
+    except OverflowError:
+        scale = math.inf  # refused below, with every other scale that is not finite
+    return ActivationSpec("static", data["dtype"], scale, data["zero_point"])

@@ -101,8 +101,11 @@ class PackedWeight:
                 raise ValueError("scales: expected finite numbers above 0, got another value")
         for name, (dtype, shape) in self._expected().items():
             check_tensor(name, getattr(self, name), dtype, shape)
-        if self.values.is_floating_point() and not bool(torch.isfinite(self.values).all()):
-            raise ValueError("values: expected finite numbers, got NaN or infinity")
+        if self.values.is_floating_point():
+            if not bool(torch.isfinite(self.values).all()):
+                raise ValueError("values: expected finite numbers, got NaN or infinity")
+            if bool(((self.values == 0) & torch.signbit(self.values)).any()):
+                raise ValueError("values: expected zeros without a sign, got -0.0")
         self._check_content()
 
     def row_scales(self) -> Tensor:
@@ -111,7 +114,9 @@ class PackedWeight:
         if self.scales is None:
             return torch.ones(rows, device=self.values.device)
         if self.spec.values.granularity == "chunk":
-            return self.scales.repeat_interleave(self.spec.values.chunk_rows)[:rows]
+            # Not repeat_interleave: a chunk may name far more rows than there are.
+            row = torch.arange(rows, device=self.scales.device)
+            return self.scales[row // self.spec.values.chunk_rows]
         return self.scales.expand(rows)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -37,9 +37,13 @@ def pack_fields(fields: Tensor, width: int) -> Tensor:
 
 
 def unpack_fields(packed: Tensor, count: int, width: int) -> Tensor:
-    """uint8 [rows, ceil(count * width / 8)] -> int64 [rows, count]."""
+    """uint8 [rows, ceil(count * width / 8)] -> uint8 [rows, count], for width up to 8."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    if 8 % width == 0:  # no field crosses a byte
+        return ((packed.unsqueeze(-1) >> shifts) & (2**width - 1)).flatten(1)[:, :count]
     bits = unpack_bits(packed, count * width).view(packed.shape[0], count, width)
-    return (bits.long() << torch.arange(width, device=packed.device)).sum(-1)
+    shifts = torch.arange(width, dtype=torch.uint8, device=packed.device)
+    return (bits.to(torch.uint8) << shifts).sum(-1, dtype=torch.uint8)
 
 
 def pack_nibbles(values: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def observe(weight: Tensor, values: ValueSpec | None = None) -> Observation:
     for text in NM_CANDIDATES:
         structure = Structure.parse(text)
         if _fits_nm(nonzero, structure):
-            fills[text] = density * structure.m / structure.n
+            fills[text] = _nm_fill(nonzero, structure)
     for text in (f"block:{sides}" for sides in BLOCK_CANDIDATES):
         fills[text] = _block_fill(nonzero, Structure.parse(text))
     structure, fill = _shown(fills, density)
@@ -92,8 +92,16 @@ def _is_pattern(text: str, fill: float, density: float) -> bool:
 
 
 def _fits_nm(nonzero: Tensor, structure: Structure) -> bool:
+    if nonzero.shape[1] < structure.m:
+        return False  # not one whole group to show the pattern
     grouped = pad(nonzero, (0, -nonzero.shape[1] % structure.m)).unflatten(1, (-1, structure.m))
     return bool((grouped.sum(-1) <= structure.n).all())
+
+
+def _nm_fill(nonzero: Tensor, structure: Structure) -> float:
+    rows, cols = nonzero.shape
+    groups, rest = divmod(cols, structure.m)
+    return int(nonzero.sum()) / (rows * (groups * structure.n + min(rest, structure.n)))
 
 
 def _block_fill(nonzero: Tensor, structure: Structure) -> float:

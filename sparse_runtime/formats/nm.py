@@ -67,9 +67,13 @@ class NMWeight(PackedWeight):
 
     def kept(self) -> Tensor:
         """int64 [out, groups, N]: the position of each value in its group."""
+        return self._fields().long()
+
+    def _fields(self) -> Tensor:
+        """uint8 [out, groups, N]: :meth:`kept` in an eighth of the memory."""
         n, m = self.spec.structure.n, self.spec.structure.m
         fields = unpack_fields(self.positions, self.groups * n, position_bits(m))
-        return fields.view(self.spec.shape[0], self.groups, n)
+        return fields.reshape(self.spec.shape[0], self.groups, n)
 
     def _grouped_values(self) -> Tensor:
         count = self.groups * self.spec.structure.n
@@ -96,19 +100,13 @@ class NMWeight(PackedWeight):
         check_nibble_padding(self.values, self.spec, count)
         if has_padding_bits(self.positions, count * position_bits(m)):
             raise ValueError("positions: a bit behind the last position is set, expected 0")
-        kept, values = self.kept(), self._grouped_values()
-        if bool((kept >= m).any()) or bool((kept.diff(dim=-1) <= 0).any()):
+        kept, values = self._fields(), self._grouped_values()
+        if bool((kept >= m).any()) or bool((kept[..., 1:] <= kept[..., :-1]).any()):
             raise ValueError(f"positions: expected ascending positions below {m} in each group")
-        inputs = kept + m * torch.arange(self.groups, device=kept.device).view(1, -1, 1)
-        if bool(((inputs >= cols) & (values != 0)).any()):
+        last = cols - m * (self.groups - 1)  # inputs of the last group
+        if bool(((kept[:, -1] >= last) & (values[:, -1] != 0)).any()):
             raise ValueError(f"values: a value behind input {cols - 1} is not 0")
-        self._check_free_positions(kept, values)
-
-    def _check_free_positions(self, kept: Tensor, values: Tensor) -> None:
-        """Zeros sit at the lowest free positions: one matrix has one packed form."""
-        nonzero = torch.zeros(
-            *kept.shape[:2], self.spec.structure.m, dtype=torch.bool, device=kept.device
-        ).scatter_(-1, kept, values != 0)
-        order = (~nonzero).to(torch.uint8).argsort(dim=-1, stable=True)
-        if not torch.equal(order[..., : self.spec.structure.n].sort(-1).values, kept):
+        # A stored zero at the lowest free position has every position below it kept as well, so
+        # its rank in the group is its position. This gives one matrix one packed form.
+        if bool(((values == 0) & (kept != torch.arange(n, device=kept.device))).any()):
             raise ValueError("positions: a stored zero is not at the lowest free position")

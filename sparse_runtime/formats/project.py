@@ -49,13 +49,21 @@ def project(weight: Tensor, structure: Structure, sparsity: float | None = None)
     ``round(sparsity * size)`` smallest, block the ``round(sparsity * blocks)`` blocks with the
     smallest Euclidean norm. Ties keep the lower index. Without ``sparsity``, dense, unstructured
     and block matrices are returned as they are, for these structures hold any matrix.
+
+    Raises:
+        ValueError: ``sparsity`` is outside [0, 1), or given for N:M or dense, which choose none.
     """
+    if sparsity is not None and (structure.kind in ("nm", "dense") or not 0 <= sparsity < 1):
+        raise ValueError(
+            f"sparsity {sparsity}: expected a number from 0 to below 1, for unstructured and block "
+            f"only, got it for {structure}"
+        )
     if structure.kind == "nm":
         return _project_nm(weight, structure.n, structure.m)
-    if sparsity is None or structure.kind == "dense":
+    if sparsity is None:
         return weight.clone()
     if structure.kind == "unstructured":
-        keep = _keep_largest(weight.abs().flatten(), sparsity).view_as(weight)
+        keep = _keep_largest(_magnitudes(weight).flatten(), sparsity).view_as(weight)
         return torch.where(keep, weight, torch.zeros_like(weight))
     blocks = to_blocks(weight, structure)
     norms = torch.linalg.vector_norm(blocks.double(), dim=-1)
@@ -64,10 +72,15 @@ def project(weight: Tensor, structure: Structure, sparsity: float | None = None)
     return from_blocks(kept, structure, (weight.shape[0], weight.shape[1]))
 
 
+def _magnitudes(weight: Tensor) -> Tensor:
+    """|w|; for integers in a wider type, since |-128| is none of int8."""
+    return weight.abs() if weight.is_floating_point() else weight.to(torch.int32).abs()
+
+
 def _project_nm(weight: Tensor, n: int, m: int) -> Tensor:
     rows, cols = weight.shape
     grouped = pad(weight, (0, -cols % m)).view(rows, -1, m)
-    order = grouped.abs().argsort(dim=-1, descending=True, stable=True)
+    order = _magnitudes(grouped).argsort(dim=-1, descending=True, stable=True)
     keep = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :n], True)
     kept = torch.where(keep, grouped, torch.zeros_like(grouped))
     return kept.flatten(1)[:, :cols].contiguous()

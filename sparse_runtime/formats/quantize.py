@@ -22,9 +22,10 @@ def cast_values(weight: Tensor, values: ValueSpec) -> tuple[Tensor, Tensor | Non
     Raises:
         ValueError: the weight is not a finite 2-D float matrix, or overflows.
     """
-    if weight.ndim != 2 or not weight.is_floating_point():
+    if weight.ndim != 2 or not weight.is_floating_point() or weight.numel() == 0:
         raise ValueError(
-            f"weight: expected a 2-D float matrix, got {weight.dtype} {list(weight.shape)}"
+            "weight: expected a 2-D float matrix of at least one element, got "
+            f"{weight.dtype} {list(weight.shape)}"
         )
     check_finite(weight)
     if not values.is_integer:
@@ -36,21 +37,26 @@ def cast_values(weight: Tensor, values: ValueSpec) -> tuple[Tensor, Tensor | Non
             )
         return cast, None
     limit = INTEGER_RANGES[values.dtype][1]
-    scales = weight_scales(weight, values, limit)
-    rows = values.chunk_rows if values.granularity == "chunk" else 1
-    per_row = scales.repeat_interleave(rows)[: weight.shape[0]].unsqueeze(1)
-    quantized = torch.round(weight.float() / per_row).clamp_(-limit, limit)
+    single = weight.float()
+    if not bool(torch.isfinite(single).all()):
+        raise ValueError(
+            f"weight: largest magnitude {weight.abs().max().item():g} overflows the float32 that "
+            f"{values.dtype} scales are in"
+        )
+    group = _scale_of_row(weight.shape[0], values)
+    row_max = single.abs().amax(1)
+    largest = row_max.new_zeros(values.scale_count(weight.shape[0]))
+    largest.scatter_reduce_(0, group.to(row_max.device), row_max, "amax")
+    # The smallest normal number keeps w / scale finite when max|w| is subnormal.
+    scales = (largest / limit).clamp_min(torch.finfo(torch.float32).tiny)
+    scales = torch.where(largest == 0, torch.ones_like(scales), scales)
+    quantized = torch.round(single / scales[group].unsqueeze(1)).clamp_(-limit, limit)
     return quantized.to(torch.int8), scales
 
 
-def weight_scales(weight: Tensor, values: ValueSpec, limit: int) -> Tensor:
-    """float32 [scale_count]: the largest magnitude that shares a scale, over ``limit``."""
-    row_max = weight.float().abs().amax(1)
+def _scale_of_row(rows: int, values: ValueSpec) -> Tensor:
+    """int64 [rows]: which scale each row uses."""
     if values.granularity == "tensor":
-        row_max = row_max.amax(0, keepdim=True)
-    elif values.granularity == "chunk":
-        tail = -row_max.shape[0] % values.chunk_rows
-        row_max = torch.nn.functional.pad(row_max, (0, tail)).view(-1, values.chunk_rows).amax(1)
-    # The smallest normal number keeps w / scale finite when max|w| is subnormal.
-    scales = (row_max / limit).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.where(row_max == 0, torch.ones_like(scales), scales)
+        return torch.zeros(rows, dtype=torch.int64)
+    row = torch.arange(rows)
+    return row // values.chunk_rows if values.granularity == "chunk" else row
