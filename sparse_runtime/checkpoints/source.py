@@ -33,6 +33,8 @@ def locate(
     Raises:
         CheckpointError: nothing is there, or it cannot be downloaded.
     """
+    if not str(source).strip():
+        raise CheckpointError("source: expected a directory or a hub id, got an empty string")
     path = Path(source).expanduser()
     if path.is_dir():
         return path

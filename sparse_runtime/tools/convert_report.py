@@ -110,7 +110,7 @@ class ConvertReport:
         """Tables for a terminal; layers that differ only in their number share a row."""
         from rich.console import Group
 
-        pruned = f"{self.zeroed} nonzero weights pruned away" if self.zeroed else "nothing pruned"
+        pruned = f"{self.zeroed:,} nonzero weights pruned away" if self.zeroed else "nothing pruned"
         kept = sum(tensor.bytes for tensor in self.kept)
         return Group(
             self._layers(),

@@ -1,0 +1,167 @@
+"""inspect(): what the zeros of every matrix show, and what each format would make of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..checkpoints import Checkpoint, is_packed, kind_of, locate, natural_key, open_checkpoint
+from ..formats import observe
+from ..formats.detect import heads_without_nonzero
+from ..store import PackedModel, load
+from .inspection_report import InspectReport, MatrixReport
+
+# Modules whose rows are the heads of an attention, and those whose columns are.
+_HEAD_ROWS = re.compile(r".*\.att\w*\.(.*\.)?((query|key|value)(_proj)?|[qkv](_lin|_proj)?)")
+_HEAD_COLS = re.compile(r".*\.att\w*\.(.*\.)?(output\.dense|out_lin|out_proj|o_proj|o)")
+
+
+def inspect(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> InspectReport:
+    """Examine a checkpoint, or a packed model, matrix by matrix, and change nothing.
+
+    Packed sizes are stated for int8 values with a scale a row. A tied or shared weight has one
+    row. The other arguments are those of :func:`sparse_runtime.convert`.
+
+    Returns:
+        One row a matrix; the structure of a packed model's rows is the one it is stored in.
+
+    Raises:
+        ValueError: the source is not found, damaged, or in a layout that is not supported.
+    """
+    directory = locate(
+        source,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    name = directory.resolve().name if Path(source).expanduser().is_dir() else str(source)
+    if is_packed(directory):
+        return _inspect_packed(name, load(directory))
+    return _inspect_checkpoint(name, open_checkpoint(directory))
+
+
+def _inspect_checkpoint(name: str, checkpoint: Checkpoint) -> InspectReport:
+    tensors, aliases = checkpoint.tensors, checkpoint.aliases
+    names = sorted(tensors, key=natural_key)
+    rows = [
+        _plain_row(tensor, tensors[tensor], checkpoint.config, _names_of(tensor, aliases))
+        for tensor in names
+        if len(tensors.shape(tensor)) == 2
+    ]
+    vectors = [tensor for tensor in names if len(tensors.shape(tensor)) != 2]
+    return InspectReport(
+        source=name,
+        layout=checkpoint.layout,
+        model_type=checkpoint.config.get("model_type"),
+        packed=False,
+        matrices=rows,
+        vectors=len(vectors),
+        vector_bytes=sum(tensors.nbytes(tensor) for tensor in vectors),
+        renamed=checkpoint.renamed,
+        dropped=checkpoint.dropped,
+    )
+
+
+def _inspect_packed(name: str, model: PackedModel) -> InspectReport:
+    rows = [_packed_row(module, model) for module in sorted(model.linears, key=natural_key)]
+    plain = {tensor: model.tensors[tensor] for tensor in sorted(model.tensors, key=natural_key)}
+    rows += [
+        _plain_row(tensor, matrix, model.config, _names_of(tensor, model.aliases))
+        for tensor, matrix in plain.items()
+        if matrix.ndim == 2
+    ]
+    vectors = [tensor for tensor in plain.values() if tensor.ndim != 2]
+    vectors += [linear.bias for linear in model.linears.values() if linear.bias is not None]
+    return InspectReport(
+        source=name,
+        layout="sparse_runtime: packed",
+        model_type=model.config.get("model_type"),
+        packed=True,
+        matrices=rows,
+        vectors=len(vectors),
+        vector_bytes=sum(tensor.nbytes for tensor in vectors),
+    )
+
+
+def _plain_row(
+    name: str, weight: Tensor, config: Mapping[str, Any], shared_with: tuple[str, ...]
+) -> MatrixReport:
+    seen = observe(weight)
+    kind = kind_of(name, tuple(weight.shape))
+    heads, empty_heads = _heads(name, weight, config) if kind == "encoder_linear" else (None, None)
+    return MatrixReport(
+        name=name,
+        kind=kind,
+        shape=(weight.shape[0], weight.shape[1]),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        density=seen.density,
+        structure=str(seen.structure),
+        fill=seen.fill,
+        empty_rows=seen.empty_rows,
+        empty_cols=seen.empty_cols,
+        heads=heads,
+        empty_heads=empty_heads,
+        bytes=weight.nbytes,
+        sizes=seen.sizes,
+        recommended=str(seen.structure) if kind == "encoder_linear" else None,
+        shared_with=shared_with,
+    )
+
+
+def _packed_row(module: str, model: PackedModel) -> MatrixReport:
+    packed = model.linears[module].packed
+    name, weight, size = f"{module}.weight", packed.unpack(), packed.size()
+    nonzero = weight != 0
+    count = int(nonzero.sum())
+    heads, empty_heads = _heads(name, weight, model.config)
+    places = size.values * 8 // packed.spec.values.bits
+    return MatrixReport(
+        name=name,
+        kind="encoder_linear",
+        shape=packed.spec.shape,
+        dtype=packed.spec.values.dtype,
+        density=count / weight.numel(),
+        structure=str(packed.spec.structure),
+        fill=count / places if places else 1.0,
+        empty_rows=int((~nonzero.any(1)).sum()),
+        empty_cols=int((~nonzero.any(0)).sum()),
+        heads=heads,
+        empty_heads=empty_heads,
+        bytes=size.total,
+        sizes={str(packed.spec.structure): size.total},
+        recommended=None,
+        shared_with=(),
+    )
+
+
+def _heads(
+    name: str, weight: Tensor, config: Mapping[str, Any]
+) -> tuple[int, int] | tuple[None, None]:
+    """(heads, heads that are all zero) of an attention's projection; None for other matrices."""
+    heads = config.get("num_attention_heads", config.get("n_heads"))
+    module = name.removesuffix(".weight")
+    if _HEAD_ROWS.fullmatch(module):
+        by_head = weight
+    elif _HEAD_COLS.fullmatch(module):
+        by_head = weight.t()
+    else:
+        return None, None
+    if not isinstance(heads, int) or heads < 1 or by_head.shape[0] % heads:
+        return None, None
+    return heads, heads_without_nonzero(by_head.contiguous(), heads)
+
+
+def _names_of(kept: str, aliases: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(sorted(other for other, name in aliases.items() if name == kept))
