@@ -1,0 +1,71 @@
+"""A path or a hub id -> the directory of a packed model."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+# What a packed model's directory never holds, and a repository may hold beside one.
+_NOT_NEEDED = ["*.bin", "*.pt", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.py"]
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def resolve(
+    path_or_id: str | Path,
+    *,
+    revision: str | None,
+    token: str | bool | None,
+    cache_dir: str | Path | None,
+    local_files_only: bool,
+) -> Path:
+    """The local directory of a packed model, downloaded where it is none yet.
+
+    Raises:
+        FileNotFoundError: the path does not exist and cannot be a hub id.
+        ValueError: the directory or repository holds an unpacked checkpoint.
+    """
+    path = Path(path_or_id)
+    if path.is_dir():
+        _check_packed(path / "config.json", str(path_or_id))
+        return path
+    text = str(path_or_id)
+    if isinstance(path_or_id, Path) or path.exists() or not _HUB_ID.fullmatch(text):
+        raise FileNotFoundError(
+            f"{path}: expected the directory of a packed model or a hub id such as 'owner/name'"
+        )
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    # The small file first: an unpacked repository is refused before its weights are downloaded.
+    config = hf_hub_download(
+        text,
+        "config.json",
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    _check_packed(Path(config), text)
+    return Path(
+        snapshot_download(
+            text,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            ignore_patterns=_NOT_NEEDED,
+        )
+    )
+
+
+def _check_packed(config: Path, source: str) -> None:
+    """Refuse an unpacked checkpoint; every other fault is the store's to describe."""
+    try:
+        data = json.loads(config.read_bytes())
+    except (OSError, ValueError):
+        return
+    if isinstance(data, dict) and "model_type" in data and "sparse_runtime" not in data:
+        raise ValueError(
+            f"{source}: this is an unpacked checkpoint; pack it first with "
+            f"`sparse-runtime convert {source} OUT_DIR` and load OUT_DIR"
+        )

@@ -1,0 +1,313 @@
+"""The model a user holds: a packed encoder with its head, on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from .. import store
+from ..ops import get_backend
+from .explain import explain
+from .heads import Head
+from .hub import resolve
+from .inputs import read_inputs, restore_padding
+from .settings import read_settings
+from .stack import Stack
+from .weights import Weights
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PretrainedConfig
+    from transformers.utils.generic import ModelOutput
+
+    from ..store import PackedModel
+    from .sentence import SentenceEncoder
+
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class SparseModel(nn.Module):
+    """A packed encoder, for inference only.
+
+    It has no parameters: what it was packed from stays as it is in ``packed``, and what runs is
+    made from it for one device and dtype. Moving the model makes it anew. Gradients do not flow,
+    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap.
+
+    Attributes:
+        packed: the packed model that :meth:`save_pretrained` writes.
+        config: the transformers configuration.
+        task: "base", "sequence_classification", "token_classification", "question_answering" or
+            "masked_lm".
+        unused_tensors: names in the packed model that the task has no use for.
+    """
+
+    _sentence: SentenceEncoder | None
+    unused_tensors: tuple[str, ...]
+
+    def __init__(
+        self,
+        packed: PackedModel,
+        *,
+        device: torch.device | str | None = None,
+        backend: str = "auto",
+        dtype: torch.dtype | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.packed = packed
+        self._choice = backend
+        self._settings = read_settings(packed.config, sentence_encoder=_is_sentence_encoder(packed))
+        self._build(torch.device("cpu" if device is None else device), _read_dtype(dtype))
+        self.eval()
+
+    @classmethod
+    def from_packed(
+        cls,
+        packed: PackedModel,
+        *,
+        device: torch.device | str | None = None,
+        backend: str = "auto",
+        dtype: torch.dtype | str | None = None,
+    ) -> Self:
+        """Make a model from a packed one in memory; arguments as in :meth:`from_pretrained`."""
+        return cls(packed, device=device, backend=backend, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        device: torch.device | str | None = None,
+        backend: str = "auto",
+        dtype: torch.dtype | str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a packed model from a directory or the Hugging Face hub.
+
+        Args:
+            path_or_id: a directory that ``convert`` wrote, or a hub id of one.
+            device: where to run; None is the CPU.
+            backend: "auto", or the only one to use: "cpu" or "reference".
+            dtype: float type of activations, embeddings and heads: torch.float32 (None),
+                torch.bfloat16 or torch.float16, or such a name.
+            revision: branch, tag or commit on the hub.
+            token: hub token.
+            cache_dir: where downloads are kept.
+            local_files_only: never use the network.
+
+        Raises:
+            FileNotFoundError: there is no such directory.
+            ValueError: the directory is not a packed model, is damaged, or asks for what does not
+                run here.
+        """
+        directory = resolve(
+            path_or_id,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls(store.load(directory), device=device, backend=backend, dtype=dtype)
+
+    def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
+        """Write the packed model, with its tokenizer files, as :meth:`from_pretrained` reads it."""
+        store.save(self.packed, directory, overwrite=overwrite)
+
+    @property
+    def config(self) -> PretrainedConfig:
+        """The transformers configuration, with its defaults filled in."""
+        return self._settings.config
+
+    @property
+    def task(self) -> str:
+        """What the head is for."""
+        return self._settings.task
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self._backend.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Float type of the activations and outputs."""
+        return self._backend.dtype
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence that runs."""
+        return self._settings.max_length
+
+    def explain(self) -> str:
+        """Which kernel runs each kind of layer, and why no other one does."""
+        return explain(self._backend)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Run the model as the transformers model of the same class does, without its padding.
+
+        Outputs at masked positions are zeros, where transformers leaves numbers without meaning.
+
+        Args:
+            input_ids: int32 or int64 [batch, sequence].
+            attention_mask: 1 for tokens and 0 for padding [batch, sequence]; None is all ones.
+                Padding may lie anywhere, except where a head reads the first token.
+            token_type_ids: int32 or int64 [batch, sequence]; None is 0.
+            position_ids: int32 or int64 [batch, sequence] or [1, sequence]; None is the family's.
+            output_hidden_states: return the embeddings and each layer's output; None is the
+                configuration's.
+            return_dict: False returns a tuple; None is the configuration's.
+
+        Returns:
+            The transformers output of the task, such as SequenceClassifierOutput. A base model's
+            ``pooler_output`` is None where the checkpoint has no pooler or a first token is masked.
+
+        Raises:
+            TypeError: an input is not a tensor of the right type.
+            ValueError: a wrong shape, a number out of range, or a masked first token that a
+                sequence classifier would have to read.
+        """
+        every_layer = output_hidden_states
+        if every_layer is None:
+            every_layer = bool(self.config.output_hidden_states)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            batch, ids = read_inputs(
+                self._settings,
+                self.device,
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+            )
+            states = self._stack.run(batch, ids, every_layer=every_layer)
+            output = self._head.output(states, batch, every_layer=every_layer)
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
+        show_progress_bar: bool | None = None,
+        convert_to_numpy: bool = True,
+    ) -> np.ndarray[Any, Any] | Tensor:
+        """Embed sentences as the sentence-transformers pipeline of the same checkpoint does.
+
+        Args:
+            sentences: one text or several.
+            batch_size: texts run at a time, longest first.
+            normalize_embeddings: scale each embedding to length 1.
+            show_progress_bar: None shows it where logging is at level INFO or below.
+            convert_to_numpy: float32 NumPy array rather than a tensor on the model's device.
+
+        Returns:
+            [features] for one text, [texts, features] for several, in their order.
+
+        Raises:
+            TypeError: something else than texts.
+            ValueError: the model has a task's head, brings no tokenizer, or its pipeline asks for
+                what does not run here.
+        """
+        if self._sentence is None:
+            from .sentence import SentenceEncoder
+
+            self._sentence = SentenceEncoder(
+                self.packed.extra_files, self._settings, self.device, self.dtype
+            )
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            return self._sentence.encode(
+                self._last_hidden_state,
+                sentences,
+                batch_size=batch_size,
+                normalize_embeddings=normalize_embeddings,
+                show_progress_bar=show_progress_bar,
+                convert_to_numpy=convert_to_numpy,
+            )
+
+    def train(self, mode: bool = True) -> Self:
+        """Only ``train(False)`` is possible.
+
+        Raises:
+            RuntimeError: packed weights cannot be trained.
+        """
+        if mode:
+            raise RuntimeError(
+                "SparseModel runs inference only: packed weights cannot be trained. Train the "
+                "original checkpoint and convert it again"
+            )
+        return super().train(False)
+
+    def extra_repr(self) -> str:
+        settings = self._settings
+        return (
+            f"{settings.config.model_type}, task={settings.task}, layers={settings.layers}, "
+            f"hidden={settings.sizes['hidden']}, device={self.device}, dtype={self.dtype}, "
+            f"backend={self._backend.name}"
+        )
+
+    def _last_hidden_state(
+        self, input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
+    ) -> Tensor:
+        batch, columns = read_inputs(self._settings, self.device, input_ids, attention_mask, **ids)
+        return restore_padding(self._stack.run(batch, columns)[-1], batch)
+
+    def _build(self, device: torch.device, dtype: torch.dtype) -> None:
+        backend = get_backend(self._choice, device, dtype)
+        weights = Weights(self.packed, self._settings, backend)
+        stack, head = Stack(self._settings, weights, backend), Head(self._settings, weights)
+        self._backend, self._stack, self._head = backend, stack, head
+        self.unused_tensors = weights.unused
+        self._sentence = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Every way to move a module (to, cuda, half, a parent's) ends here. An empty tensor shows
+        # where fn leads, and the model is made anew there from its packed weights.
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if (probe.device, probe.dtype) != (self.device, self.dtype):
+            self._build(probe.device, _read_dtype(probe.dtype))
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Prepared layers are rebuilt, so that copies and pickles hold canonical weights only.
+        return _rebuild, (type(self), self.packed, str(self.device), self._choice, self.dtype)
+
+
+def _rebuild(
+    cls: type[SparseModel], packed: PackedModel, device: str, backend: str, dtype: torch.dtype
+) -> SparseModel:
+    return cls(packed, device=device, backend=backend, dtype=dtype)
+
+
+def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    return found
+
+
+def _is_sentence_encoder(packed: PackedModel) -> bool:
+    from .pipeline import runs_base_model
+
+    return packed.extra_files is not None and runs_base_model(packed.extra_files)

@@ -1,0 +1,172 @@
+"""Sentences -> embeddings: tokenizer, encoder, pooling and what follows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..store.weights import map_tensors, read_header
+from .dense import DenseLinear
+from .pipeline import Dense, read_pipeline
+from .pooling import pool
+from .settings import BASE, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+logger = logging.getLogger(__name__)
+
+Encoder = Callable[..., Tensor]
+"""``input_ids``, ``attention_mask`` and other ids -> float [sentences, columns, hidden]."""
+
+
+class SentenceEncoder:
+    """Embeds sentences as a directory's sentence-transformers pipeline does.
+
+    Args:
+        directory: holds the tokenizer's and the pipeline's files.
+        settings: the model's.
+        device: where the model runs.
+        dtype: float type of the embeddings.
+
+    Raises:
+        ValueError: no directory, a model with a task's head, or an unsupported pipeline.
+    """
+
+    def __init__(
+        self,
+        directory: Path | None,
+        settings: Settings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        if settings.task != BASE:
+            raise ValueError(f"encode: expected a base model, this one is for {settings.task}")
+        if directory is None:
+            raise ValueError("encode: the packed model has no tokenizer files (extra_files)")
+        self._directory = directory
+        self._settings = settings
+        self._pipeline = read_pipeline(directory, settings.sizes["hidden"])
+        dense = (_load_dense(s) for s in self._pipeline.steps if isinstance(s, Dense))
+        self._dense = [layer.to(device, dtype) for layer in dense]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self._directory}: no tokenizer could be loaded from here: {error}"
+            ) from error
+        if self._pipeline.lower_case:
+            _lower_case(tokenizer.backend_tokenizer)
+        return tokenizer
+
+    @cached_property
+    def _max_length(self) -> int:
+        stated = self._pipeline.max_length or self._tokenizer.model_max_length
+        return int(min(stated, self._settings.max_length))
+
+    def encode(
+        self,
+        encoder: Encoder,
+        sentences: str | Sequence[str],
+        *,
+        batch_size: int,
+        normalize_embeddings: bool,
+        show_progress_bar: bool | None,
+        convert_to_numpy: bool,
+    ) -> np.ndarray[Any, Any] | Tensor:
+        """Embed one text or several; see ``SparseModel.encode``."""
+        texts = _read_sentences(sentences)
+        if type(batch_size) is not int or batch_size < 1:
+            raise ValueError(f"batch_size {batch_size!r}: expected an integer of at least 1")
+        if show_progress_bar is None:
+            show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
+        embeddings = self._run(encoder, texts, batch_size, show_progress_bar)
+        if normalize_embeddings:
+            embeddings = F.normalize(embeddings, dim=1)
+        if isinstance(sentences, str):
+            embeddings = embeddings[0]
+        return embeddings.float().cpu().numpy() if convert_to_numpy else embeddings
+
+    def _run(
+        self, encoder: Encoder, texts: list[str], batch_size: int, show_progress_bar: bool
+    ) -> Tensor:
+        from tqdm import tqdm
+
+        # Sentences of like length share a batch; the longest first, so that memory runs out at
+        # once or never.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        starts = range(0, len(texts), batch_size)
+        parts = [self._embed(encoder, ["x"])[:0]] if not texts else []
+        for start in tqdm(starts, desc="Batches", disable=not show_progress_bar):
+            batch = [texts[i] for i in order[start : start + batch_size]]
+            parts.append(self._embed(encoder, batch))
+        embeddings = torch.cat(parts)
+        restored = torch.empty_like(embeddings)
+        restored[torch.tensor(order, dtype=torch.int64, device=embeddings.device)] = embeddings
+        return restored
+
+    def _embed(self, encoder: Encoder, texts: list[str]) -> Tensor:
+        pipeline = self._pipeline
+        texts = [pipeline.prompt + text for text in texts]
+        inputs = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        tokens = encoder(**{name: inputs[name] for name in _INPUTS if name in inputs})
+        mask = inputs["attention_mask"].to(tokens.device) != 0
+        x = pool(tokens, mask, pipeline.poolings)
+        dense = iter(self._dense)
+        for step in pipeline.steps:
+            if isinstance(step, Dense):
+                x = next(dense)(x, step.activation)
+            else:
+                x = F.normalize(x, dim=1)
+        return x if pipeline.truncate_dim is None else x[:, : pipeline.truncate_dim]
+
+
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def _read_sentences(sentences: Any) -> list[str]:
+    if isinstance(sentences, str):
+        return [sentences]
+    texts = list(sentences)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"sentences[{i}]: expected a string, got {type(text).__name__}")
+    return [str(text) for text in texts]
+
+
+def _lower_case(tokenizer: Any) -> None:
+    """Put lower-casing before a fast tokenizer's own normalizers."""
+    from tokenizers import normalizers
+
+    first, own = normalizers.Lowercase(), tokenizer.normalizer
+    tokenizer.normalizer = normalizers.Sequence([first] if own is None else [first, own])
+
+
+def _load_dense(step: Dense) -> DenseLinear:
+    path = step.directory / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; a Dense module keeps its weights there")
+    tensors = map_tensors(path, read_header(path))
+    shapes: dict[str, tuple[int, ...]] = {"linear.weight": (step.outputs, step.inputs)}
+    if step.bias:
+        shapes["linear.bias"] = (step.outputs,)
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes:
+        raise ValueError(f"{path}: expected tensors {shapes}, got {found}")
+    bias = tensors.get("linear.bias")
+    weight = tensors["linear.weight"]
+    return DenseLinear(weight, weight.new_zeros(step.outputs) if bias is None else bias)

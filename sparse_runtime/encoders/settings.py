@@ -1,0 +1,218 @@
+"""config.json -> what the forward pass needs to know, or a refusal that names the value."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .architecture import Architecture, Size
+from .families import FAMILIES, MASKED, QUESTION, SEQUENCE, TOKEN
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"
+TASKS: dict[str, str] = {
+    "Model": BASE,
+    "ForSequenceClassification": SEQUENCE,
+    "ForTokenClassification": TOKEN,
+    "ForQuestionAnswering": QUESTION,
+    "ForMaskedLM": MASKED,
+}
+_CLASS = re.compile(rf"(?P<family>\w+?)(?P<task>{'|'.join(TASKS)})")
+
+# Names in transformers/activations.py -> names of the linear kernels.
+ACTIVATIONS: dict[str, str] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "gelu_python_tanh": "gelu_new",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+# Values under which the network is an encoder with learned absolute positions and all its heads.
+_REQUIRED: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": (None, "absolute"),
+    "is_decoder": (None, False),
+    "add_cross_attention": (None, False),
+    "is_encoder_decoder": (None, False),
+    "pruned_heads": (None, {}),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and variants of one model.
+
+    Attributes:
+        architecture: the family.
+        task: "base" or a key of ``architecture.heads``.
+        config: the transformers configuration, defaults filled in.
+        sizes: outputs of a head's step by name.
+        layers: number of layers.
+        heads: attention heads.
+        intermediate: feed-forward size.
+        activation: of the feed-forward layer, as the linear kernels call it.
+        norm_eps: of every LayerNorm.
+        padding_id: where positions are counted ``after_padding``, else None.
+        rows: rows of each embedding table.
+        tied: whether the decoder of a masked language model may be the word embedding.
+    """
+
+    architecture: Architecture
+    task: str
+    config: PretrainedConfig
+    sizes: Mapping[Size, int]
+    layers: int
+    heads: int
+    intermediate: int
+    activation: str
+    norm_eps: float
+    padding_id: int | None
+    rows: Mapping[str, int]
+    tied: bool
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest sequence with default position ids."""
+        first = 0 if self.padding_id is None else self.padding_id + 1
+        return self.rows["position"] - first
+
+
+def read_settings(data: Mapping[str, Any], *, sentence_encoder: bool = False) -> Settings:
+    """Read the fields of a config.json.
+
+    Args:
+        data: the fields, without the packed model's own section.
+        sentence_encoder: whether the checkpoint belongs to a sentence-transformers pipeline, which
+            runs the base model whatever ``architectures`` says.
+
+    Raises:
+        ValueError: a value is missing, invalid, or asks for what does not run here.
+    """
+    architecture = _family(data)
+    for key, accepted in _REQUIRED.items():
+        if data.get(key) not in accepted:
+            raise ValueError(
+                f"config.json: {key} {data[key]!r} is not supported, expected {accepted[-1]!r}"
+            )
+    task = BASE if sentence_encoder else _task(data, architecture)
+    config = _fill_defaults(data)
+    if getattr(config, "output_attentions", False):
+        logger.warning("config.json: output_attentions is ignored, attentions are never returned")
+    sizes = _sizes(config, architecture, task)
+    heads = _integer(config, "num_attention_heads")
+    if sizes["hidden"] % heads:
+        raise ValueError(
+            f"config.json: hidden_size {sizes['hidden']} is not a multiple of {heads} heads"
+        )
+    return Settings(
+        architecture=architecture,
+        task=task,
+        config=config,
+        sizes=sizes,
+        layers=_integer(config, "num_hidden_layers", minimum=0),
+        heads=heads,
+        intermediate=_integer(config, architecture.intermediate_key),
+        activation=_activation(getattr(config, architecture.activation_key)),
+        norm_eps=architecture.norm_eps or float(config.layer_norm_eps),
+        padding_id=_padding_id(config, architecture),
+        rows=_rows(config, architecture),
+        tied=bool(getattr(config, "tie_word_embeddings", True)),
+    )
+
+
+def _sizes(config: PretrainedConfig, architecture: Architecture, task: str) -> dict[Size, int]:
+    hidden = _integer(config, "hidden_size")
+    labels = 0 if task in (BASE, MASKED) else int(config.num_labels or 0)
+    if task == QUESTION and labels != 2:
+        raise ValueError(f"config.json: question answering has 2 labels, got {labels}")
+    return {
+        "hidden": hidden,
+        "embedding": hidden
+        if architecture.projection is None
+        else _integer(config, "embedding_size"),
+        "labels": labels,
+        "vocab": _integer(config, "vocab_size"),
+    }
+
+
+def _rows(config: PretrainedConfig, architecture: Architecture) -> dict[str, int]:
+    keys = {
+        "word": "vocab_size",
+        "position": "max_position_embeddings",
+        "token_type": "type_vocab_size",
+    }
+    return {kind: _integer(config, keys[kind]) for kind, _ in architecture.tables}
+
+
+def _padding_id(config: PretrainedConfig, architecture: Architecture) -> int | None:
+    if architecture.positions == "columns":
+        return None
+    if architecture.padding_id is not None:
+        return architecture.padding_id
+    return _integer(config, "pad_token_id", minimum=0)
+
+
+def _family(data: Mapping[str, Any]) -> Architecture:
+    model_type = data.get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"config.json: model_type {model_type!r} is not supported, expected one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def _task(data: Mapping[str, Any], architecture: Architecture) -> str:
+    names = data.get("architectures") or []
+    if not names:
+        return BASE
+    if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
+        raise ValueError(f"config.json: architectures {names!r}: expected a list of one class name")
+    match = _CLASS.fullmatch(names[0])
+    if match is None or match["family"] not in architecture.class_names:
+        family = architecture.class_names[0]
+        raise ValueError(
+            f"config.json: architectures {names!r} is not supported with model_type "
+            f"{data['model_type']!r}, expected one of "
+            f"{', '.join(family + task for task in TASKS)}; name {family + 'Model'!r} to run the "
+            "encoder without its head"
+        )
+    return TASKS[match["task"]]
+
+
+def _fill_defaults(data: Mapping[str, Any]) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    fields = {key: value for key, value in data.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(data["model_type"], **fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config.json: {error}") from error
+
+
+def _integer(config: PretrainedConfig, key: str, minimum: int = 1) -> int:
+    value = getattr(config, key, None)
+    if type(value) is not int or value < minimum:
+        raise ValueError(f"config.json: {key} {value!r}: expected an integer of at least {minimum}")
+    return value
+
+
+def _activation(name: Any) -> str:
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"config.json: activation {name!r} is not supported, expected one of "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    return ACTIVATIONS[name]

