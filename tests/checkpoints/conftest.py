@@ -1,0 +1,115 @@
+"""Tiny random models, written in every layout that opens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM
+
+Writer = Callable[[dict[str, Tensor], Path], None]
+
+CONFIG = {
+    "model_type": "bert",
+    "architectures": ["BertForMaskedLM"],
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def bert() -> BertForMaskedLM:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=16,
+    )
+    return BertForMaskedLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def untied(bert: BertForMaskedLM) -> dict[str, Tensor]:
+    """The state dict without the tied names: each tensor has memory of its own."""
+    tied = ("cls.predictions.decoder.weight", "cls.predictions.decoder.bias")
+    return {name: t.clone() for name, t in bert.state_dict().items() if name not in tied}
+
+
+def write_safetensors(tensors: dict[str, Tensor], directory: Path) -> None:
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_torch(tensors: dict[str, Tensor], directory: Path) -> None:
+    torch.save(tensors, directory / "pytorch_model.bin")
+
+
+def write_old_torch(tensors: dict[str, Tensor], directory: Path) -> None:
+    # The form before torch 1.6: no zip archive, so it cannot be memory-mapped.
+    path = directory / "pytorch_model.bin"
+    torch.save(tensors, path, _use_new_zipfile_serialization=False)
+
+
+def _write_shards(
+    tensors: dict[str, Tensor], directory: Path, stem: str, ending: str, save: Any
+) -> None:
+    names = list(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"{stem}-{number:05}-of-00002.{ending}"
+        save({name: tensors[name] for name in part}, directory / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+
+
+def write_safetensors_shards(tensors: dict[str, Tensor], directory: Path) -> None:
+    _write_shards(tensors, directory, "model", "safetensors", save_file)
+
+
+def write_torch_shards(tensors: dict[str, Tensor], directory: Path) -> None:
+    _write_shards(tensors, directory, "pytorch_model", "bin", torch.save)
+
+
+WRITERS: dict[str, tuple[Writer, str]] = {
+    "safetensors": (write_safetensors, "hugging_face: model.safetensors"),
+    "safetensors_shards": (write_safetensors_shards, "hugging_face: model.safetensors in shards"),
+    "torch": (write_torch, "hugging_face: pytorch_model.bin"),
+    "old_torch": (write_old_torch, "hugging_face: pytorch_model.bin"),
+    "torch_shards": (write_torch_shards, "hugging_face: pytorch_model.bin in shards"),
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """write(tensors, layout="safetensors", config=CONFIG) -> directory of a new checkpoint."""
+    count = 0
+
+    def write_checkpoint(
+        tensors: dict[str, Tensor], layout: str = "safetensors", config: Any = CONFIG
+    ) -> Path:
+        nonlocal count
+        count += 1
+        directory = tmp_path / f"checkpoint_{count}"
+        directory.mkdir()
+        WRITERS[layout][0](tensors, directory)
+        if config is not None:
+            (directory / "config.json").write_text(json.dumps(config))
+        return directory
+
+    return write_checkpoint
+
+
+@pytest.fixture
+def layouts() -> dict[str, str]:
+    """Layout that ``write`` takes -> the name that the reader gives it."""
+    return {layout: name for layout, (_, name) in WRITERS.items()}
