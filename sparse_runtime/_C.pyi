@@ -4,7 +4,8 @@ Strides count elements and only matter with more than one row. Every function ch
 alignment and null addresses before it writes anything, and raises ValueError naming the argument;
 what it cannot check is that the address really holds that many bytes. The GIL is released while a
 kernel runs. `isa` is "auto" or a name from isas(); one that cannot run here raises RuntimeError
-with the reason. `num_threads` is at least 1 (256 at most are used). Formulas, layout and limits: docs/kernels/int8_linear.md.
+with the reason. `num_threads` is at least 1; at most 256 are used. Formulas, layout and limits:
+docs/kernels/int8_linear.md.
 """
 
 from typing import Literal, TypedDict

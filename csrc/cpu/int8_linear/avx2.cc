@@ -8,6 +8,7 @@
 
 #include "core/int8_layout.h"
 #include "cpu/int8_linear/kernels.h"
+#include "cpu/int8_linear/prefetch.h"
 
 namespace sparse_runtime::int8_linear {
 namespace {
@@ -33,16 +34,19 @@ inline __attribute__((always_inline)) void add_cell(const std::uint8_t* x, std::
   const __m256i even_bytes = _mm256_set1_epi16(0x00ff);
   __m256i even[2];
   __m256i odd[2];
+#pragma GCC unroll 8
   for (int half = 0; half < 2; ++half) {
     const __m256i w =
         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(cell + half * (kCellBytes / 2)));
     even[half] = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
     odd[half] = _mm256_srai_epi16(w, 8);
   }
+#pragma GCC unroll 8
   for (int token = 0; token < kTokens; ++token) {
     const __m256i inputs4 = broadcast_inputs(x + token * x_stride, inputs);
     const __m256i x_even = _mm256_and_si256(inputs4, even_bytes);
     const __m256i x_odd = _mm256_srli_epi16(inputs4, 8);
+#pragma GCC unroll 8
     for (int half = 0; half < 2; ++half) {
       const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(x_even, even[half]),
                                                 _mm256_madd_epi16(x_odd, odd[half]));
@@ -59,17 +63,22 @@ void accumulate_panel(const Tile& tile, int panel, std::int32_t* acc) {
   const std::int8_t* cell = tile.panels + panel * int8_layout::panel_bytes(tile.k);
   const std::int32_t* start = tile.start + panel * kLanes;
 
+  for (int token = 0; token < kTokens; ++token) prefetch_upcoming(tile, token, panel);
   __m256i sums[kTokens][2];
+#pragma GCC unroll 8
   for (int half = 0; half < 2; ++half) {
     const __m256i first = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(start + half * 8));
+#pragma GCC unroll 8
     for (int token = 0; token < kTokens; ++token) sums[token][half] = first;
   }
   for (std::int64_t g = 0; g < full_groups; ++g, x += kGroup, cell += kCellBytes) {
     add_cell<kTokens>(x, tile.x_stride, kGroup, cell, sums);
   }
   if (rest != 0) add_cell<kTokens>(x, tile.x_stride, rest, cell, sums);
+#pragma GCC unroll 8
   for (int token = 0; token < kTokens; ++token) {
     std::int32_t* const to = acc + token * kTileColumns + panel * kLanes;
+#pragma GCC unroll 8
     for (int half = 0; half < 2; ++half) {
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + half * 8), sums[token][half]);
     }
