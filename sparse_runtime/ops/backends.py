@@ -25,14 +25,16 @@ class SideBySide(PreparedLinear):
     candidate = "side by side"
 
     def __init__(self, parts: Sequence[PreparedLinear]) -> None:
-        super().__init__()
+        names, outputs = [part.name for part in parts], [part.out_features for part in parts]
+        super().__init__(" + ".join(names), parts[0].in_features, sum(outputs))
         self.parts = nn.ModuleList(parts)
 
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        self.check(x, activation, residual)
         y = torch.cat([part(x, activation) for part in self.parts], dim=1)
-        return y if residual is None else y + residual
+        return y if residual is None else y + residual.to(y.dtype)
 
 
 class Backend:

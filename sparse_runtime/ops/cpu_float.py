@@ -19,7 +19,7 @@ class CpuFloatLinear(PreparedLinear):
     bias: Tensor | None
 
     def __init__(self, request: LinearRequest) -> None:
-        super().__init__()
+        super().__init__(request.name, request.in_features, request.out_features)
         dtype = compute_dtype(request)
         weights = [w.packed.dequantize(dtype) for w in request.weights]
         bias = request.stacked_bias()
@@ -29,6 +29,7 @@ class CpuFloatLinear(PreparedLinear):
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        self.check(x, activation, residual)
         return linear.float_linear(x, self.weight, self.bias, activation, residual)
 
 

@@ -53,6 +53,8 @@ def run_int8_linear(
     """Quantize float32 x [tokens, in] and multiply; float32 [tokens, out]."""
     x = rows_of(x)
     tokens, width, outputs = x.shape[0], x.shape[1], weight_scale.shape[0]
+    if (packed.numel(), row_sums.numel()) != extension().int8_linear_layout_size(outputs, width):
+        raise ValueError(f"x {list(x.shape)} does not fit a weight with {outputs} outputs")
     y = torch.empty(tokens, outputs)
     if tokens == 0:
         return y
@@ -115,7 +117,7 @@ class CpuInt8Linear(PreparedLinear):
     bias: Tensor | None
 
     def __init__(self, request: LinearRequest) -> None:
-        super().__init__()
+        super().__init__(request.name, request.in_features, request.out_features)
         activations = request.weights[0].packed.spec.activations
         if activations is None:
             raise ValueError(f"{request.name}: expected quantized activations")
@@ -131,6 +133,7 @@ class CpuInt8Linear(PreparedLinear):
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        self.check(x, activation, residual)
         fused = activation in FUSED_ACTIVATIONS
         y = self._product(x.float(), activation if fused else None, residual if fused else None)
         if not fused and activation is not None:
@@ -142,7 +145,8 @@ class CpuInt8Linear(PreparedLinear):
         operands = (x, self.packed, self.row_sums, self.weight_scale, self.bias, activation)
         residual = None if residual is None else residual.float()
         # The dispatcher costs more than a small layer, so only traced calls go through it.
-        if not torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor  # type: ignore[attr-defined]
+        if not traced:
             return run_int8_linear(*operands, residual, self.activations)
         act = self.activations
         static = act.scheme == "static"

@@ -33,11 +33,16 @@ def unavailable() -> str | None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """The data pointer of a CPU tensor, 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()
+    """The data pointer of a CPU tensor, 0 for None; any other device raises ValueError."""
+    if tensor is None:
+        return 0
+    if tensor.device.type != "cpu":
+        raise ValueError(f"the C++ kernels read CPU memory, got a tensor on {tensor.device}")
+    return tensor.data_ptr()
 
 
 def rows_of(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix in ``dtype`` with unit column stride: what kernels with a row stride read."""
+    """The matrix in ``dtype``, copied unless its rows are contiguous and do not overlap."""
     tensor = tensor.to(dtype)
-    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
+    regular = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
+    return tensor if regular else tensor.contiguous()

@@ -47,7 +47,7 @@ class ReferenceLinear(PreparedLinear):
     bias: Tensor | None
 
     def __init__(self, request: LinearRequest) -> None:
-        super().__init__()
+        super().__init__(request.name, request.in_features, request.out_features)
         self._specs = [weight.packed.spec for weight in request.weights]
         self.register_buffer("bias", request.stacked_bias(), persistent=False)
         for i, weight in enumerate(request.weights):
@@ -65,6 +65,7 @@ class ReferenceLinear(PreparedLinear):
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        self.check(x, activation, residual)
         parts = self._parts()
         weight = torch.cat([read_weight(part) for part in parts])
         scale = torch.cat([part.row_scales() for part in parts])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import PackedWeight
+from ..kernels.linear.reference import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ class LinearRequest:
         return " + ".join(weight.name for weight in self.weights)
 
     @property
+    def in_features(self) -> int:
+        """Size of the common input."""
+        return self.weights[0].packed.spec.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of all outputs together."""
+        return sum(weight.packed.spec.shape[0] for weight in self.weights)
+
+    @property
     def is_integer(self) -> bool:
         """Whether inputs are quantized and sums are integers."""
         return self.weights[0].packed.spec.activations is not None
@@ -69,9 +80,45 @@ def can_fuse(weights: Sequence[LinearWeight]) -> bool:
 
 
 class PreparedLinear(nn.Module, ABC):
-    """Layers in the layout one candidate runs; holds non-persistent buffers only."""
+    """Layers in the layout one candidate runs; holds non-persistent buffers only.
+
+    Attributes:
+        candidate: name of the candidate.
+        name: the layers' names, for messages.
+        in_features: size of the input.
+        out_features: size of all outputs together.
+    """
 
     candidate: str
+
+    def __init__(self, name: str, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.name = name
+        self.in_features = in_features
+        self.out_features = out_features
+
+    def check(self, x: Tensor, activation: str | None, residual: Tensor | None) -> None:
+        """Raise ValueError, before anything is computed, for operands that do not fit.
+
+        Kernels go by addresses: what this lets pass, they read.
+        """
+        if x.ndim != 2 or x.shape[1] != self.in_features or not x.is_floating_point():
+            raise ValueError(
+                f"{self.name}: expected x as floats [tokens, {self.in_features}], got {x.dtype} "
+                f"{list(x.shape)}"
+            )
+        if activation is not None and activation not in ACTIVATIONS:
+            raise ValueError(
+                f"{self.name}: activation {activation!r}: expected None or one of "
+                f"{', '.join(ACTIVATIONS)}"
+            )
+        if residual is None:
+            return
+        if residual.shape != (x.shape[0], self.out_features) or residual.device != x.device:
+            raise ValueError(
+                f"{self.name}: expected residual [{x.shape[0]}, {self.out_features}] on "
+                f"{x.device}, got {list(residual.shape)} on {residual.device}"
+            )
 
     @abstractmethod
     def forward(

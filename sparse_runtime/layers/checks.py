@@ -1,0 +1,58 @@
+"""What a packed layer refuses: dense layers it cannot read, training, inputs that do not fit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def unusual(module: nn.Module) -> str | None:
+    """Why a module is more or less than ``F.linear`` with its own weight and bias, or None."""
+    kind = type(module).__name__
+    if not isinstance(module, nn.Linear):
+        return f"expected an nn.Linear, got {kind}"
+    if type(module).forward is not nn.Linear.forward:
+        return f"{kind} has a forward of its own"
+    extra = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    if extra:
+        return (
+            f"{kind} keeps {', '.join(sorted(extra))} beside weight and bias; make a pruning mask "
+            "or a parametrization permanent first (torch.nn.utils.prune.remove, "
+            "torch.nn.utils.parametrize.remove_parametrizations)"
+        )
+    if isinstance(module.weight, UninitializedParameter) or module.weight.is_meta:
+        return "the weight has no values yet; load or initialize it first"
+    if type(module.weight.detach()) is not Tensor:
+        return f"the weight is a {type(module.weight.detach()).__name__}, not a plain tensor"
+    return None
+
+
+def refuse_training(name: str, training: bool, *tensors: Tensor | None) -> None:
+    """Raise RuntimeError in training mode, or where one of ``tensors`` asks for a gradient."""
+    if training:
+        raise RuntimeError(
+            f"{name}: a packed Linear is for inference and the module is in training mode; call "
+            "eval() on the model, or train the dense model and pack it again"
+        )
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        raise RuntimeError(
+            f"{name}: a packed Linear has no gradient, and its input or bias requires one; run it "
+            "under torch.inference_mode() or torch.no_grad(), or detach the input"
+        )
+
+
+def check_input(name: str, input: Tensor, in_features: int, device: torch.device) -> None:
+    """Raise RuntimeError, as ``nn.Linear`` does, unless ``input`` is a float [..., in_features]."""
+    if input.ndim == 0 or input.shape[-1] != in_features:
+        raise RuntimeError(
+            f"{name}: expected input [..., {in_features}] (in_features), got {list(input.shape)}"
+        )
+    if input.dtype not in INPUT_DTYPES:
+        raise RuntimeError(
+            f"{name}: expected input in float32, bfloat16, float16 or float64, got {input.dtype}"
+        )
+    if input.device != device:
+        raise RuntimeError(f"{name}: expected input on {device}, got {input.device}")

@@ -1,0 +1,99 @@
+"""A packed layer in a state dict: its tensors by the store's names, its spec as JSON bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..formats import FORMATS, PackedWeight, from_tensors
+from ..spec import LinearSpec
+
+SPEC_KEY = "_extra_state"
+MAX_SPEC_BYTES = 4096
+
+
+def encode_spec(spec: LinearSpec) -> Tensor:
+    """JSON as uint8 [bytes]: a tensor, so that safetensors and ``weights_only`` loading take it."""
+    text = json.dumps(spec.to_dict(), sort_keys=True)
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def decode_spec(data: Any) -> LinearSpec:
+    """Undo :func:`encode_spec`; anything else raises ValueError."""
+    if not isinstance(data, Tensor) or data.dtype != torch.uint8 or data.ndim != 1:
+        raise ValueError(f"{SPEC_KEY}: expected the layer's spec as uint8 [bytes]")
+    if data.numel() > MAX_SPEC_BYTES:
+        raise ValueError(f"{SPEC_KEY}: {data.numel()} bytes, expected at most {MAX_SPEC_BYTES}")
+    try:
+        parsed = json.loads(bytes(data.tolist()))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{SPEC_KEY}: not JSON ({error})") from None
+    return LinearSpec.from_dict(parsed)
+
+
+def check_bias(bias: Tensor, out_features: int) -> Tensor:
+    """Raise ValueError unless ``bias`` is a finite float [out_features]."""
+    if not bias.is_floating_point() or tuple(bias.shape) != (out_features,):
+        raise ValueError(
+            f"bias: expected floats [{out_features}], got {bias.dtype} {list(bias.shape)}"
+        )
+    if not bias.is_meta and not bool(torch.isfinite(bias).all()):
+        raise ValueError("bias: expected finite numbers, got NaN or infinity")
+    return bias
+
+
+@dataclass
+class ReadState:
+    """One layer's part of a state dict; usable when ``missing`` and ``errors`` are empty.
+
+    Attributes:
+        packed: the weight, checked, or None.
+        bias: float [out], checked, or None.
+        missing: names that the layer needs and the state dict lacks.
+        unexpected: names that the layer has no place for.
+        errors: what is wrong with names that are there.
+    """
+
+    packed: PackedWeight | None = None
+    bias: Tensor | None = None
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -> ReadState:
+    """Read and check everything, changing nothing.
+
+    Args:
+        entries: state dict entries by their name in the layer.
+        own: spec of the layer that loads. The state dict's spec may name another structure or
+            value type, but not another shape.
+        has_bias: whether that layer has a bias.
+    """
+    state = ReadState()
+    state.missing += [SPEC_KEY] if SPEC_KEY not in entries else []
+    try:
+        spec = decode_spec(entries[SPEC_KEY]) if SPEC_KEY in entries else own
+        if spec.shape != own.shape:
+            raise ValueError(
+                f"weight: expected shape {list(own.shape)} (out_features, in_features), got "
+                f"{list(spec.shape)}"
+            )
+        names = FORMATS[spec.structure.kind].tensor_names(spec)
+        state.missing += [name for name in names if name not in entries]
+        known = {*names, SPEC_KEY} | ({"bias"} if has_bias else set())
+        state.unexpected += sorted(set(entries) - known)
+        if all(name in entries for name in names):
+            state.packed = from_tensors(spec, {name: entries[name].detach() for name in names})
+        if has_bias and "bias" not in entries:
+            state.missing.append("bias")
+        elif has_bias:
+            state.bias = check_bias(entries["bias"].detach(), own.shape[0])
+    except ValueError as error:
+        state.errors.append(str(error))
+    return state
