@@ -263,8 +263,12 @@ class LinearSpec:
         for key in ("structure", "values"):
             if not isinstance(data[key], str):
                 raise ValueError(f"{key} {data[key]!r}: expected a string")
-        if (data["scales"] is None) == (data["values"] in INTEGER_RANGES):
-            raise ValueError(f"scales {data['scales']!r}: integer values have them, floats do not")
+        has_scales = ValueSpec(data["values"]).is_integer
+        if (data["scales"] is not None) != has_scales:
+            raise ValueError(
+                f"scales {data['scales']!r}: {data['values']} values "
+                + ("have them, got none" if has_scales else "have none")
+            )
         if not isinstance(data["scales"], (str, type(None))):
             raise ValueError(f"scales {data['scales']!r}: expected a string")
         return cls(
