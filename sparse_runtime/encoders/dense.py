@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops import PreparedLinear
 
-
-class DenseLinear(PreparedLinear):
-    """``activation(x @ weight.T + bias) + residual`` on unpacked tensors.
+class DenseLinear(nn.Module):
+    """``activation(x @ weight.T + bias)`` on unpacked tensors, called as a prepared layer is.
 
     Args:
         weight: float [out, in].
         bias: float [out].
     """
 
-    candidate = "dense"
     weight: Tensor
     bias: Tensor
 
@@ -25,12 +22,11 @@ class DenseLinear(PreparedLinear):
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
-    def forward(
-        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """Float [rows, in] -> [rows, out]; the activation is a name of transformers."""
         y = F.linear(x, self.weight, self.bias)
-        if activation is not None:
-            from transformers.activations import ACT2FN
+        if activation is None:
+            return y
+        from transformers.activations import ACT2FN
 
-            y = ACT2FN[activation](y)
-        return y if residual is None else y + residual
+        return ACT2FN[activation](y)

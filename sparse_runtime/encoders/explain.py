@@ -7,6 +7,7 @@ import re
 from ..ops import Backend
 
 _INDEX = re.compile(r"\.(\d+)\.")
+_FIGURE = re.compile(r"\d[\d,]*")
 
 
 def explain(backend: Backend) -> str:
@@ -16,14 +17,16 @@ def explain(backend: Backend) -> str:
         A line for the backend, then for each kind its name with ``*`` for the index, how many
         layers it stands for, and every candidate with the reason for or against it.
     """
-    counts: dict[str, int] = {}
+    kinds: dict[str, list[str]] = {}
     for decision in backend.decisions:
         text = _INDEX.sub(".*.", decision.explain())
-        counts[text] = counts.get(text, 0) + 1
+        # Sparse layers of one kind differ in the bytes that their notes state.
+        kinds.setdefault(_FIGURE.sub("#", text), []).append(text)
     dtype = str(backend.dtype).removeprefix("torch.")
     blocks = [f"backend {backend.name} on {backend.device}, activations {dtype}"]
-    for text, count in counts.items():
-        first, *rest = text.splitlines()
-        times = f" ({count} layers)" if count > 1 else ""
+    for texts in kinds.values():
+        first, *rest = texts[0].splitlines()
+        whose = "" if len(set(texts)) == 1 else "; figures of the first"
+        times = f" ({len(texts)} layers{whose})" if len(texts) > 1 else ""
         blocks.append("\n".join([f"{first}{times}", *rest]))
     return "\n".join(blocks)

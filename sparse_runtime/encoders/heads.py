@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ..ops import Norm, PreparedLinear, TokenBatch
 from .architecture import HIDDEN_ACT
+from .dense import DenseLinear
 from .families import MASKED, QUESTION, SEQUENCE, TOKEN
 from .inputs import first_tokens, restore_padding, starts_with_first_tokens
 from .settings import BASE, Settings
@@ -28,7 +29,7 @@ class Head:
 
     def __init__(self, settings: Settings, weights: Weights) -> None:
         self.task = settings.task
-        self._steps: list[tuple[PreparedLinear, str | None, Norm | None]] = []
+        self._steps: list[tuple[PreparedLinear | DenseLinear, str | None, Norm | None]] = []
         for step, names in weights.head_linears():
             activation = settings.activation if step.activation == HIDDEN_ACT else step.activation
             norm = None if step.norm is None else weights.norm(step.norm)

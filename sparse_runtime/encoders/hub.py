@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 # What a packed model's directory never holds, and a repository may hold beside one.
 _NOT_NEEDED = ["*.bin", "*.pt", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.py"]
@@ -23,6 +24,7 @@ def resolve(
 
     Raises:
         FileNotFoundError: the path does not exist and cannot be a hub id.
+        OSError: the hub cannot be reached or has no such repository.
         ValueError: the directory or repository holds an unpacked checkpoint.
     """
     path = Path(path_or_id)
@@ -34,28 +36,28 @@ def resolve(
         raise FileNotFoundError(
             f"{path}: expected the directory of a packed model or a hub id such as 'owner/name'"
         )
-    from huggingface_hub import hf_hub_download, snapshot_download
+    where = {
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+    }
+    return _download(text, where)
 
-    # The small file first: an unpacked repository is refused before its weights are downloaded.
-    config = hf_hub_download(
-        text,
-        "config.json",
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    _check_packed(Path(config), text)
-    return Path(
-        snapshot_download(
-            text,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            ignore_patterns=_NOT_NEEDED,
-        )
-    )
+
+def _download(hub_id: str, where: dict[str, Any]) -> Path:
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        # The small file first: an unpacked repository is refused before its weights are fetched.
+        config = hf_hub_download(hub_id, "config.json", **where)
+        _check_packed(Path(config), hub_id)
+        return Path(snapshot_download(hub_id, ignore_patterns=_NOT_NEEDED, **where))
+    except (OSError, HfHubHTTPError) as error:
+        raise OSError(
+            f"{hub_id}: no directory of that name, nor could it be read from the hub: {error}"
+        ) from error
 
 
 def _check_packed(config: Path, source: str) -> None:

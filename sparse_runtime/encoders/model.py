@@ -16,7 +16,8 @@ from .explain import explain
 from .heads import Head
 from .hub import resolve
 from .inputs import read_inputs, restore_padding
-from .settings import read_settings
+from .pipeline import runs_base_model
+from .settings import read_dtype, read_settings
 from .stack import Stack
 from .weights import Weights
 
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 
     from ..store import PackedModel
     from .sentence import SentenceEncoder
-
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class SparseModel(nn.Module):
@@ -64,8 +59,11 @@ class SparseModel(nn.Module):
         super().__init__()
         self.packed = packed
         self._choice = backend
-        self._settings = read_settings(packed.config, sentence_encoder=_is_sentence_encoder(packed))
-        self._build(torch.device("cpu" if device is None else device), _read_dtype(dtype))
+        files = packed.extra_files
+        self._settings = read_settings(
+            packed.config, sentence_encoder=files is not None and runs_base_model(files)
+        )
+        self._build(torch.device("cpu" if device is None else device), read_dtype(dtype))
         self.eval()
 
     @classmethod
@@ -284,7 +282,7 @@ class SparseModel(nn.Module):
         # where fn leads, and the model is made anew there from its packed weights.
         probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (probe.device, probe.dtype) != (self.device, self.dtype):
-            self._build(probe.device, _read_dtype(probe.dtype))
+            self._build(probe.device, read_dtype(probe.dtype))
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -296,18 +294,3 @@ def _rebuild(
     cls: type[SparseModel], packed: PackedModel, device: str, backend: str, dtype: torch.dtype
 ) -> SparseModel:
     return cls(packed, device=device, backend=backend, dtype=dtype)
-
-
-def _read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in DTYPES.values():
-        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
-    return found
-
-
-def _is_sentence_encoder(packed: PackedModel) -> bool:
-    from .pipeline import runs_base_model
-
-    return packed.extra_files is not None and runs_base_model(packed.extra_files)

@@ -71,6 +71,7 @@ class Pipeline:
     """What turns sentences into embeddings around the encoder.
 
     Attributes:
+        features: of an embedding.
         poolings: modes, joined side by side.
         steps: what follows the pooling.
         max_length: tokens a sentence is cut to, or None: the tokenizer's own limit.
@@ -79,6 +80,7 @@ class Pipeline:
         truncate_dim: features kept, or None.
     """
 
+    features: int
     poolings: tuple[str, ...] = ("mean",)
     steps: tuple[Normalize | Dense, ...] = ()
     max_length: int | None = None
@@ -108,7 +110,7 @@ def read_pipeline(directory: Path, hidden: int) -> Pipeline:
     path = directory / "modules.json"
     if not path.is_file():
         logger.warning("%s: no modules.json, sentences are embedded by mean pooling", directory)
-        return Pipeline()
+        return Pipeline(hidden)
     modules = [(_kind(path, module), module) for module in _read_list(path)]
     kinds = [kind for kind, _ in modules]
     if kinds[:2] != ["Transformer", "Pooling"] or set(kinds[2:]) - {"Dense", "Normalize"}:
@@ -122,8 +124,10 @@ def read_pipeline(directory: Path, hidden: int) -> Pipeline:
     pooling = directory / modules[1][1]["path"] / "config.json"
     poolings = _pooling(pooling, hidden, prompt)
     steps = tuple(_step(kind, directory / module["path"]) for kind, module in modules[2:])
-    _check_widths(path, hidden * len(poolings), steps)
-    return Pipeline(poolings, steps, max_length, lower_case, prompt, truncate_dim)
+    features = _features(path, hidden * len(poolings), steps)
+    if truncate_dim is not None:
+        features = min(features, truncate_dim)
+    return Pipeline(features, poolings, steps, max_length, lower_case, prompt, truncate_dim)
 
 
 def _kind(path: Path, module: Any) -> str:
@@ -199,12 +203,14 @@ def _step(kind: str, directory: Path) -> Normalize | Dense:
     return Dense(directory, data["in_features"], data["out_features"], bias, activation)
 
 
-def _check_widths(path: Path, width: int, steps: tuple[Normalize | Dense, ...]) -> None:
+def _features(path: Path, width: int, steps: tuple[Normalize | Dense, ...]) -> int:
+    """Follow the number of features from the pooling to the end."""
     for step in steps:
         if isinstance(step, Dense):
             if step.inputs != width:
                 raise ValueError(f"{path}: Dense takes {step.inputs} features, it is given {width}")
             width = step.outputs
+    return width
 
 
 def _check_keys(

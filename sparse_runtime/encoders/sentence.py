@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,8 @@ class SentenceEncoder:
         if directory is None:
             raise ValueError("encode: the packed model has no tokenizer files (extra_files)")
         self._directory = directory
+        self._device, self._dtype = device, dtype
+        self._lock = Lock()
         self._settings = settings
         self._pipeline = read_pipeline(directory, settings.sizes["hidden"])
         dense = (_load_dense(s) for s in self._pipeline.steps if isinstance(s, Dense))
@@ -108,7 +111,7 @@ class SentenceEncoder:
         # once or never.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         starts = range(0, len(texts), batch_size)
-        parts = [self._embed(encoder, ["x"])[:0]] if not texts else []
+        parts = [torch.empty(0, self._pipeline.features, dtype=self._dtype, device=self._device)]
         for start in tqdm(starts, desc="Batches", disable=not show_progress_bar):
             batch = [texts[i] for i in order[start : start + batch_size]]
             parts.append(self._embed(encoder, batch))
@@ -120,9 +123,15 @@ class SentenceEncoder:
     def _embed(self, encoder: Encoder, texts: list[str]) -> Tensor:
         pipeline = self._pipeline
         texts = [pipeline.prompt + text for text in texts]
-        inputs = self._tokenizer(
-            texts, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        )
+        # A fast tokenizer refuses calls from other threads while its truncation is being set.
+        with self._lock:
+            inputs = self._tokenizer(
+                texts,
+                padding=True,
+                truncation=True,
+                max_length=self._max_length,
+                return_tensors="pt",
+            )
         tokens = encoder(**{name: inputs[name] for name in _INPUTS if name in inputs})
         mask = inputs["attention_mask"].to(tokens.device) != 0
         x = pool(tokens, mask, pipeline.poolings)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .architecture import Architecture, Size
 from .families import FAMILIES, MASKED, QUESTION, SEQUENCE, TOKEN
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 BASE = "base"
 TASKS: dict[str, str] = {
     "Model": BASE,
@@ -162,6 +169,20 @@ def _padding_id(config: PretrainedConfig, architecture: Architecture) -> int | N
     if architecture.padding_id is not None:
         return architecture.padding_id
     return _integer(config, "pad_token_id", minimum=0)
+
+
+def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """The float type of activations: a torch dtype, its name, or None for float32.
+
+    Raises:
+        ValueError: another dtype than float32, bfloat16 and float16.
+    """
+    if dtype is None:
+        return torch.float32
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    return found
 
 
 def _family(data: Mapping[str, Any]) -> Architecture:

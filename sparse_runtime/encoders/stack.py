@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..ops import Backend, Norm, PreparedLinear, TokenBatch
+from ..ops import Activation, Backend, Norm, PreparedLinear, TokenBatch
 from .relative import attention_bias
 from .settings import Settings
 from .weights import Weights
@@ -48,10 +48,11 @@ class Stack:
         projection = weights.projection()
         self._projection = None if projection is None else weights.linear(projection)
         self._layers = [self._layer(weights, i) for i in range(settings.layers)]
+        self._distances: Tensor | None = None
         self._bias: Tensor | None = None
         if names.relative_bias is not None:
-            table = weights.table(names.relative_bias)
-            self._bias = attention_bias(table, settings.max_length)
+            self._distances = weights.table(names.relative_bias)
+            self._bias = attention_bias(self._distances, settings.max_length)
 
     def _layer(self, weights: Weights, i: int) -> Layer:
         base = f"{weights.prefix}{self._settings.architecture.stack}.{i}."
@@ -87,17 +88,26 @@ class Stack:
         if self._projection is not None:
             x = backend.from_tokens(self._projection(backend.to_tokens(x)))
         states = [backend.to_tokens(x)] if every_layer else []
+        bias = self._attention_bias(batch)
         for layer in self._layers:
-            x = self._run_layer(x, layer, batch)
+            x = self._run_layer(x, layer, batch, bias)
             if every_layer:
                 states.append(backend.to_tokens(x))
         return states or [backend.to_tokens(x)]
 
-    def _run_layer(self, x: object, layer: Layer, batch: TokenBatch) -> object:
+    def _attention_bias(self, batch: TokenBatch) -> Tensor | None:
+        if self._distances is None or batch.seq_len <= self._settings.max_length:
+            return self._bias
+        # More columns than positions: padding on the left, or the caller's own position ids.
+        return attention_bias(self._distances, batch.seq_len)
+
+    def _run_layer(
+        self, x: Activation, layer: Layer, batch: TokenBatch, bias: Tensor | None
+    ) -> Activation:
         backend, settings = self._backend, self._settings
         qkv = backend.linear(x, layer.qkv)
         scale = (settings.sizes["hidden"] // settings.heads) ** -0.5
-        context = backend.attention(qkv, batch, heads=settings.heads, scale=scale, bias=self._bias)
+        context = backend.attention(qkv, batch, heads=settings.heads, scale=scale, bias=bias)
         x = backend.linear(context, layer.attention_out, residual=x, norm=layer.attention_norm)
         inner = backend.linear(x, layer.ffn_in, activation=settings.activation)
         return backend.linear(inner, layer.ffn_out, residual=x, norm=layer.ffn_norm)

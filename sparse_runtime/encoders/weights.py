@@ -73,7 +73,7 @@ class Weights:
             [LinearWeight(name, linear.packed, linear.bias) for name, linear in linears]
         )
 
-    def linear(self, names: LinearNames) -> PreparedLinear:
+    def linear(self, names: LinearNames) -> PreparedLinear | DenseLinear:
         """A layer outside of the stack, packed or plain."""
         if names.name in self._model.linears:
             return self.stack_linear(names.name)
