@@ -72,7 +72,8 @@ class ReferenceLinear(PreparedLinear):
         activations = self._specs[0].activations
         if activations is None:
             if any(part.scales is not None for part in parts):
-                weight = weight.float() * scale.unsqueeze(1)
+                dtype = torch.promote_types(x.dtype, torch.float32)
+                weight = weight.to(dtype) * scale.to(dtype).unsqueeze(1)
             return linear.float_linear(x, weight, self.bias, activation, residual)
         q, zero_point, x_scale = quantize_input(x, activations)
         y = linear.integer_linear(
