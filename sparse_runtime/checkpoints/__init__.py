@@ -6,7 +6,7 @@ from .checkpoint import Checkpoint, CheckpointTensors, open_checkpoint
 from .config import is_packed
 from .errors import AlreadyPackedError, CheckpointError
 from .naming import kind_of, natural_key
-from .source import locate
+from .source import locate, source_name
 
 __all__ = [
     "AlreadyPackedError",
@@ -18,4 +18,5 @@ __all__ = [
     "locate",
     "natural_key",
     "open_checkpoint",
+    "source_name",
 ]

@@ -55,3 +55,8 @@ def locate(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
+
+
+def source_name(source: str | Path, directory: Path) -> str:
+    """A hub id as given, or the name of a local directory: reports and files carry no paths."""
+    return directory.resolve().name if Path(source).expanduser().is_dir() else str(source)

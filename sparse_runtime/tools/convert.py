@@ -18,6 +18,7 @@ from ..checkpoints import (
     kind_of,
     natural_key,
     open_checkpoint,
+    source_name,
 )
 from ..checkpoints.errors import listed
 from ..formats import Compression, CompressionNote, PackedWeight
@@ -93,7 +94,7 @@ def convert(
         "scales": scales,
         "activations": activations,
     }
-    name = _source_name(source, checkpoint)
+    name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
     model, layers = _pack(checkpoint, policy, provenance, progress)
     save(model, target, overwrite=overwrite)
@@ -217,12 +218,6 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
             )
     elif target.exists():
         raise FileExistsError(f"out_dir {target}: expected a directory, got a file")
-
-
-def _source_name(source: str | Path, checkpoint: Checkpoint) -> str:
-    """A hub id as given, or the name of a directory: paths tell more than a model should."""
-    local = Path(source).expanduser()
-    return checkpoint.directory.resolve().name if local.is_dir() else str(source)
 
 
 def _provenance(

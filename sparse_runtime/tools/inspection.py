@@ -9,7 +9,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, is_packed, kind_of, locate, natural_key, open_checkpoint
+from ..checkpoints import (
+    Checkpoint,
+    is_packed,
+    kind_of,
+    locate,
+    natural_key,
+    open_checkpoint,
+    source_name,
+)
 from ..formats import observe
 from ..formats.detect import heads_without_nonzero
 from ..store import PackedModel, load
@@ -46,7 +54,7 @@ def inspect(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    name = directory.resolve().name if Path(source).expanduser().is_dir() else str(source)
+    name = source_name(source, directory)
     if is_packed(directory):
         return _inspect_packed(name, load(directory))
     return _inspect_checkpoint(name, open_checkpoint(directory))

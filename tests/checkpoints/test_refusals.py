@@ -54,6 +54,7 @@ def test_a_malicious_pickle_runs_nothing(
     assert not victim.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_a_bare_pickle_runs_nothing(write: Callable[..., Path], tmp_path: Path) -> None:
     directory, victim = write({WEIGHT: torch.ones(2, 2)}, "torch"), tmp_path / "victim"
     (directory / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(victim)))
@@ -90,6 +91,8 @@ def test_a_pickle_of_other_things_is_refused(
     assert "tensors by name" in message
 
 
+# torch warns of pickle protocols that damage has made up.
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("layout", ["safetensors", "torch", "old_torch"])
 def test_damaged_files_are_refused_or_harmless(layout: str, write: Callable[..., Path]) -> None:
     tensors = {WEIGHT: torch.ones(16, 16), "encoder.layer.0.dense.bias": torch.ones(16)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -309,6 +310,26 @@ def test_companions_and_provenance_travel(source: Path, tmp_path: Path) -> None:
     assert provenance["layout"] == "hugging_face: model.safetensors"
     assert provenance["arguments"]["prune"] == "2:4"
     assert str(source.parent) not in (tmp_path / "out" / "config.json").read_text()
+
+
+def test_a_hub_id_converts_from_the_cache(source: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--owner--name"
+    snapshot = repository / "snapshots" / commit
+    for folder in (snapshot, repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    for number, path in enumerate(p for p in source.iterdir() if p.is_file()):
+        shutil.copy(path, repository / "blobs" / str(number))
+        (snapshot / path.name).symlink_to(Path("../../blobs") / str(number))
+    cache = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    report = convert("owner/name", tmp_path / "out", revision="main", **cache)
+    assert report.source == "owner/name"
+    provenance = store.load(tmp_path / "out").provenance
+    assert (provenance["source"], provenance["revision"]) == ("owner/name", "main")
+    # Files, not links into a cache that may be emptied.
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
 def test_the_same_source_gives_the_same_bytes(source: Path, tmp_path: Path) -> None:
