@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 # What a packed model's directory never holds, and a repository may hold beside one.
 _NOT_NEEDED = ["*.bin", "*.pt", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.py"]
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def resolve(
@@ -32,7 +30,7 @@ def resolve(
         _check_packed(path / "config.json", str(path_or_id))
         return path
     text = str(path_or_id)
-    if isinstance(path_or_id, Path) or path.exists() or not _HUB_ID.fullmatch(text):
+    if isinstance(path_or_id, Path) or path.exists() or not _may_be_hub_id(text):
         raise FileNotFoundError(
             f"{path}: expected the directory of a packed model or a hub id such as 'owner/name'"
         )
@@ -58,6 +56,20 @@ def _download(hub_id: str, where: dict[str, Any]) -> Path:
         raise OSError(
             f"{hub_id}: no directory of that name, nor could it be read from the hub: {error}"
         ) from error
+
+
+def _may_be_hub_id(text: str) -> bool:
+    # Both are public, though the package does not list them for type checkers.
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        HFValidationError,
+        validate_repo_id,
+    )
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _check_packed(config: Path, source: str) -> None:

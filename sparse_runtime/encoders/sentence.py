@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..store.weights import map_tensors, read_header
+from ..store.weights import map_tensors
 from .dense import DenseLinear
 from .pipeline import Dense, read_pipeline
 from .pooling import pool
@@ -169,10 +169,10 @@ def _load_dense(step: Dense) -> DenseLinear:
     path = step.directory / "model.safetensors"
     if not path.is_file():
         raise ValueError(f"{path}: missing; a Dense module keeps its weights there")
-    tensors = map_tensors(path, read_header(path))
     shapes: dict[str, tuple[int, ...]] = {"linear.weight": (step.outputs, step.inputs)}
     if step.bias:
         shapes["linear.bias"] = (step.outputs,)
+    tensors = map_tensors(path, shapes)
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
         raise ValueError(f"{path}: expected tensors {shapes}, got {found}")

@@ -214,12 +214,13 @@ def _task(data: Mapping[str, Any], architecture: Architecture) -> str:
 
 
 def _fill_defaults(data: Mapping[str, Any]) -> PretrainedConfig:
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     fields = {key: value for key, value in data.items() if key != "model_type"}
     try:
         return AutoConfig.for_model(data["model_type"], **fields)
-    except (TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"config.json: {error}") from error
 
 

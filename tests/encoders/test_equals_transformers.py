@@ -59,3 +59,136 @@ def test_every_family_and_head(
             expected = theirs(**batch, output_hidden_states=True)
         got = ours(**batch, output_hidden_states=True)
         check_equal(got, expected, batch["attention_mask"])
+
+
+def last_states(family: str, make_reference: Any, make_packed: Any, **inputs: Tensor) -> Any:
+    """(ours, theirs): last hidden states of the base model."""
+    theirs = make_reference(family, "Model")
+    ours = SparseModel.from_packed(make_packed(theirs))
+    with torch.no_grad():
+        return ours(**inputs).last_hidden_state, theirs(**inputs).last_hidden_state
+
+
+@pytest.mark.parametrize("kind", ["left", "hole"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_anywhere(
+    family: str, kind: str, make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    batch = make_batch(make_reference(family, "Model").config.pad_token_id)
+    if kind == "left":  # padding before the tokens: columns, or positions after padding
+        batch = {name: ids.flip(1) for name, ids in batch.items()}
+    else:  # a masked token amid the others, which keeps its position
+        batch["attention_mask"][:, 2] = 0
+    mine, other = last_states(family, make_reference, make_packed, **batch)
+    real = batch["attention_mask"].bool()
+    assert (mine - other)[real].abs().max().item() < LIMIT
+    assert not mine[~real].any()
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet"])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_own_position_ids(
+    family: str, rows: int, make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    batch = make_batch(make_reference(family, "Model").config.pad_token_id)
+    # [1, columns] for all rows, or each row's own
+    batch["position_ids"] = (torch.arange(9) * 3 + 11).expand(rows, 9)
+    mine, other = last_states(family, make_reference, make_packed, **batch)
+    real = batch["attention_mask"].bool()
+    assert (mine - other)[real].abs().max().item() < LIMIT
+
+
+def test_mpnet_bias_beyond_its_positions(make_reference: Any, make_packed: Any) -> None:
+    # 100 columns, 78 positions: the caller's ids repeat, distances go on
+    ids = torch.randint(4, 61, (1, 100), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "position_ids": (torch.arange(100) % 70 + 2).unsqueeze(0)}
+    mine, other = last_states("mpnet", make_reference, make_packed, **inputs)
+    assert (mine - other).abs().max().item() < LIMIT
+
+
+@pytest.mark.parametrize("family", ["distilbert", "mpnet"])
+def test_token_types_are_ignored_where_there_are_none(
+    family: str, make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    model = SparseModel.from_packed(make_packed(make_reference(family, "Model")))
+    batch = make_batch(1)
+    expected = model(**batch).last_hidden_state
+    got = model(**batch, token_type_ids=torch.ones_like(batch["input_ids"])).last_hidden_state
+    assert torch.equal(got, expected)
+
+
+def test_no_mask_int32_and_tuples(make_reference: Any, make_packed: Any, make_batch: Any) -> None:
+    theirs = make_reference("bert", "Model")
+    ours = SparseModel.from_packed(make_packed(theirs))
+    ids = make_batch(0, batch=1)["input_ids"]
+    with torch.no_grad():
+        expected = theirs(ids, return_dict=False)
+    got = ours(ids.int(), return_dict=False)
+    assert isinstance(got, tuple) and len(got) == len(expected) == 2
+    for mine, other in zip(got, expected, strict=True):
+        assert (mine - other).abs().max().item() < LIMIT
+    assert ours(ids, output_hidden_states=False).hidden_states is None
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.int32, torch.float32])
+def test_mask_types(kind: torch.dtype, make_reference: Any, make_packed: Any, make_batch: Any):
+    model = SparseModel.from_packed(make_packed(make_reference("bert", "Model")))
+    batch = make_batch(0)
+    expected = model(**batch).last_hidden_state
+    batch["attention_mask"] = batch["attention_mask"].to(kind)
+    assert torch.equal(model(**batch).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_fast", "relu", "silu", "gelu_python"])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_activations(
+    family: str, activation: str, make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    key = "activation" if family == "distilbert" else "hidden_act"
+    theirs = make_reference(family, "ForMaskedLM", **{key: activation})  # in layers and head
+    ours = SparseModel.from_packed(make_packed(theirs))
+    batch = make_batch(0)
+    with torch.no_grad():
+        check_equal(ours(**batch), theirs(**batch), batch["attention_mask"])
+
+
+def test_electra_of_one_size_has_no_projection(
+    make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    theirs = make_reference("electra", "ForMaskedLM", embedding_size=32)
+    assert not hasattr(theirs.electra, "embeddings_project")
+    batch = make_batch(0, types=2)
+    with torch.no_grad():
+        got = SparseModel.from_packed(make_packed(theirs))(**batch)
+        check_equal(got, theirs(**batch), batch["attention_mask"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_close(
+    dtype: torch.dtype, make_reference: Any, make_packed: Any, make_batch: Any
+) -> None:
+    theirs = make_reference("bert", "ForSequenceClassification")
+    packed, batch = make_packed(theirs), make_batch(0, types=3)
+    exact = SparseModel.from_packed(packed)(**batch).logits
+    logits = SparseModel.from_packed(packed, dtype=dtype)(**batch).logits
+    with torch.no_grad():
+        dense = theirs.to(dtype)(**batch).logits
+    assert logits.dtype == dtype
+    # at most the error that transformers makes in the same type, twice over
+    limit = 2 * (dense.float() - exact).abs().max().item()
+    assert (logits.float() - exact).abs().max().item() <= limit
+
+
+def test_real_minilm_with_its_pooler(minilm: Any, make_packed: Any) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    theirs = AutoModel.from_pretrained(minilm).eval()
+    theirs.config.architectures = ["BertModel"]
+    ours = SparseModel.from_packed(make_packed(theirs))
+    texts = ["A cat sat on the mat.", "Why?", "Sparse weights leave out most products. " * 9]
+    batch = AutoTokenizer.from_pretrained(minilm)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**batch, output_hidden_states=True)
+    got = ours(**batch, output_hidden_states=True)
+    assert len(got.hidden_states) == 7
+    check_equal(got, expected, batch["attention_mask"])

@@ -1,0 +1,185 @@
+"""The model as an object: loading, saving, moving, copying, explaining, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparse_runtime import SparseModel
+from sparse_runtime.encoders import hub
+from sparse_runtime.store import FormatError
+
+IDS = torch.arange(4, 10).view(2, 3)
+
+
+@pytest.fixture
+def packed(make_reference: Any, make_packed: Any) -> Any:
+    return make_packed(make_reference("bert", "ForMaskedLM"), "unstructured", sparsity=0.5)
+
+
+@pytest.fixture
+def model(packed: Any) -> SparseModel:
+    return SparseModel.from_packed(packed)
+
+
+def test_save_and_load(model: SparseModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "a")
+    loaded = SparseModel.from_pretrained(tmp_path / "a")
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert loaded.task == "masked_lm" and loaded.config.model_type == "bert"
+    loaded.save_pretrained(str(tmp_path / "b"))
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with pytest.raises((FileExistsError, ValueError), match="overwrite"):
+        loaded.save_pretrained(tmp_path / "b")
+    loaded.save_pretrained(tmp_path / "b", overwrite=True)
+
+
+def test_an_unpacked_checkpoint_is_sent_to_convert(minilm: Path) -> None:
+    with pytest.raises(ValueError, match=r"unpacked checkpoint; pack it first with .*convert"):
+        SparseModel.from_pretrained(minilm)
+
+
+def test_a_path_that_is_no_directory(tmp_path: Path) -> None:
+    for wrong in (tmp_path / "none", str(tmp_path / "none"), "./none", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="or a hub id such as 'owner/name'"):
+            SparseModel.from_pretrained(wrong)
+    with pytest.raises(FormatError):
+        SparseModel.from_pretrained(tmp_path)  # a directory of nothing
+
+
+def test_hub_id(model: SparseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model.save_pretrained(tmp_path / "snapshot")
+    asked = []
+
+    def file(repo: str, name: str, **options: Any) -> str:
+        asked.append((repo, name, options["revision"], options["local_files_only"]))
+        return str(tmp_path / "snapshot" / name)
+
+    def snapshot(repo: str, **options: Any) -> str:
+        asked.append((repo, "*", options["revision"], options["local_files_only"]))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", file)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    loaded = SparseModel.from_pretrained("owner/name", revision="v2", local_files_only=True)
+    assert torch.equal(loaded(IDS).logits, model(IDS).logits)
+    assert asked == [
+        ("owner/name", "config.json", "v2", True),
+        ("owner/name", "*", "v2", True),
+    ]
+
+
+def test_an_unpacked_repository_is_refused_before_its_weights_are_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    monkeypatch.setattr(
+        "huggingface_hub.hf_hub_download", lambda *_, **__: str(tmp_path / "config.json")
+    )
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("fetched")
+    )
+    with pytest.raises(ValueError, match="owner/name: this is an unpacked checkpoint"):
+        SparseModel.from_pretrained("owner/name")
+
+
+def test_no_network(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="owner/name: no directory of that name, nor"):
+        hub.resolve(
+            "owner/name", revision=None, token=None, cache_dir=tmp_path, local_files_only=True
+        )
+
+
+def test_moving_makes_the_model_anew(packed: Any) -> None:
+    model = SparseModel.from_packed(packed)
+    exact = model(IDS).logits
+    assert model.to(torch.bfloat16) is model
+    assert model.dtype == torch.bfloat16
+    assert torch.equal(
+        model(IDS).logits, SparseModel.from_packed(packed, dtype="bfloat16")(IDS).logits
+    )
+    model.float().to("cpu")  # nothing was lost on the way
+    assert torch.equal(model(IDS).logits, exact)
+    with pytest.raises(ValueError, match="float64"):
+        model.double()
+    parent = torch.nn.Sequential(model)
+    parent.half()
+    assert model.dtype == torch.float16
+
+
+def test_copies(model: SparseModel) -> None:
+    expected = model(IDS).logits
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(IDS).logits, expected)
+        assert (other.dtype, other.device) == (model.dtype, model.device)
+
+
+def test_inference_only(model: SparseModel) -> None:
+    assert not model.training and not model.eval().training
+    with pytest.raises(RuntimeError, match="inference only"):
+        model.train()
+    assert not list(model.parameters())
+    with torch.enable_grad():
+        assert not model(IDS).logits.requires_grad
+    # ordinary tensors: a classifier may be trained on them
+    weight = torch.ones(61, requires_grad=True)
+    (model(IDS).logits * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_autocast_has_no_effect(model: SparseModel) -> None:
+    expected = model(IDS).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = model(IDS).logits
+    assert torch.equal(got, expected)
+
+
+def test_calls_overlap(model: SparseModel) -> None:
+    inputs = [
+        torch.randint(4, 61, (2, n), generator=torch.Generator().manual_seed(n))
+        for n in range(1, 25)
+    ]
+    expected = [model(ids).logits for ids in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda ids: model(ids).logits, inputs * 3))
+    for mine, other in zip(got, expected * 3, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_explain_has_a_block_for_each_kind_of_layer(packed: Any) -> None:
+    text = SparseModel.from_packed(packed).explain()
+    assert text.startswith("backend cpu on cpu, activations float32\n")
+    headings = [line for line in text.splitlines()[1:] if not line.startswith(" ")]
+    assert [line.split(":")[0] for line in headings] == [
+        " + ".join(f"bert.encoder.layer.*.attention.self.{n}" for n in ("query", "key", "value")),
+        "bert.encoder.layer.*.attention.output.dense",
+        "bert.encoder.layer.*.intermediate.dense",
+        "bert.encoder.layer.*.output.dense",
+    ]
+    # two layers each, whose counts of nonzero bytes differ or not
+    assert all("(2 layers" in line for line in headings)
+    assert "reference: cpu.float comes first" in text
+    asked = SparseModel.from_packed(packed, backend="reference").explain()
+    assert "cpu.float: backend 'reference' was requested" in asked
+
+
+def test_unknown_backend_and_dtype(packed: Any) -> None:
+    with pytest.raises(ValueError, match="backend 'fast'"):
+        SparseModel.from_packed(packed, backend="fast")
+    with pytest.raises(ValueError, match="dtype 'int8'"):
+        SparseModel.from_packed(packed, dtype="int8")
+
+
+def test_repr_says_what_it_is(model: SparseModel) -> None:
+    assert repr(model) == (
+        "SparseModel(bert, task=masked_lm, layers=2, hidden=32, device=cpu, dtype=torch.float32, "
+        "backend=cpu)"
+    )
