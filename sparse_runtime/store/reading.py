@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..formats import FORMATS, from_tensors
 from ..spec import LinearSpec
+from .directories import identity
 from .errors import FormatError
 from .model import PackedLinear, PackedModel, check_bias
 from .section import Section, read_config
@@ -61,31 +62,25 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
 
 def _read_files(directory: Path) -> tuple[dict[str, Any], Section, dict[str, Tensor]]:
     """(Hugging Face fields, section, all tensors) of one and the same model."""
-    before = _identity(directory)
-    damage: Exception | None = None
+    # save() replaces a directory as a whole, so another one under the name means that the
+    # configuration of one model may have met the weights of another.
+    replaced = FormatError(f"{directory}: replaced while it was being read; load it again")
+    before = identity(directory)
+    path = directory / WEIGHTS_FILE
     try:
         config, section = read_config(directory)
-        path = directory / WEIGHTS_FILE
         entries = read_header(path)
         _check_names(path, set(entries), section)
         tensors = map_tensors(path, entries)
-    except (FormatError, FileNotFoundError) as error:
-        damage = error
-    # save() replaces a directory as a whole, so another one under the name means that the
-    # configuration of one model may have met the weights of another.
-    if _identity(directory) != before or isinstance(damage, FileNotFoundError):
-        raise FormatError(f"{directory}: replaced while it was being read; load it again")
-    if damage is not None:
-        raise damage
-    return config, section, tensors
-
-
-def _identity(directory: Path) -> tuple[int, int] | None:
-    try:
-        status = directory.stat()
     except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
+        raise replaced from None
+    except FormatError:
+        if identity(directory) != before:
+            raise replaced from None
+        raise
+    if identity(directory) != before:
+        raise replaced
+    return config, section, tensors
 
 
 def _check_names(path: Path, stored: set[str], section: Section) -> None:

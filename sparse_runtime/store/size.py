@@ -104,7 +104,7 @@ def size_report(model: PackedModel, directory: str | os.PathLike[str] | None = N
         directory: where it was saved, to report bytes on disk too.
     """
     biases = [linear.bias for linear in model.linears.values() if linear.bias is not None]
-    tables = {n: t for n, t in model.tensors.items() if "embedding" in n and t.ndim == 2}
+    tables = {n: t for n, t in model.tensors.items() if _is_table(n, t)}
     others = [tensor for name, tensor in model.tensors.items() if name not in tables]
     files = [p for p in Path(directory).rglob("*") if p.is_file()] if directory is not None else []
     return SizeReport(
@@ -122,6 +122,10 @@ def _linears(model: PackedModel) -> ScopeSize:
         size, (rows, cols) = linear.packed.size(), linear.packed.spec.shape
         total += ScopeSize(rows * cols, 4 * rows * cols, size.values, size.total)
     return total
+
+
+def _is_table(name: str, tensor: Tensor) -> bool:
+    return "embedding" in name and tensor.ndim == 2 and tensor.is_floating_point()
 
 
 def _plain(tensors: Iterable[Tensor]) -> ScopeSize:

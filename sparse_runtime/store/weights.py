@@ -122,5 +122,5 @@ def map_tensors(path: Path, names: Collection[str]) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:  # the latter is what torch's mapping raises
         raise FormatError(f"{path}: {error}; fetch or convert the file again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import uuid
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .companions import companion_files
+from .directories import identity
 from .errors import FormatError
 from .model import (
     TENSOR_DTYPES,
@@ -66,8 +68,23 @@ def save(model: PackedModel, directory: str | os.PathLike[str], *, overwrite: bo
 
 
 def _check_target(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
+    """Raise FileExistsError unless ``target`` may be written."""
+    for _ in range(MAX_ATTEMPTS):
+        before = identity(target)
+        if before is None:
+            return
+        try:
+            return _check_replaceable(target, overwrite)
+        except FileNotFoundError:
+            continue
+        except FileExistsError:
+            # Another writer may have moved the directory away in the middle of the check.
+            if identity(target) == before:
+                raise
+    raise FileExistsError(f"{target}: other writers keep replacing it; choose another directory")
+
+
+def _check_replaceable(target: Path, overwrite: bool) -> None:
     if not target.is_dir():
         raise FileExistsError(f"{target}: expected a directory or nothing, got a file")
     if not any(target.iterdir()):
@@ -167,12 +184,12 @@ def _take_name(staging: Path, target: Path, overwrite: bool) -> None:
     for _ in range(MAX_ATTEMPTS):
         _check_target(target, overwrite)
         aside = target.parent / f".{target.name}.{uuid.uuid4().hex}.old"
-        moved = overwrite and _rename(target, aside)
+        moved = overwrite and _move_aside(target, aside)
         try:
-            done = _rename(staging, target)
+            done = _move_in(staging, target)
         except BaseException:
             if moved:
-                _rename(aside, target)
+                _move_in(aside, target)
             raise
         if moved:
             # Where another writer has taken the name meanwhile, its model is the newer one.
@@ -182,16 +199,21 @@ def _take_name(staging: Path, target: Path, overwrite: bool) -> None:
     raise FileExistsError(f"{target}: other writers keep replacing it; choose another directory")
 
 
-def _rename(source: Path, target: Path) -> bool:
-    """Rename a directory; False when there is no source, or the target is a directory in use."""
+def _move_aside(target: Path, aside: Path) -> bool:
+    """False where there is nothing to move."""
+    try:
+        os.rename(target, aside)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _move_in(source: Path, target: Path) -> bool:
+    """False where a directory that is not empty has the name."""
     try:
         os.rename(source, target)
-    except FileNotFoundError:
-        if source.exists():
-            raise
-        return False
-    except OSError:
-        if target.is_dir() and any(target.iterdir()):
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise
     return True
