@@ -135,7 +135,7 @@ def test_static_saturates_and_maps_nan_to_the_zero_point(isa: str) -> None:
 
 @pytest.mark.parametrize("threads", range(1, 9))
 def test_threads_change_nothing(threads: int) -> None:
-    x = torch.randn(301, 640)  # 25 rows a task: 13 tasks
+    x = torch.randn(301, 640)  # 51 rows a task: 6 tasks
     q, scale = quantize_rows(x, "auto", threads)
     wanted_q, wanted_scale = rows_rule(x)
     assert torch.equal(q, wanted_q) and torch.equal(scale, wanted_scale)

@@ -180,9 +180,9 @@ float quantize_row(const float* x, std::int64_t k, std::uint8_t* q) {
   const float clamped = amax < least ? least : amax;
   const float inverse = 127.0f / clamped;
   quantize_vectors(x, k, q, [inverse](FloatVec v) __attribute__((always_inline)) {
-    // Only a row with NaN or infinity makes NaN here; its scale makes the output NaN.
-    v = nan_to_zero(v * inverse);
-    return round_to_int(clamp(v, -127.0f, 127.0f)) + 128;
+    // Only a row with NaN or infinity makes NaN here; its scale makes the output NaN. Nothing else
+    // leaves -127..127: two roundings move 127 by less than half.
+    return round_to_int(nan_to_zero(v * inverse)) + 128;
   });
   return amax == 0.0f ? 1.0f : clamped / 127.0f;
 }

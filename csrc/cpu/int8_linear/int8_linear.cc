@@ -16,9 +16,11 @@ namespace layout = int8_layout;
 // Activations of one task: they stay in the L2 cache while the weights of a tile pass by.
 constexpr std::int64_t kTaskActivationBytes = 256 * 1024;
 constexpr std::int64_t kMaxTaskTokens = 192;
-// Work below which another thread costs more than it brings.
-constexpr double kProductsPerThread = 256 * 1024;
-constexpr std::int64_t kQuantizedPerTask = 16 * 1024;
+// Work below which another thread costs more (waking it, mostly) than it brings: about 10 us. With
+// few tokens the weights' bytes are the work, as many as kLeastTokens' products would be.
+constexpr double kProductsPerThread = 4e6;
+constexpr std::int64_t kLeastTokens = 8;
+constexpr std::int64_t kQuantizedPerTask = 32 * 1024;
 
 const Kernels& kernels_for(Isa isa) {
   switch (isa) {
@@ -42,7 +44,7 @@ const Kernels& kernels_for(Isa isa) {
 
 int useful_threads(const Product& p, int num_threads) {
   // In floating point: t * n * k may exceed 64 bits.
-  const double products = static_cast<double>(p.t) * static_cast<double>(p.n * p.k);
+  const double products = static_cast<double>(std::max(p.t, kLeastTokens)) * (p.n * p.k);
   return static_cast<int>(std::clamp(products / kProductsPerThread, 1.0, double(num_threads)));
 }
 
