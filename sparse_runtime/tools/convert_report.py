@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..formats import CompressionNote, PackedWeight
 from ..store import SizeReport
-from .tables import human_bytes, percent, shape_text
+from .tables import add_rows_by_layer, human_bytes, new_table, percent, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -120,13 +120,16 @@ class ConvertReport:
             f"written to {self.directory} in {self.seconds:.1f} s",
         )
 
-    def _sizes(self) -> Table:
-        from rich.table import Table
+    def _layers(self) -> Table:
+        columns = ("layers", "n", "shape", "structure", "density", "source", "packed", "error")
+        table = new_table(f"{self.source}, packed as {self.layers[0].values}", columns)
+        rows = [(label, _cells(layers)) for label, layers in _grouped(self.layers)]
+        add_rows_by_layer(table, rows)
+        return table
 
-        table = Table(title="size", title_justify="left")
-        table.add_column("part")
-        for column in ("parameters", "FP32", "values", "packed", "FP32 / packed"):
-            table.add_column(column, justify="right", no_wrap=True)
+    def _sizes(self) -> Table:
+        columns = ("size", "parameters", "FP32", "values", "packed", "FP32 / packed")
+        table = new_table("", columns)
         parts = {
             "encoder linears": self.size.linears,
             "embeddings": self.size.embeddings,
@@ -144,33 +147,25 @@ class ConvertReport:
             )
         return table
 
-    def _layers(self) -> Table:
-        from rich.table import Table
 
-        table = Table(title=f"{self.source}, packed", title_justify="left")
-        table.add_column("layers", overflow="fold")
-        for column in ("shape", "structure", "values", "density", "source", "packed", "error"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for label, layers in _grouped(self.layers):
-            density = sum(layer.density for layer in layers) / len(layers)
-            table.add_row(
-                f"{label} ({len(layers)})",
-                shape_text(layers[0].shape),
-                layers[0].structure,
-                layers[0].values,
-                percent(density),
-                human_bytes(sum(layer.source_bytes for layer in layers)),
-                human_bytes(sum(layer.bytes for layer in layers)),
-                f"{max(layer.error for layer in layers):.1e}",
-            )
-        return table
+def _cells(layers: list[LayerReport]) -> list[str]:
+    """One row for layers of the same shape and structure."""
+    return [
+        f"{len(layers)}",
+        shape_text(layers[0].shape),
+        layers[0].structure,
+        percent(sum(layer.density for layer in layers) / len(layers)),
+        human_bytes(sum(layer.source_bytes for layer in layers)),
+        human_bytes(sum(layer.bytes for layer in layers)),
+        percent(max(layer.error for layer in layers)),
+    ]
 
 
 def _grouped(layers: list[LayerReport]) -> list[tuple[str, list[LayerReport]]]:
-    """Layers by name with "*" for the number, apart where shape, structure or values differ."""
+    """Layers by name with "*" for the number, apart where shape or structure differ."""
     groups: dict[tuple[object, ...], list[LayerReport]] = {}
     for layer in layers:
         label = re.sub(r"\.\d+\.", ".*.", layer.name)
-        key = (label, layer.shape, layer.structure, layer.values)
+        key = (label, layer.shape, layer.structure)
         groups.setdefault(key, []).append(layer)
     return [(str(key[0]), group) for key, group in groups.items()]

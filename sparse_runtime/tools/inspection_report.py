@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .tables import human_bytes, percent, shape_text
+from .tables import add_rows_by_layer, human_bytes, new_table, percent, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -111,7 +111,8 @@ class InspectReport:
         """Tables for a terminal: the matrices, then sums by kind."""
         from rich.console import Group
 
-        notes = [f"{self.vectors} vectors (biases, norms): {human_bytes(self.vector_bytes)}"]
+        notes = [] if self.packed else ["packed: int8 values in the structure shown"]
+        notes.append(f"{self.vectors} vectors (biases, norms): {human_bytes(self.vector_bytes)}")
         if self.renamed:
             notes.append(f"{len(self.renamed)} tensors read under today's names")
         if self.dropped:
@@ -119,39 +120,32 @@ class InspectReport:
         return Group(self._matrix_table(), self._total_table(), "; ".join(notes))
 
     def _matrix_table(self) -> Table:
-        from rich.table import Table
-
-        title = f"{self.source} ({self.model_type or 'no model_type'}, {self.layout})"
-        table = Table(title=title, title_justify="left")
-        table.add_column("matrix", overflow="fold")
-        table.add_column("shape", justify="right", no_wrap=True)
-        for column in ("dtype", "density", "structure", "fill", "empty", "bytes"):
-            table.add_column(column, justify="right")
+        """The columns that say something; to_dict() has all of them."""
+        rows = self.matrices
+        columns = {
+            "shape": [shape_text(row.shape) for row in rows],
+            "dtype": [row.dtype for row in rows] if len({row.dtype for row in rows}) > 1 else [],
+            "density": [percent(row.density) for row in rows],
+            "structure": [row.structure for row in rows],
+            "empty": [_empty_text(row) for row in rows],
+            "bytes": [human_bytes(row.bytes) for row in rows],
+        }
+        if not any(columns["empty"]):
+            columns["empty"] = []
         if not self.packed:
-            table.add_column("packed, int8", overflow="fold")
-        for row in self.matrices:
-            names = (name.removesuffix(".weight") for name in (row.name, *row.shared_with))
-            cells = [
-                " = ".join(names),
-                shape_text(row.shape),
-                row.dtype,
-                percent(row.density),
-                row.structure,
-                percent(row.fill),
-                _empty_text(row),
-                human_bytes(row.bytes),
-            ]
-            table.add_row(*cells, *([] if self.packed else [_sizes_text(row)]))
+            columns["packed"] = [_packed_text(row, row.recommended) for row in rows]
+        if any(row.recommended not in (None, "dense") for row in rows):
+            columns["as dense"] = [_packed_text(row, "dense") for row in rows]
+        shown = {title: cells for title, cells in columns.items() if cells}
+        title = f"{self.source} ({self.model_type or 'no model_type'}, {self.layout})"
+        table = new_table(title, ["matrix", *shown])
+        cells = [list(row) for row in zip(*shown.values(), strict=True)]
+        add_rows_by_layer(table, zip(map(_label, rows), cells, strict=True))
         return table
 
     def _total_table(self) -> Table:
-        from rich.table import Table
-
-        table = Table(title="totals", title_justify="left")
-        table.add_column("kind")
-        columns = ["matrices", "parameters", "density", "bytes"]
-        for column in columns if self.packed else [*columns, "packed, int8"]:
-            table.add_column(column, justify="right", no_wrap=True)
+        columns = ["kind", "matrices", "parameters", "density", "bytes"]
+        table = new_table("totals", columns if self.packed else [*columns, "packed"])
         for kind, total in self.totals().items():
             cells = [
                 f"{total.matrices}",
@@ -178,16 +172,20 @@ def _total(rows: list[MatrixReport]) -> Total:
     )
 
 
+def _label(row: MatrixReport) -> str:
+    return " = ".join(name.removesuffix(".weight") for name in (row.name, *row.shared_with))
+
+
 def _empty_text(row: MatrixReport) -> str:
-    parts = [f"{row.empty_rows} rows" if row.empty_rows else ""]
-    parts += [f"{row.empty_cols} cols" if row.empty_cols else ""]
-    parts += [f"{row.empty_heads} of {row.heads} heads" if row.empty_heads else ""]
-    return ", ".join(part for part in parts if part) or "-"
+    counts = {
+        "rows": row.empty_rows,
+        "cols": row.empty_cols,
+        f"of {row.heads} heads": row.empty_heads,
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
-def _sizes_text(row: MatrixReport) -> str:
-    """The recommended structure first, then what the two general ones would take."""
-    if row.recommended is None:
-        return "kept as it is"
-    order = dict.fromkeys((row.recommended, "dense", "unstructured"))
-    return ", ".join(f"{name} {human_bytes(row.sizes[name])}" for name in order)
+def _packed_text(row: MatrixReport, structure: str | None) -> str:
+    if row.recommended is None or structure is None:
+        return "kept"
+    return human_bytes(row.sizes[structure])
