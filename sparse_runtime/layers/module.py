@@ -12,7 +12,7 @@ from typing_extensions import Self
 from ..formats import FORMATS, PackedWeight
 from ..ops import LinearWeight, PreparedLinear, choose
 from ..spec import LinearSpec
-from .state import SPEC_KEY, encode_spec, read_state
+from .state import encode_spec, read_state
 
 
 class PackedModule(nn.Module):
@@ -64,7 +64,7 @@ class PackedModule(nn.Module):
         """The dequantized weight [out_features, in_features], a new tensor at every access."""
         dtype = self._marker.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        return self.packed.dequantize(exact).to(dtype)
+        return self.packed.dequantize(exact).to(dtype, copy=True)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight":
@@ -146,7 +146,7 @@ class PackedModule(nn.Module):
                 f"{prefix.rstrip('.') or self.name}: the layer is on the meta device; pass "
                 "assign=True, or call to_empty() first"
             )
-        elif state.packed is not None and not (state.errors or set(state.missing) - {SPEC_KEY}):
+        elif state.packed is not None and state.usable:
             self._take(state.packed, state.bias, assign)
 
     def _take(self, packed: PackedWeight, bias: Tensor | None, assign: bool) -> None:

@@ -42,21 +42,21 @@ def check_bias(bias: Tensor, out_features: int) -> Tensor:
         raise ValueError(
             f"bias: expected floats [{out_features}], got {bias.dtype} {list(bias.shape)}"
         )
-    if not bias.is_meta and not bool(torch.isfinite(bias).all()):
+    if not bool(torch.isfinite(bias).all()):
         raise ValueError("bias: expected finite numbers, got NaN or infinity")
     return bias
 
 
 @dataclass
 class ReadState:
-    """One layer's part of a state dict; usable when ``missing`` and ``errors`` are empty.
+    """One layer's part of a state dict, read and checked.
 
     Attributes:
         packed: the weight, checked, or None.
         bias: float [out], checked, or None.
         missing: names that the layer needs and the state dict lacks.
         unexpected: names that the layer has no place for.
-        errors: what is wrong with names that are there.
+        errors: what is wrong with entries that are there.
     """
 
     packed: PackedWeight | None = None
@@ -64,6 +64,15 @@ class ReadState:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the layer may take it.
+
+        A missing spec is the layer's own, and entries without a place harm nothing:
+        ``load_state_dict`` decides by its ``strict`` whether they are errors.
+        """
+        return not (self.errors or set(self.missing) - {SPEC_KEY})
 
 
 def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -> ReadState:
@@ -88,12 +97,20 @@ def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -
         state.missing += [name for name in names if name not in entries]
         known = {*names, SPEC_KEY} | ({"bias"} if has_bias else set())
         state.unexpected += sorted(set(entries) - known)
-        if all(name in entries for name in names):
-            state.packed = from_tensors(spec, {name: entries[name].detach() for name in names})
+        tensors = {name: _loaded(name, entries[name]) for name in names if name in entries}
+        if len(tensors) == len(names):
+            state.packed = from_tensors(spec, tensors)
         if has_bias and "bias" not in entries:
             state.missing.append("bias")
         elif has_bias:
-            state.bias = check_bias(entries["bias"].detach(), own.shape[0])
+            state.bias = check_bias(_loaded("bias", entries["bias"]), own.shape[0])
     except ValueError as error:
         state.errors.append(str(error))
     return state
+
+
+def _loaded(name: str, tensor: Any) -> Tensor:
+    if not isinstance(tensor, Tensor) or tensor.is_meta:
+        got = "one on the meta device" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"{name}: expected a tensor with values, got {got}")
+    return tensor.detach()
