@@ -127,6 +127,32 @@ def test_a_crash_before_the_last_file_leaves_nothing_that_loads(
         load(left)
 
 
+def test_files_reach_the_disk_before_the_name_does(
+    make_model: Make, tmp_path: Path, companions: Path
+) -> None:
+    model, target = make_model(), tmp_path / "model"
+    model.extra_files = companions
+    events: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def recorded_rename(source: Path, target: Path) -> None:
+        events.append("rename")
+        rename(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", recorded_fsync)
+        patch.setattr(os, "rename", recorded_rename)
+        save(model, target)
+    *files, staging, renamed, parent = events
+    assert sorted(files) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert staging.endswith(".partial")
+    assert (renamed, parent) == ("rename", tmp_path.name)
+
+
 def test_only_an_empty_directory_or_a_packed_model_is_replaced(
     make_model: Make, saved: Path, tmp_path: Path
 ) -> None:
