@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import UninitializedParameter
 
 from ..formats import Compression
@@ -48,8 +48,9 @@ def replace_linears(
         values: see there.
         filter_fn: called with each ``nn.Linear`` and its qualified name; true replaces it. None
             replaces those that are plain: no forward of their own, weight shared with no module
-            of another kind (a tied embedding), not read around ``forward`` by an
-            ``nn.MultiheadAttention``. What is left out is logged.
+            of another kind (a tied embedding), weight not read by the parent module instead of
+            a call (``nn.MultiheadAttention``, and ``nn.TransformerEncoderLayer`` while PyTorch's
+            ``torch.backends.mha`` fast path is on). What is left out is logged.
         scales: see there.
         activations: see there.
         prune: see there.
@@ -99,14 +100,28 @@ def _plain_filter(model: nn.Module) -> Filter:
         for key, tensor in module.named_parameters(recurse=False)
         if (storage := _storage(tensor)) is not None
     }
+    readers = _readers(model)
 
     def wanted(module: nn.Module, name: str) -> bool:
-        reason = _leave_out(module, owners)
+        reason = readers.get(id(module)) or _leave_out(module, owners)
         if reason is not None:
             logger.info("%s: left as it is: %s", name, reason)
         return reason is None
 
     return wanted
+
+
+def _readers(model: nn.Module) -> dict[int, str]:
+    """Layers whose parent may read their weight instead of calling them, and which parent."""
+    kinds: tuple[type[nn.Module], ...] = (nn.MultiheadAttention,)
+    if torch.backends.mha.get_fastpath_enabled():
+        kinds += (nn.TransformerEncoderLayer,)
+    return {
+        id(child): f"nn.{type(parent).__name__} reads its weight without calling it"
+        for parent in model.modules()
+        if isinstance(parent, kinds)
+        for child in parent.children()
+    }
 
 
 def _storage(tensor: Tensor) -> int | None:
@@ -119,8 +134,6 @@ def _storage(tensor: Tensor) -> int | None:
 def _leave_out(module: nn.Module, owners: dict[int, str]) -> str | None:
     if type(module).forward is not nn.Linear.forward:
         return unusual(module)
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "nn.MultiheadAttention reads its weight without calling it"
     weight = module._parameters.get("weight")  # None under a mask: Linear refuses it with a hint
     storage = None if weight is None else _storage(weight)
     return f"its weight is tied to {owners[storage]}" if storage in owners else None

@@ -131,6 +131,24 @@ def test_the_default_filter_leaves_what_is_more_than_a_linear(
     assert "attention.out_proj: left as it is: nn.MultiheadAttention reads its weight" in logged
 
 
+def test_layers_that_a_fast_path_reads_around_are_left_until_it_is_off() -> None:
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
+    x = torch.ones(2, 3, 16)
+    with torch.inference_mode():
+        expected = layer(x)
+        assert names_of(sr.replace_linears(layer), sr.Linear) == set()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            sr.replace_linears(layer)
+            assert names_of(layer, sr.Linear) == {"linear1", "linear2"}
+            calls: list[nn.Module] = []
+            layer.linear1.register_forward_hook(lambda module, *_: calls.append(module))
+            assert torch.allclose(layer(x), expected, atol=0.05)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(True)
+    assert calls == [layer.linear1]
+
+
 def spoil_with_nan(model: Block) -> None:
     model.first.weight.data[0, 0] = torch.nan
 
