@@ -8,7 +8,6 @@
 
 #include "core/int8_layout.h"
 #include "cpu/int8_linear/kernels.h"
-#include "cpu/int8_linear/prefetch.h"
 
 namespace sparse_runtime::int8_linear {
 namespace {
@@ -63,7 +62,6 @@ void accumulate_panel(const Tile& tile, int panel, std::int32_t* acc) {
   const std::int8_t* cell = tile.panels + panel * int8_layout::panel_bytes(tile.k);
   const std::int32_t* start = tile.start + panel * kLanes;
 
-  for (int token = 0; token < kTokens; ++token) prefetch_upcoming(tile, token, panel);
   __m256i sums[kTokens][2];
 #pragma GCC unroll 8
   for (int half = 0; half < 2; ++half) {

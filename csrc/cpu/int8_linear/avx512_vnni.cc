@@ -7,7 +7,6 @@
 
 #include "core/int8_layout.h"
 #include "cpu/int8_linear/kernels.h"
-#include "cpu/int8_linear/prefetch.h"
 
 namespace sparse_runtime::int8_linear {
 namespace {
@@ -64,15 +63,8 @@ void accumulate_tile(const Tile& tile, std::int32_t* acc) {
 #pragma GCC unroll 8
     for (int token = 0; token < kTokens; ++token) sums[token][panel] = start;
   }
-  // The prefetches are spread over the loop: in one burst they would take every fill buffer from
-  // the weights that stream in from the L2 cache.
-  std::int64_t g = 0;
-  for (int token = 0; token < kTokens; ++token) {
-    for (int panel = 0; panel < kPanels; ++panel) prefetch_upcoming(tile, token, panel);
-    const std::int64_t end = full_groups * (token + 1) / kTokens;
-    for (; g < end; ++g, x += kGroup, cell += kCellBytes) {
-      add_cells<kTokens, kPanels>(x, tile.x_stride, kGroup, cell, panel_bytes, sums);
-    }
+  for (std::int64_t g = 0; g < full_groups; ++g, x += kGroup, cell += kCellBytes) {
+    add_cells<kTokens, kPanels>(x, tile.x_stride, kGroup, cell, panel_bytes, sums);
   }
   if (rest != 0) add_cells<kTokens, kPanels>(x, tile.x_stride, rest, cell, panel_bytes, sums);
 #pragma GCC unroll 8

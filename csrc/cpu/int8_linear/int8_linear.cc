@@ -63,8 +63,7 @@ void starting_sums(const Product& p, std::int64_t column, int columns, std::int3
   for (int j = 0; j < columns; ++j) start[j] = -p.zero_point * p.row_sums[column + j];
 }
 
-// Calls sink.announce(tile, token, column) before a tile is computed, then
-// sink.take(token, column, columns, sums) for each of its rows of up to kTileColumns outputs.
+// Calls sink(token, column, columns, sums) for every token's run of up to kTileColumns outputs.
 template <typename Sink>
 void for_each_tile_row(Isa isa, int num_threads, const Product& p, const Sink& sink) {
   const Kernels& kernels = kernels_for(isa);
@@ -90,63 +89,13 @@ void for_each_tile_row(Isa isa, int num_threads, const Product& p, const Sink& s
     for (std::int64_t token = first; token < end; token += kernels.tile_tokens) {
       tile.x = p.x + token * p.x_stride;
       tile.tokens = static_cast<int>(std::min<std::int64_t>(kernels.tile_tokens, end - token));
-      sink.announce(tile, token, column);
       kernels.accumulate(tile, sums);
       for (int i = 0; i < tile.tokens; ++i) {
-        sink.take(token + i, column, columns, sums + i * kTileColumns);
+        sink(token + i, column, columns, sums + i * kTileColumns);
       }
     }
   });
 }
-
-template <typename Element>
-Upcoming upcoming(const Element* first, std::int64_t stride) {
-  return {reinterpret_cast<const char*>(first), stride * static_cast<int>(sizeof(Element))};
-}
-
-class FloatSink {
- public:
-  FloatSink(const Kernels& kernels, const Epilogue& epilogue, float* out, std::int64_t out_stride)
-      : kernels_(kernels), e_(epilogue), out_(out), out_stride_(out_stride) {}
-
-  void announce(Tile& tile, std::int64_t token, std::int64_t column) const {
-    tile.upcoming[0] = upcoming(out_ + token * out_stride_ + column, out_stride_);
-    tile.upcoming[1] = upcoming(residual(token, column), e_.residual_stride);
-  }
-
-  void take(std::int64_t token, std::int64_t column, int columns, const std::int32_t* sums) const {
-    kernels_.finish({sums, columns, e_.x_scale[e_.x_scale_is_per_row ? token : 0],
-                     e_.w_scale + column, e_.bias == nullptr ? nullptr : e_.bias + column,
-                     residual(token, column), e_.activation, out_ + token * out_stride_ + column});
-  }
-
- private:
-  const float* residual(std::int64_t token, std::int64_t column) const {
-    return e_.residual == nullptr ? nullptr : e_.residual + token * e_.residual_stride + column;
-  }
-
-  const Kernels& kernels_;
-  const Epilogue& e_;
-  float* out_;
-  std::int64_t out_stride_;
-};
-
-class IntSink {
- public:
-  IntSink(std::int32_t* out, std::int64_t out_stride) : out_(out), out_stride_(out_stride) {}
-
-  void announce(Tile& tile, std::int64_t token, std::int64_t column) const {
-    tile.upcoming[0] = upcoming(out_ + token * out_stride_ + column, out_stride_);
-  }
-
-  void take(std::int64_t token, std::int64_t column, int columns, const std::int32_t* sums) const {
-    std::copy_n(sums, columns, out_ + token * out_stride_ + column);
-  }
-
- private:
-  std::int32_t* out_;
-  std::int64_t out_stride_;
-};
 
 template <typename QuantizeOne>
 void for_each_row(int num_threads, const QuantizeShape& shape, const QuantizeOne& quantize_one) {
@@ -182,13 +131,31 @@ void quantize_static(Isa isa, int num_threads, const QuantizeShape& shape, const
 
 void linear(Isa isa, int num_threads, const Product& product, const Epilogue& epilogue, float* out,
             std::int64_t out_stride) {
-  const FloatSink sink(kernels_for(isa), epilogue, out, out_stride);
-  for_each_tile_row(isa, num_threads, product, sink);
+  const Kernels& kernels = kernels_for(isa);
+  const Epilogue& e = epilogue;
+  const auto finish = [&](std::int64_t token, std::int64_t column, int columns,
+                          const std::int32_t* sums) {
+    Finish row = {};
+    row.acc = sums;
+    row.columns = columns;
+    row.x_scale = e.x_scale[e.x_scale_is_per_row ? token : 0];
+    row.w_scale = e.w_scale + column;
+    if (e.bias != nullptr) row.bias = e.bias + column;
+    if (e.residual != nullptr) row.residual = e.residual + token * e.residual_stride + column;
+    row.activation = e.activation;
+    row.out = out + token * out_stride + column;
+    kernels.finish(row);
+  };
+  for_each_tile_row(isa, num_threads, product, finish);
 }
 
 void accumulate(Isa isa, int num_threads, const Product& product, std::int32_t* out,
                 std::int64_t out_stride) {
-  for_each_tile_row(isa, num_threads, product, IntSink(out, out_stride));
+  const auto copy = [&](std::int64_t token, std::int64_t column, int columns,
+                        const std::int32_t* sums) {
+    std::copy_n(sums, columns, out + token * out_stride + column);
+  };
+  for_each_tile_row(isa, num_threads, product, copy);
 }
 
 }  // namespace sparse_runtime::int8_linear

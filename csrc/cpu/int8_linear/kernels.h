@@ -15,13 +15,6 @@ constexpr int kTileColumns = 64;
 // An instruction set may work on fewer tokens at a time, never on more.
 constexpr int kMaxTileTokens = 8;
 
-// One line of memory per sixteen columns and token that the caller touches after the tile. Asked
-// for while the tile is computed, its latency costs nothing.
-struct Upcoming {
-  const char* first;    // or null
-  std::int64_t stride;  // bytes from token to token
-};
-
 struct Tile {
   const std::uint8_t* x;  // first token
   std::int64_t x_stride;  // bytes
@@ -29,7 +22,6 @@ struct Tile {
   const std::int8_t* panels;
   int panel_count;  // 1 .. kTilePanels
   std::int64_t k;
-  Upcoming upcoming[2];
   const std::int32_t* start;  // [kTileColumns] initial value of every token's accumulators
 };
 
