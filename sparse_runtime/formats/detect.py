@@ -53,13 +53,7 @@ def observe(weight: Tensor, values: ValueSpec | None = None) -> Observation:
     values = values or ValueSpec("int8")
     nonzero = weight != 0
     density = nonzero.double().mean().item()
-    fills: dict[str, float] = {}
-    for text in NM_CANDIDATES:
-        structure = Structure.parse(text)
-        if _fits_nm(nonzero, structure):
-            fills[text] = _nm_fill(nonzero, structure)
-    for text in (f"block:{sides}" for sides in BLOCK_CANDIDATES):
-        fills[text] = _block_fill(nonzero, Structure.parse(text))
+    fills = _fills(nonzero) if density < DENSE_DENSITY else {}
     structure, fill = _shown(fills, density)
     offered = {"dense", "unstructured", str(structure)}
     offered |= {text for text, fill in fills.items() if _is_pattern(text, fill, density)}
@@ -71,6 +65,18 @@ def observe(weight: Tensor, values: ValueSpec | None = None) -> Observation:
         empty_cols=int((~nonzero.any(0)).sum()),
         sizes={t: packed_bytes(nonzero, Structure.parse(t), values) for t in sorted(offered)},
     )
+
+
+def _fills(nonzero: Tensor) -> dict[str, float]:
+    """Share of nonzeros in what each N:M candidate that fits, and each block candidate, stores."""
+    fills: dict[str, float] = {}
+    for text in NM_CANDIDATES:
+        structure = Structure.parse(text)
+        if _fits_nm(nonzero, structure):
+            fills[text] = _nm_fill(nonzero, structure)
+    for text in (f"block:{sides}" for sides in BLOCK_CANDIDATES):
+        fills[text] = _block_fill(nonzero, Structure.parse(text))
+    return fills
 
 
 def _shown(fills: dict[str, float], density: float) -> tuple[Structure, float]:
