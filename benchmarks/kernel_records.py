@@ -78,7 +78,7 @@ class KernelRun:
     def record(self, contender: Contender, group: list[Contender]) -> KernelRecord:
         case, seconds = self.case, self.timings[contender.name].median
         dense = case.out_features * case.in_features
-        stored = dense if contender.baseline else _stored_values(self.packed)
+        stored = dense if contender.baseline else stored_values(self.packed)
         moved = self._moved_bytes(contender)
         floor_us, bound = self.roofline.floor_us(
             2 * stored * case.tokens, moved, contender.precision
@@ -130,6 +130,6 @@ def _sparsity(case: KernelCase) -> float:
     return 1 - structure.n / structure.m if structure.kind == "nm" else case.sparsity or 0.0
 
 
-def _stored_values(packed: PackedWeight) -> int:
+def stored_values(packed: PackedWeight) -> int:
     """Values that the packed form keeps, padding included: the products a kernel has to make."""
     return packed.values.numel() * (2 if packed.spec.values.dtype == "int4" else 1)

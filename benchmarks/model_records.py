@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
+from sparse_runtime.benchmarks.kernel_records import stored_values
 from sparse_runtime.benchmarks.models import random_packed
 from sparse_runtime.benchmarks.records import Environment, Record, percentiles_us
 from sparse_runtime.benchmarks.workloads import Workload
@@ -48,7 +49,10 @@ class Subject:
 
 @dataclass(frozen=True)
 class Weights:
-    """How the linears of a packed model are stored; several ways are joined by " + "."""
+    """How the linears of a packed model are stored; several ways are joined by " + ".
+
+    ``sparsity`` is the part of the weights that is not stored, blocks' padding aside.
+    """
 
     structure: str
     values: str
@@ -60,11 +64,11 @@ class Weights:
         """Read them off a packed model."""
         weights = [linear.packed for linear in packed.linears.values()]
         total = sum(w.spec.shape[0] * w.spec.shape[1] for w in weights)
-        nonzeros = sum(int((w.unpack() != 0).sum()) for w in weights)
+        stored = sum(stored_values(w) for w in weights)
         return cls(
             structure=" + ".join(sorted({str(w.spec.structure) for w in weights})),
             values=" + ".join(sorted({w.spec.values.dtype for w in weights})),
-            sparsity=round(1 - nonzeros / total, 4),
+            sparsity=round(max(0.0, 1 - stored / total), 4),
             packed_bytes=sum(w.size().total for w in weights),
         )
 

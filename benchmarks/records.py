@@ -129,6 +129,8 @@ def describe(environment: Environment) -> str:
     """Two lines to print above a table."""
     versions = ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     load = "" if environment.load is None else f", load {environment.load:g}"
+    if environment.load is not None and environment.load > 1:
+        load += " before the start: other work disturbs the figures"
     return (
         f"{environment.device}, {environment.cores} cores{load}\n"
         f"{versions}, commit {environment.commit or 'unknown'}, {environment.time}"

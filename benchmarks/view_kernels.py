@@ -31,7 +31,7 @@ def render(records: Sequence[KernelRecord], console: Console) -> None:
     for threads, group in groupby(records, key=lambda record: record.threads):
         of_threads = list(group)
         console.print(_ceilings(of_threads[0]), highlight=False)
-        table = Table(title=f"Linear layers, {threads} threads", title_justify="left")
+        table = Table(title=f"Linear layers, threads: {threads}", title_justify="left")
         for name in ("layer", "tokens", "weight", "contender"):
             table.add_column(name, justify="right" if name == "tokens" else "left", no_wrap=True)
         for name in COLUMNS:
@@ -60,7 +60,7 @@ def plot(records: Sequence[KernelRecord], path: Path | str) -> None:
         if not record.baseline:
             key = (
                 f"{record.shape} {record.layer} [{record.out_features}, {record.in_features}]\n"
-                f"{record.threads} threads"
+                f"threads: {record.threads}"
             )
             panels.setdefault(key, []).append(record)
     columns = min(4, len(panels))
@@ -132,5 +132,5 @@ def _ceilings(record: KernelRecord) -> str:
     )
     peaks = ", ".join(f"{name} {gops:,.0f}" for name, gops in record.roofline["peak_gops"].items())
     return (
-        f"measured ceilings, {record.threads} threads: copy GB/s {copies}; dense 10^9 op/s {peaks}"
+        f"measured ceilings, threads: {record.threads}; copy GB/s {copies}; dense 10^9 op/s {peaks}"
     )

@@ -63,7 +63,7 @@ def plot(records: Sequence[ModelRecord], path: Path | str) -> None:
         axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
         axis.set_xticks(range(len(workloads)), workloads)
         axis.set_ylabel("speedup")
-        axis.set_title(f"{threads} threads", fontsize=9)
+        axis.set_title(f"threads: {threads}", fontsize=9)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
     figure.suptitle(f"Speedup over {YARDSTICK}\n{environment.device}", fontsize=11)
@@ -80,9 +80,8 @@ def _weights(record: ModelRecord) -> str:
 
 
 def _label(record: ModelRecord) -> str:
-    if record.baseline:
-        return f"{record.model}, {record.contender}"
-    return f"{record.model}, {_weights(record)}"
+    name = f"{record.model}, {_weights(record)}"
+    return f"{name}: {record.contender}" if record.baseline else name
 
 
 def _row(record: ModelRecord, first: bool) -> tuple[str, ...]:
