@@ -192,3 +192,30 @@ def test_real_minilm_with_its_pooler(minilm: Any, make_packed: Any) -> None:
     got = ours(**batch, output_hidden_states=True)
     assert len(got.hidden_states) == 7
     check_equal(got, expected, batch["attention_mask"])
+
+
+@pytest.mark.parametrize("family", ["roberta", "camembert", "mpnet"])
+def test_padding_ids_among_the_tokens_are_not_counted(
+    family: str, make_reference: Any, make_packed: Any
+) -> None:
+    # nothing is masked, so tokens that look like padding run, all at the padding's position;
+    # MPNet counts after 1 whatever its pad_token_id says
+    theirs = make_reference(family, "Model", pad_token_id=5)
+    pad = 1 if family == "mpnet" else 5
+    ids = torch.tensor([[8, pad, 9, 6, pad, pad, 7]])
+    mine, other = last_states(family, make_reference, make_packed, input_ids=ids)
+    assert (mine - other).abs().max().item() < LIMIT
+    with torch.no_grad():
+        expected = theirs(ids).last_hidden_state
+    got = SparseModel.from_packed(make_packed(theirs))(ids).last_hidden_state
+    assert (got - expected).abs().max().item() < LIMIT
+
+
+def test_mpnet_distances_share_the_last_bucket(make_reference: Any, make_packed: Any) -> None:
+    # 300 columns: the farthest bucket holds every distance from 128 on
+    theirs = make_reference("mpnet", "Model", max_position_embeddings=310)
+    ids = torch.randint(4, 61, (1, 300), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected = theirs(ids).last_hidden_state
+    got = SparseModel.from_packed(make_packed(theirs))(ids).last_hidden_state
+    assert (got - expected).abs().max().item() < LIMIT

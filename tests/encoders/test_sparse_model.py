@@ -154,7 +154,13 @@ def test_calls_overlap(model: SparseModel) -> None:
         assert torch.equal(mine, other)
 
 
-def test_explain_has_a_block_for_each_kind_of_layer(packed: Any) -> None:
+def test_explain_has_a_block_for_each_kind_of_layer(
+    packed: Any, make_reference: Any, make_packed: Any
+) -> None:
+    # the second layer keeps fewer values, so that its notes state other figures
+    sparser = make_packed(make_reference("bert", "ForMaskedLM"), "unstructured", sparsity=0.9)
+    name = "bert.encoder.layer.1.output.dense"
+    packed.linears[name] = sparser.linears[name]
     text = SparseModel.from_packed(packed).explain()
     assert text.startswith("backend cpu on cpu, activations float32\n")
     headings = [line for line in text.splitlines()[1:] if not line.startswith(" ")]
@@ -164,8 +170,8 @@ def test_explain_has_a_block_for_each_kind_of_layer(packed: Any) -> None:
         "bert.encoder.layer.*.intermediate.dense",
         "bert.encoder.layer.*.output.dense",
     ]
-    # two layers each, whose counts of nonzero bytes differ or not
-    assert all("(2 layers" in line for line in headings)
+    assert all(line.endswith(" (2 layers)") for line in headings[:3])
+    assert headings[3].endswith(" (2 layers; figures of the first)")
     assert "reference: cpu.float comes first" in text
     asked = SparseModel.from_packed(packed, backend="reference").explain()
     assert "cpu.float: backend 'reference' was requested" in asked
