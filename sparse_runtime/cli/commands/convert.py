@@ -1,0 +1,64 @@
+"""sparse-runtime convert"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..options import Debug, Json, LocalFilesOnly, Quiet, Revision, Source
+from ..output import show
+
+
+def convert(
+    source: Source,
+    out: Annotated[str, typer.Argument(help="Directory for the packed model.")],
+    structure: Annotated[
+        str,
+        typer.Option(
+            help="auto keeps what the zeros show; or dense, unstructured, N:M (prunes what does "
+            "not fit), block:RxC."
+        ),
+    ] = "auto",
+    values: Annotated[
+        str, typer.Option(help="auto (int8), fp32, bf16, fp16, int8, int4.")
+    ] = "auto",
+    scales: Annotated[
+        str, typer.Option(help="Rows that share a scale: row, tensor or chunk:R.")
+    ] = "row",
+    activations: Annotated[
+        str, typer.Option(help="auto, dynamic (int8, a scale per token) or none.")
+    ] = "auto",
+    prune: Annotated[
+        str | None,
+        typer.Option(
+            help="Prune by magnitude: N:M, block:RxC@SPARSITY or unstructured@SPARSITY.",
+            show_default="nothing",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a packed model that is already there.")
+    ] = False,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Pack the linear layers of a checkpoint and write a packed model."""
+    from ... import convert as pack
+
+    report = pack(
+        source,
+        out,
+        structure=structure,
+        values=values,
+        prune=prune,
+        scales=scales,
+        activations=activations,
+        overwrite=overwrite,
+        progress=False if quiet else None,
+        revision=revision,
+        local_files_only=local_files_only,
+    )
+    show(report, as_json)

@@ -1,0 +1,93 @@
+"""Text files that commands read: one text a line, or a table of sentence pairs."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+STDIN = "-"
+
+
+def read_texts(path: str) -> list[str]:
+    """The lines of a UTF-8 file, or of stdin for "-"; empty lines are empty texts.
+
+    Raises:
+        ValueError: the file holds no line or is not UTF-8.
+        OSError: it cannot be read.
+    """
+    texts = list(iterate_texts(path))
+    if not texts:
+        raise ValueError(f"{_name(path)}: expected one text a line, got an empty file")
+    return texts
+
+
+def iterate_texts(path: str) -> Iterator[str]:
+    """The lines of :func:`read_texts` one by one, as they arrive."""
+    number = 0
+    try:
+        if path == STDIN:
+            for number, line in enumerate(sys.stdin.buffer, 1):  # noqa: B007
+                yield _text(line)
+            return
+        with Path(path).expanduser().open("rb") as file:
+            for number, line in enumerate(file, 1):  # noqa: B007
+                yield _text(line)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{_name(path)}: line {number} is not UTF-8 ({error.reason}); convert the file first"
+        ) from error
+
+
+def read_pairs(path: str) -> tuple[list[tuple[str, str]], list[float] | None]:
+    """Sentence pairs of a tab-separated UTF-8 file without quoting, and their scores.
+
+    The header names the columns ``sentence1`` and ``sentence2``, and ``score`` where there are
+    scores; other columns are ignored.
+
+    Raises:
+        ValueError: columns are missing, a row is short, or a score is not a number.
+        OSError: the file cannot be read.
+    """
+    rows = csv.reader(iterate_texts(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = next(rows, None)
+    if header is None:
+        raise ValueError(f"{_name(path)}: expected a header and sentence pairs, got an empty file")
+    missing = [column for column in ("sentence1", "sentence2") if column not in header]
+    if missing:
+        raise ValueError(
+            f"{_name(path)}: the header lacks {' and '.join(missing)}; expected tab-separated "
+            f"columns sentence1, sentence2 and, where there are scores, score; got {header}"
+        )
+    first, second = header.index("sentence1"), header.index("sentence2")
+    at = header.index("score") if "score" in header else None
+    pairs, scores = [], []
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ValueError(
+                f"{_name(path)}: line {number} has {len(row)} columns, expected {len(header)}"
+            )
+        pairs.append((row[first], row[second]))
+        if at is not None:
+            scores.append(_score(row[at], path, number))
+    if not pairs:
+        raise ValueError(f"{_name(path)}: expected sentence pairs below the header, got none")
+    return pairs, scores if at is not None else None
+
+
+def _score(text: str, path: str, number: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"{_name(path)}: line {number}: expected a number as score, got {text!r}"
+        ) from None
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8").rstrip("\r\n")
+
+
+def _name(path: str) -> str:
+    return "standard input" if path == STDIN else path

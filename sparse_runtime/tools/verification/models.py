@@ -1,0 +1,143 @@
+"""Both models of a verification: the packed one, and the original as transformers runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...checkpoints import Checkpoint
+from ...encoders import SparseModel
+from .inputs import Text, Tokens
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+CLASSES = {
+    "base": "AutoModel",
+    "sequence_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+    "question_answering": "AutoModelForQuestionAnswering",
+    "masked_lm": "AutoModelForMaskedLM",
+}
+# Whatever differs here makes two models incomparable; a family has only some of these fields.
+_FIELDS = (
+    "model_type",
+    "architectures",
+    "vocab_size",
+    "hidden_size",
+    "embedding_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_dim",
+    "hidden_act",
+    "activation",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "pad_token_id",
+    "num_labels",
+    "problem_type",
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> PretrainedConfig:
+    """The original's configuration, if it describes the network that was packed.
+
+    Raises:
+        ValueError: naming every field that differs.
+    """
+    from transformers import AutoConfig
+
+    original = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    differences = [
+        f"{name} is {mine!r} in the packed model and {theirs!r} in the source"
+        for name in _FIELDS
+        if (mine := getattr(packed.config, name, None)) != (theirs := getattr(original, name, None))
+    ]
+    if differences:
+        raise ValueError(
+            f"source: {checkpoint.directory.name} is not what the packed model was made from: "
+            f"{'; '.join(differences)}; pass the checkpoint that was converted"
+        )
+    return original
+
+
+def load_original(
+    checkpoint: Checkpoint, config: PretrainedConfig, task: str, device: torch.device
+) -> PreTrainedModel:
+    """The original in float32, in transformers' own class for the task.
+
+    Raises:
+        ValueError: the checkpoint lacks weights, which transformers would make up at random.
+    """
+    import transformers
+
+    auto = getattr(transformers, CLASSES[task])
+    arguments: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    if checkpoint.renamed:
+        # transformers takes no names with the prefix of a wrapper.
+        state = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
+        model, found = auto.from_pretrained(None, config=config, state_dict=state, **arguments)
+    else:
+        model, found = auto.from_pretrained(
+            checkpoint.directory, config=config, local_files_only=True, **arguments
+        )
+    # A bare encoder is compared by its hidden states, which no pooler has part in.
+    missing = [
+        name for name in found["missing_keys"] if task != "base" or "pooler." not in f".{name}"
+    ]
+    if missing:
+        raise ValueError(
+            f"source: {checkpoint.directory.name} lacks the weights {', '.join(sorted(missing))} "
+            f"of a {type(model).__name__}, so there is no original to compare with"
+        )
+    return model.to(device).eval()
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies in a model's directory.
+
+    Raises:
+        ValueError: there is none, or it does not load.
+    """
+    from transformers import AutoTokenizer
+
+    # Without files, transformers makes an empty tokenizer that knows no word.
+    if not has_tokenizer(directory):
+        raise ValueError(
+            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}); save the tokenizer "
+            "into the model's directory"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:
+        raise ValueError(f"{directory.name}: its tokenizer does not load: {error}") from error
+
+
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a directory holds the files of a tokenizer."""
+    return any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES)
+
+
+def check_same_tokens(
+    model: SparseModel, texts: Sequence[Text], expected: Tokens, max_length: int
+) -> None:
+    """Raise ValueError where the packed model's own tokenizer reads a text differently.
+
+    A packed model without a tokenizer is never asked for one: the source's is used throughout.
+    """
+    directory = model.packed.extra_files
+    if directory is None or not has_tokenizer(directory):
+        return
+    own = Tokens(load_tokenizer(directory), texts, max_length)
+    for row, text in enumerate(texts):
+        if own.ids(row) != expected.ids(row):
+            raise ValueError(
+                f"source: its tokenizer is not the packed model's: {text!r} becomes "
+                f"{expected.ids(row)[:8]} and {own.ids(row)[:8]}; pass the checkpoint that was "
+                "converted"
+            )
