@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sparse_runtime.store import FormatError, PackedModel, load, save, writing
+from sparse_runtime.store.directories import identity
 
 Make = Callable[..., PackedModel]
 
@@ -202,6 +203,16 @@ def test_of_writers_that_do_not_overwrite_one_wins(make_model: Make, tmp_path: P
     assert [type(error) for error in errors] == [FileExistsError] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     load(tmp_path / "model")
+
+
+def test_a_directory_that_takes_the_inode_of_a_removed_one_is_another(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    os.utime(folder, ns=(0, 1))
+    before = identity(folder)
+    os.utime(folder, ns=(0, 2))  # the same inode, made at another time
+    assert identity(folder) != before
+    assert identity(tmp_path / "nowhere") is None
 
 
 def marked(seed: int) -> PackedModel:

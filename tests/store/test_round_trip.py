@@ -136,6 +136,11 @@ BAD_MODELS: list[tuple[str, Callable[[PackedModel], object], str]] = [
         lambda m: m.tensors.update({"encoder.layer.0.value.bias": torch.ones(6)}),
         "encoder.layer.0.value.bias: expected it in the packed layer",
     ),
+    (
+        "tied bias of a packed layer",
+        lambda m: m.aliases.update({"encoder.layer.0.value.bias": "embeddings.LayerNorm.weight"}),
+        "'encoder.layer.0.value' is packed",
+    ),
     ("tied to nothing", lambda m: m.aliases.update(x="y"), "tied x: expected the name of a stored"),
     ("tied in a circle", lambda m: m.aliases.update(x="y", y="x"), "tied x: expected"),
     (
