@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,12 @@ def test_a_prompt_that_is_not_pooled_is_refused(
     path.write_text(json.dumps({"prompts": {"q": "find "}, "default_prompt_name": "q"}))
     with pytest.raises(ValueError, match="without the prompt's tokens"):
         build(saved, make_packed).encode("x")
+
+
+def test_calls_overlap(tiny: Path, make_packed: Any) -> None:
+    model = build(tiny, make_packed)
+    expected = [build(tiny, make_packed).encode(text) for text in TEXTS]
+    with ThreadPoolExecutor(4) as threads:  # the first calls set up the tokenizer at once
+        got = list(threads.map(model.encode, TEXTS * 8))
+    for mine, other in zip(got, expected * 8, strict=True):
+        assert np.array_equal(mine, other)

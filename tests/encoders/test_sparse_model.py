@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -189,3 +191,10 @@ def test_repr_says_what_it_is(model: SparseModel) -> None:
         "SparseModel(bert, task=masked_lm, layers=2, hidden=32, device=cpu, dtype=torch.float32, "
         "backend=cpu)"
     )
+
+
+def test_importing_the_model_leaves_transformers_alone() -> None:
+    code = (
+        "import sys, sparse_runtime as sr; sr.SparseModel; assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
