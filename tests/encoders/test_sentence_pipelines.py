@@ -1,0 +1,77 @@
+"""Pipelines of sentence-transformers that ask for what does not run here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+LIMIT = 1e-5
+
+MODULES = "modules.json"
+BERT = "sentence_bert_config.json"
+POOLING = "1_Pooling/config.json"
+DENSE = "2_Dense/config.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (MODULES, lambda m: m.pop(1), "expected Transformer, Pooling"),
+        (MODULES, lambda m: m[2].update(type="sentence_transformers.models.LSTM"), "LSTM"),
+        (MODULES, lambda m: m[2].update(type="my_code.Dense"), "my_code.Dense.*own"),
+        (MODULES, lambda m: m[1].update(path="../other"), "a path inside"),
+        (MODULES, lambda m: m[0].update(path="0_Transformer"), "files at the root"),
+        (MODULES, lambda m: m.append("x"), "expected modules with a type"),
+        (BERT, lambda b: b.update(query_length=32), "query_length 32 is not supported"),
+        (BERT, lambda b: b.update(max_seq_length="long"), "max_seq_length 'long'"),
+        (BERT, lambda b: b.update(processing_kwargs={"text": {}}), "processing_kwargs"),
+        (POOLING, lambda p: p.update(pooling_mode="median"), r"pooling_mode \['median'\]"),
+        (POOLING, lambda p: p.update(pooling_mode=[]), r"pooling_mode \[\]"),
+        (POOLING, lambda p: p.update(weights=[1]), "weights .* is not supported"),
+        (POOLING, lambda p: p.update(embedding_dimension=8), "the encoder gives 16"),
+        (DENSE, lambda d: d.update(activation_function="my.Sin"), "activation_function 'my.Sin'"),
+        (DENSE, lambda d: d.update(module_input_name="token_embeddings"), "module_input_name"),
+        (DENSE, lambda d: d.update(use_residual=True), "use_residual True"),
+        (DENSE, lambda d: d.update(in_features=8), "Dense takes 8 features, it is given 16"),
+        (DENSE, lambda d: d.update(out_features=5), "expected tensors"),
+        (DENSE, lambda d: d.update(in_features=None), "as integers"),
+    ],
+)
+def test_pipelines_that_are_refused(
+    file: str,
+    change: Any,
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    make_dense: Any,
+    make_pipeline: Any,
+) -> None:
+    from sentence_transformers.base.modules import Dense
+
+    saved = tmp_path / "saved"
+    make_pipeline(tiny, saved, Dense(16, 6))
+    ours = make_dense(saved)
+    data = json.loads((saved / file).read_text())
+    change(data)
+    (saved / file).write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        ours.encode("x")
+
+
+def test_a_prompt_that_is_not_pooled_is_refused(
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    saved = tmp_path / "saved"
+    theirs = make_pipeline(tiny, saved)
+    pooling = json.loads((saved / POOLING).read_text())
+    (saved / POOLING).write_text(json.dumps({**pooling, "include_prompt": False}))
+    # without a prompt there is nothing to leave out
+    assert np.abs(make_dense(saved).encode("x") - theirs.encode("x")).max() < LIMIT
+    path = saved / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"prompts": {"q": "find "}, "default_prompt_name": "q"}))
+    with pytest.raises(ValueError, match="without the prompt's tokens"):
+        make_dense(saved).encode("x")
