@@ -165,6 +165,8 @@ def _write_files(
         (staging / relative).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, staging / relative)
     (staging / CONFIG_FILE).write_bytes(config)
+    # safetensors closes its file to other users; the umask, as on every other file, decides.
+    shutil.copymode(staging / CONFIG_FILE, staging / WEIGHTS_FILE)
     for path in sorted(staging.rglob("*"), reverse=True):
         _sync(path)
     _sync(staging)

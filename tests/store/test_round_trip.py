@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def test_a_linked_directory_is_replaced_behind_the_link(
     save(make_model(1), tmp_path / "link", overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert load(saved).provenance["seed"] == 1
+
+
+def test_the_umask_decides_who_may_read(make_model: Make, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(make_model(), tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"model": 0o750, "config.json": 0o640, "model.safetensors": 0o640}
 
 
 def test_config_json_keeps_the_hugging_face_fields_at_the_top(saved: Path) -> None:
