@@ -142,25 +142,46 @@ def _prepare(
     return group, packed, check_outputs(group, packed, bias, x, str(case))
 
 
+def _listed(defaults: Sequence[object]) -> str:
+    return ", ".join(map(str, defaults))
+
+
 def main(
     shape: Annotated[
-        list[str], typer.Option(help="Encoder shape.", default_factory=lambda: [*SHAPES])
+        list[str],
+        typer.Option(
+            help="Encoder shape.", default_factory=lambda: [*SHAPES], show_default=_listed(SHAPES)
+        ),
     ],
     tokens: Annotated[
-        list[int], typer.Option(help="Rows of the input.", default_factory=lambda: [*TOKENS])
+        list[int],
+        typer.Option(
+            help="Rows of the input.",
+            default_factory=lambda: [*TOKENS],
+            show_default=_listed(TOKENS),
+        ),
     ],
     structure: Annotated[
-        list[str], typer.Option(help="Structure.", default_factory=lambda: [*STRUCTURES])
+        list[str],
+        typer.Option(
+            help="Structure.",
+            default_factory=lambda: [*STRUCTURES],
+            show_default=_listed(STRUCTURES),
+        ),
     ],
     sparsity: Annotated[
         list[float],
         typer.Option(
             help="Part of the weights or blocks that is zero; not for dense and N:M.",
             default_factory=lambda: [*SPARSITIES],
+            show_default=_listed(SPARSITIES),
         ),
     ],
     values: Annotated[
-        list[str], typer.Option(help="Value type.", default_factory=lambda: [*VALUES])
+        list[str],
+        typer.Option(
+            help="Value type.", default_factory=lambda: [*VALUES], show_default=_listed(VALUES)
+        ),
     ],
     layer: Annotated[list[str] | None, typer.Option(help="Linear; all without it.")] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Number of threads.")] = None,
