@@ -20,7 +20,7 @@ from sparse_runtime.benchmarks.contenders import WrongOutputError
 from sparse_runtime.benchmarks.records import Environment, environment
 from sparse_runtime.benchmarks.roofline import Roofline, measure_roofline
 from sparse_runtime.ops import Candidate, LinearRequest, PreparedLinear
-from sparse_runtime.ops.reference import ReferenceCandidate
+from sparse_runtime.ops.reference import ReferenceCandidate, ReferenceLinear
 
 # 1000 operations and 1 byte per nanosecond, whatever the precision.
 ROOFLINE = Roofline({2**20: 1.0}, {"fp32": 1000.0, "bf16": 1000.0, "int8": 1000.0})
@@ -35,19 +35,13 @@ QUICK: dict[str, Any] = {
 }
 
 
-class WrongLinear(PreparedLinear):
+class WrongLinear(ReferenceLinear):
     """The reference with one wrong element."""
-
-    candidate = "wrong"
-
-    def __init__(self, inner: PreparedLinear) -> None:
-        super().__init__()
-        self.inner = inner
 
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
-        y = self.inner(x, activation, residual)
+        y = super().forward(x, activation, residual)
         y[-1, 5] += 0.01
         return y
 
@@ -63,7 +57,7 @@ class WrongCandidate(NewCandidate):
     name = "cpu.wrong"
 
     def prepare(self, request: LinearRequest) -> PreparedLinear:
-        return WrongLinear(super().prepare(request))
+        return WrongLinear(request)
 
 
 class UnavailableCandidate(NewCandidate):
