@@ -2,6 +2,8 @@
 // and sizes, so the module depends on no array library and no version of one.
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+
 #include "bindings/int8_linear.h"
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
@@ -54,6 +56,10 @@ std::string compiler() {
 #endif
 }
 
+void use_openmp_at(std::uintptr_t address) {
+  use_openmp(reinterpret_cast<OpenMpParallel>(address));
+}
+
 py::dict build_info() {
   py::list built;
   py::dict not_built;
@@ -86,5 +92,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas", &bindings::isas);
   m.def("build_info", &bindings::build_info);
   m.def("max_threads", &usable_cpus);
+  m.def("use_openmp", &bindings::use_openmp_at, py::arg("gomp_parallel_ptr"));
   bindings::bind_int8_linear(m);
 }

@@ -153,16 +153,40 @@ class ThreadPool {
 // with a thread that still runs. Made when the library loads, so that no fork meets a half-made
 // pool; it starts no thread before it is used.
 std::atomic<ThreadPool*> pool{nullptr};
+std::atomic<OpenMpParallel> openmp{nullptr};
 
-void make_pool() {
-  // In a forked child the parent's threads are gone and its mutex may be held for ever.
+void start_child() {
+  // Its threads are gone, and its runtime does not know.
+  openmp.store(nullptr, std::memory_order_release);
+  // The parent's mutex may be held for ever.
   pool.store(new ThreadPool, std::memory_order_release);
 }
 
+// One loop on an OpenMP team. The team has the runtime's own size whatever the loop asks for:
+// another size would make the runtime end threads and start them again later.
+struct TeamLoop {
+  detail::IndexFunction function;
+  void* context;
+  std::int64_t count;
+  int num_threads;
+  std::atomic<int> joined{0};
+  std::atomic<std::int64_t> next{0};
+
+  static void body(void* data) {
+    TeamLoop& loop = *static_cast<TeamLoop*>(data);
+    if (loop.joined.fetch_add(1, std::memory_order_relaxed) >= loop.num_threads) return;
+    for (;;) {
+      const std::int64_t index = loop.next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= loop.count) return;
+      loop.function(loop.context, index);
+    }
+  }
+};
+
 const bool pool_ready = [] {
-  make_pool();
+  pool.store(new ThreadPool, std::memory_order_release);
 #ifdef SPARSE_RUNTIME_HAS_FORK
-  pthread_atfork(nullptr, nullptr, make_pool);
+  pthread_atfork(nullptr, nullptr, start_child);
 #endif
   return true;
 }();
@@ -174,10 +198,20 @@ int usable_cpus() {
   return std::clamp(cpus, 1, kMaxThreads);
 }
 
+void use_openmp(OpenMpParallel parallel) {
+  openmp.store(parallel, std::memory_order_release);
+}
+
 namespace detail {
 
 void run_indices(std::int64_t count, int num_threads, IndexFunction function, void* context) {
   const std::int64_t wanted = std::min<std::int64_t>({count, num_threads, kMaxThreads});
+  const OpenMpParallel team = openmp.load(std::memory_order_acquire);
+  if (wanted > 1 && team != nullptr) {
+    TeamLoop loop{function, context, count, static_cast<int>(wanted)};
+    team(&TeamLoop::body, &loop, 0, 0);
+    return;
+  }
   ThreadPool* const mine = pool.load(std::memory_order_acquire);
   if (wanted > 1 && mine->try_acquire()) {
     mine->run(count, static_cast<int>(wanted), function, context);

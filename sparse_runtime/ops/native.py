@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -14,6 +16,25 @@ try:
     _C = importlib.import_module("sparse_runtime._C")
 except ImportError as error:  # a source tree without a build still has the reference
     _C, _IMPORT_ERROR = None, str(error)
+
+
+def openmp_entry() -> int:
+    """Address of GOMP_parallel in the OpenMP runtime that torch's operators use, or 0.
+
+    The kernels then run on the threads that torch already has, instead of competing with them for
+    the cores (csrc/core/thread_pool.h).
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        # A symbol is looked up in the library and in what it was linked with.
+        function = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):  # another system's file name, or a runtime without it
+        return 0
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+if _C is not None:
+    _C.use_openmp(openmp_entry())
 
 
 def extension() -> ModuleType:
