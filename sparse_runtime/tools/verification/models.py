@@ -77,15 +77,18 @@ def load_original(
     import transformers
 
     auto = getattr(transformers, CLASSES[task])
-    arguments: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+    arguments: dict[str, Any] = {"config": config, "dtype": torch.float32}
     if checkpoint.renamed:
-        # transformers takes no names with the prefix of a wrapper.
+        # transformers takes no names with the prefix of a wrapper, and tensors only by the class.
+        with torch.device("meta"):
+            auto = type(auto.from_config(config))
         state = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
-        model, found = auto.from_pretrained(None, config=config, state_dict=state, **arguments)
+        arguments |= {"pretrained_model_name_or_path": None, "state_dict": state}
     else:
-        model, found = auto.from_pretrained(
-            checkpoint.directory, config=config, local_files_only=True, **arguments
-        )
+        arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
+    model, found = auto.from_pretrained(
+        local_files_only=True, output_loading_info=True, **arguments
+    )
     # A bare encoder is compared by its hidden states, which no pooler has part in.
     missing = [
         name for name in found["missing_keys"] if task != "base" or "pooler." not in f".{name}"
