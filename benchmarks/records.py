@@ -19,6 +19,8 @@ from sparse_runtime.testing import Timing
 SCHEMA = 1
 """Version of the JSON lines; it changes when a field changes its meaning."""
 
+FILE_WIDTH = 180
+
 PERCENTILES = (20, 50, 80)
 VERSIONS_OF = ("torch", "transformers", "numpy")
 
@@ -162,7 +164,9 @@ def publish(
         for record in records:
             print(json.dumps(record.to_dict(), allow_nan=False))
     else:
-        render(records, Console())
+        terminal = Console()
+        # Elsewhere nobody could widen the window, and a table cut to 80 columns says nothing.
+        render(records, terminal if terminal.is_terminal else Console(width=FILE_WIDTH))
     if output is not None:
         write_jsonl(records, output)
     if plot_to is not None:

@@ -108,11 +108,13 @@ def _case(record: KernelRecord) -> tuple[object, ...]:
 def _row(record: KernelRecord, first: bool) -> tuple[str, ...]:
     name = f"{record.shape} {record.layer} [{record.out_features}, {record.in_features}]"
     case = (name, f"{record.tokens:,}", weight_name(record)) if first else ("", "", "")
-    numbers = (record.p20_us, record.p50_us, record.p80_us, record.dense_gflops, record.gb_per_s)
+    times = (record.p20_us, record.p50_us, record.p80_us)
     return (
         *case,
         record.contender,
-        *(f"{number:,.1f}" for number in numbers),
+        *(f"{time:,.1f}" if time < 1000 else f"{time:,.0f}" for time in times),
+        f"{record.dense_gflops:,.0f}",
+        f"{record.gb_per_s:,.1f}",
         f"{record.roofline_percent:.0f}",
         record.bound,
         f"{record.speedup:.2f}",

@@ -263,7 +263,7 @@ def test_the_roofline_bounds_by_what_takes_longer() -> None:
 
 
 def test_the_roofline_is_measured() -> None:
-    roofline = measure_roofline(copy_bytes=(2**12, 2**16), gemm_size=32, min_seconds=0.001)
+    roofline = measure_roofline(copy_bytes=(2**12, 2**16), gemm_sizes=(16, 32), min_seconds=0.001)
     assert set(roofline.copy_gb_s) == {2**12, 2**16}
     assert set(roofline.peak_gops) == {"fp32", "bf16", "int8"}
     assert all(v > 0 for v in (*roofline.copy_gb_s.values(), *roofline.peak_gops.values()))
