@@ -77,7 +77,7 @@ class BuildExt(build_ext):
             else:
                 ext.define_macros.append((macro.format("", "_NOT_BUILT"), f'"{reason}"'))
                 ext.sources = [s for s in ext.sources if Path(s).stem != isa]
-                self.announce(f"instruction set {isa} is not built: {reason}", level=3)
+                self.warn(f"instruction set {isa} is not built: {reason}")
         self.compiler._compile = compile_one
         try:
             super().build_extension(ext)

@@ -38,7 +38,7 @@ def max_threads() -> int:
     """CPUs this process may run on, at least 1."""
 
 def use_openmp(gomp_parallel_ptr: int) -> None:
-    """Run loops on the threads of the OpenMP runtime with this GOMP_parallel; 0: on the own pool."""
+    """Run loops on the OpenMP runtime that has this GOMP_parallel; 0: on the extension's pool."""
 
 def int8_linear_layout_size(n: int, k: int) -> tuple[int, int]:
     """Returns (bytes of packed weights, int32 count of row sums) for an [n, k] weight."""
