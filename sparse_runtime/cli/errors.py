@@ -79,7 +79,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, (ValueError, TypeError, RuntimeError, OSError)) and message:
         return message
     # Not one of the errors that we word ourselves.
-    return f"{type(error).__name__}: {message} (--debug shows where)"
+    return one_line(f"{type(error).__name__}: {message} (--debug shows where)")
 
 
 def one_line(text: str) -> str:

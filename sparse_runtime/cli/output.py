@@ -46,8 +46,7 @@ def _finite(value: Any) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' progress bars and load reports off the terminal."""
+    """Keep transformers' reports of what it loads off the terminal."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
     logging.set_verbosity_error()

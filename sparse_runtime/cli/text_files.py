@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,12 +27,12 @@ def iterate_texts(path: str) -> Iterator[str]:
     number = 0
     try:
         if path == STDIN:
-            for number, line in enumerate(sys.stdin.buffer, 1):  # noqa: B007
-                yield _text(line)
+            for number, line in enumerate(sys.stdin.buffer, 1):
+                yield _text(line, number)
             return
         with Path(path).expanduser().open("rb") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007
-                yield _text(line)
+            for number, line in enumerate(file, 1):
+                yield _text(line, number)
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{_name(path)}: line {number} is not UTF-8 ({error.reason}); convert the file first"
@@ -50,7 +49,7 @@ def read_pairs(path: str) -> tuple[list[tuple[str, str]], list[float] | None]:
         ValueError: columns are missing, a row is short, or a score is not a number.
         OSError: the file cannot be read.
     """
-    rows = csv.reader(iterate_texts(path), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = (line.split("\t") for line in iterate_texts(path))
     header = next(rows, None)
     if header is None:
         raise ValueError(f"{_name(path)}: expected a header and sentence pairs, got an empty file")
@@ -64,6 +63,8 @@ def read_pairs(path: str) -> tuple[list[tuple[str, str]], list[float] | None]:
     at = header.index("score") if "score" in header else None
     pairs, scores = [], []
     for number, row in enumerate(rows, 2):
+        if row == [""]:
+            continue
         if len(row) != len(header):
             raise ValueError(
                 f"{_name(path)}: line {number} has {len(row)} columns, expected {len(header)}"
@@ -85,8 +86,9 @@ def _score(text: str, path: str, number: int) -> float:
         ) from None
 
 
-def _text(line: bytes) -> str:
-    return line.decode("utf-8-sig" if line.startswith(b"\xef\xbb\xbf") else "utf-8").rstrip("\r\n")
+def _text(line: bytes, number: int) -> str:
+    # Editors of some systems mark the beginning of a file.
+    return line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
 
 
 def _name(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -71,6 +72,8 @@ def run(
     for chunk in _chunks(inputs, batch_size * _BATCHES_A_CHUNK):
         for result in predict(chunk):
             print(to_json(result.data) if as_json else result.text)
+        # Whoever feeds stdin may wait for the answer.
+        sys.stdout.flush()
 
 
 def _inputs(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,9 +87,10 @@ def load_original(
         arguments |= {"pretrained_model_name_or_path": None, "state_dict": state}
     else:
         arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
-    model, found = auto.from_pretrained(
-        local_files_only=True, output_loading_info=True, **arguments
-    )
+    with _without_progress_bars():
+        model, found = auto.from_pretrained(
+            local_files_only=True, output_loading_info=True, **arguments
+        )
     # A bare encoder is compared by its hidden states, which no pooler has part in.
     missing = [
         name for name in found["missing_keys"] if task != "base" or "pooler." not in f".{name}"
@@ -144,3 +146,17 @@ def check_same_tokens(
                 f"{expected.ids(row)[:8]} and {own.ids(row)[:8]}; pass the checkpoint that was "
                 "converted"
             )
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own beside ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
