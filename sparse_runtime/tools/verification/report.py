@@ -99,7 +99,7 @@ class VerifyReport:
     Attributes:
         packed: the packed model, as it was named.
         source: the original, as it was named.
-        task: such as "ForSequenceClassification"; "Model" for a bare encoder.
+        task: as ``SparseModel.task``, such as "base" or "sequence_classification".
         backend: backend of the packed model.
         device: where both ran.
         texts: inputs compared; a pair read as one input counts once.
