@@ -71,6 +71,10 @@ def plot(records: Sequence[KernelRecord], path: Path | str) -> None:
         axis.set_visible(False)
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=False):
         _plot_panel(axis, title, panel)
+    # A limit that is set stops scaling, so it waits until every panel that shares it is drawn.
+    axes[0, 0].set_ylim(bottom=0)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("speedup")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
     figure.suptitle(f"Speedup over the fastest dense baseline\n{environment.device}", fontsize=11)
@@ -88,9 +92,7 @@ def _plot_panel(axis: Axes, title: str, records: Sequence[KernelRecord]) -> None
         axis.plot(at, list(points.values()), marker="o", label=name)
     axis.axhline(1, color="black", linewidth=0.8, linestyle="--")
     axis.set_xticks(range(len(tokens)), [str(count) for count in tokens])
-    axis.set_ylim(bottom=0)
     axis.set_xlabel("tokens")
-    axis.set_ylabel("speedup")
     axis.set_title(title, fontsize=9)
     axis.grid(alpha=0.3)
 
