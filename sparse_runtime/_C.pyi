@@ -59,10 +59,12 @@ def quantize_rows(
     scale_ptr: int,
     num_threads: int,
     isa: str,
+    zero_points_ptr: int = 0,
 ) -> None:
-    """Symmetric quantization per row: float32 [t, k] -> uint8 q + 128 [t, k], float32 scale [t].
+    """Quantization per row: float32 [t, k] -> uint8 [t, k], float32 scale [t].
 
-    A row with NaN or infinity gets that as its scale, so that its outputs become NaN.
+    Symmetric, stored as q + 128, or, with zero_points_ptr (uint8 [t]), asymmetric. A row with NaN
+    or infinity gets a scale that makes its outputs NaN.
     """
 
 def quantize_static(
@@ -104,10 +106,12 @@ def int8_linear(
     out_stride: int,
     num_threads: int,
     isa: str,
+    zero_points_ptr: int = 0,
 ) -> None:
     """out = activation(float(acc) * x_scale[t] * w_scale[n] + bias[n]) + residual[t, n], float32.
 
-    acc is the exact int32 sum over k of (q - zero_point) * w. bias_ptr and residual_ptr may be 0.
+    acc is the exact int32 sum over k of (q - zero_point) * w; zero_points_ptr (uint8 [t]) gives
+    each row its own zero point instead. bias_ptr and residual_ptr may be 0.
     x_scale holds t values, or one if not x_scale_is_per_row. out may be the residual itself (same
     address and stride) but must not overlap any other argument.
     """
@@ -125,5 +129,6 @@ def int8_linear_accumulate(
     out_stride: int,
     num_threads: int,
     isa: str,
+    zero_points_ptr: int = 0,
 ) -> None:
     """The sums alone: int32 out[t, n] = sum over k of (q[t, k] - zero_point) * w[n, k]."""

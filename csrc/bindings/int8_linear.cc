@@ -68,14 +68,23 @@ Quantize checked_quantize(const Checks& checks, uintptr_t x_ptr, int64_t t, int6
 }
 
 void quantize_rows(uintptr_t x_ptr, int64_t t, int64_t k, int64_t x_stride, uintptr_t q_ptr,
-                   int64_t q_stride, uintptr_t scale_ptr, int num_threads, const std::string& isa) {
+                   int64_t q_stride, uintptr_t scale_ptr, int num_threads, const std::string& isa,
+                   uintptr_t zero_points_ptr) {
   const Checks checks("quantize_rows");
   const Quantize a = checked_quantize(checks, x_ptr, t, k, x_stride, q_ptr, q_stride, num_threads);
   const int64_t scale_bytes = checks.matrix_bytes("t", t, 1, 1, sizeof(float));
   auto* scale = checks.pointer<float>("scale_ptr", scale_ptr, scale_bytes);
+  auto* zero_points = zero_points_ptr == 0
+                          ? nullptr
+                          : checks.pointer<std::uint8_t>("zero_points_ptr", zero_points_ptr, t);
   const Isa chosen = resolve_isa(isa);
   const py::gil_scoped_release release;
-  int8_linear::quantize_rows(chosen, num_threads, a.shape, a.x, a.q, scale);
+  if (zero_points == nullptr) {
+    int8_linear::quantize_rows(chosen, num_threads, a.shape, a.x, a.q, scale);
+  } else {
+    int8_linear::quantize_rows_asymmetric(chosen, num_threads, a.shape, a.x, a.q, scale,
+                                          zero_points);
+  }
 }
 
 void quantize_static(uintptr_t x_ptr, int64_t t, int64_t k, int64_t x_stride, uintptr_t q_ptr,
@@ -99,7 +108,8 @@ void quantize_static(uintptr_t x_ptr, int64_t t, int64_t k, int64_t x_stride, ui
 
 int8_linear::Product checked_product(const Checks& checks, uintptr_t q_ptr, int64_t q_stride,
                                      int64_t t, uintptr_t packed_ptr, uintptr_t row_sums_ptr,
-                                     int64_t n, int64_t k, int64_t zero_point, int num_threads) {
+                                     int64_t n, int64_t k, int64_t zero_point,
+                                     uintptr_t zero_points_ptr, int num_threads) {
   check_weight_shape(checks, n, k);
   checks.range("t", t, 0, kMaxBytes);
   checks.range("zero_point", zero_point, 0, 255);
@@ -116,6 +126,9 @@ int8_linear::Product checked_product(const Checks& checks, uintptr_t q_ptr, int6
   p.n = n;
   p.k = k;
   p.zero_point = static_cast<int>(zero_point);
+  if (zero_points_ptr != 0) {
+    p.zero_points = checks.pointer<const std::uint8_t>("zero_points_ptr", zero_points_ptr, t);
+  }
   return p;
 }
 
@@ -130,10 +143,12 @@ void linear(uintptr_t q_ptr, int64_t q_stride, int64_t t, uintptr_t packed_ptr,
             uintptr_t row_sums_ptr, int64_t n, int64_t k, uintptr_t x_scale_ptr,
             bool x_scale_is_per_row, int64_t zero_point, uintptr_t w_scale_ptr, uintptr_t bias_ptr,
             const std::string& activation, uintptr_t residual_ptr, int64_t residual_stride,
-            uintptr_t out_ptr, int64_t out_stride, int num_threads, const std::string& isa) {
+            uintptr_t out_ptr, int64_t out_stride, int num_threads, const std::string& isa,
+            uintptr_t zero_points_ptr) {
   const Checks checks("int8_linear");
-  const int8_linear::Product p = checked_product(checks, q_ptr, q_stride, t, packed_ptr,
-                                                 row_sums_ptr, n, k, zero_point, num_threads);
+  const int8_linear::Product p =
+      checked_product(checks, q_ptr, q_stride, t, packed_ptr, row_sums_ptr, n, k, zero_point,
+                      zero_points_ptr, num_threads);
   const int64_t out_bytes = checks.matrix_bytes("out_stride", t, n, out_stride, sizeof(float));
   const int64_t scales = x_scale_is_per_row ? t : 1;
   const auto row_bytes = static_cast<int64_t>(sizeof(float)) * n;
@@ -159,10 +174,12 @@ void linear(uintptr_t q_ptr, int64_t q_stride, int64_t t, uintptr_t packed_ptr,
 
 void accumulate(uintptr_t q_ptr, int64_t q_stride, int64_t t, uintptr_t packed_ptr,
                 uintptr_t row_sums_ptr, int64_t n, int64_t k, int64_t zero_point, uintptr_t out_ptr,
-                int64_t out_stride, int num_threads, const std::string& isa) {
+                int64_t out_stride, int num_threads, const std::string& isa,
+                uintptr_t zero_points_ptr) {
   const Checks checks("int8_linear_accumulate");
-  const int8_linear::Product p = checked_product(checks, q_ptr, q_stride, t, packed_ptr,
-                                                 row_sums_ptr, n, k, zero_point, num_threads);
+  const int8_linear::Product p =
+      checked_product(checks, q_ptr, q_stride, t, packed_ptr, row_sums_ptr, n, k, zero_point,
+                      zero_points_ptr, num_threads);
   const int64_t out_bytes =
       checks.matrix_bytes("out_stride", t, n, out_stride, sizeof(std::int32_t));
   auto* out = checks.pointer<std::int32_t>("out_ptr", out_ptr, out_bytes);
@@ -188,7 +205,8 @@ void bind_int8_linear(py::module_& m) {
         arg("row_sums_ptr"));
   m.def("int8_linear_unpack", &unpack, arg("packed_ptr"), arg("n"), arg("k"), arg("w_ptr"));
   m.def("quantize_rows", &quantize_rows, arg("x_ptr"), arg("t"), arg("k"), arg("x_stride"),
-        arg("q_ptr"), arg("q_stride"), arg("scale_ptr"), arg("num_threads"), arg("isa"));
+        arg("q_ptr"), arg("q_stride"), arg("scale_ptr"), arg("num_threads"), arg("isa"),
+        arg("zero_points_ptr") = 0);
   m.def("quantize_static", &quantize_static, arg("x_ptr"), arg("t"), arg("k"), arg("x_stride"),
         arg("q_ptr"), arg("q_stride"), arg("scale"), arg("zero_point"), arg("qmin"), arg("qmax"),
         arg("num_threads"), arg("isa"));
@@ -196,10 +214,11 @@ void bind_int8_linear(py::module_& m) {
         arg("row_sums_ptr"), arg("n"), arg("k"), arg("x_scale_ptr"), arg("x_scale_is_per_row"),
         arg("zero_point"), arg("w_scale_ptr"), arg("bias_ptr"), arg("activation"),
         arg("residual_ptr"), arg("residual_stride"), arg("out_ptr"), arg("out_stride"),
-        arg("num_threads"), arg("isa"));
+        arg("num_threads"), arg("isa"), arg("zero_points_ptr") = 0);
   m.def("int8_linear_accumulate", &accumulate, arg("q_ptr"), arg("q_stride"), arg("t"),
         arg("packed_ptr"), arg("row_sums_ptr"), arg("n"), arg("k"), arg("zero_point"),
-        arg("out_ptr"), arg("out_stride"), arg("num_threads"), arg("isa"));
+        arg("out_ptr"), arg("out_stride"), arg("num_threads"), arg("isa"),
+        arg("zero_points_ptr") = 0);
 }
 
 }  // namespace sparse_runtime::bindings

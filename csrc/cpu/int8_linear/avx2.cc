@@ -110,6 +110,7 @@ void accumulate(const Tile& tile, std::int32_t* acc) {
 
 namespace sparse_runtime::int8_linear {
 
-const Kernels kAvx2Kernels = {kTileTokens, accumulate, finish, quantize_row, quantize_row_static};
+const Kernels kAvx2Kernels = {
+    kTileTokens, accumulate, finish, quantize_row, quantize_row_asymmetric, quantize_row_static};
 
 }  // namespace sparse_runtime::int8_linear

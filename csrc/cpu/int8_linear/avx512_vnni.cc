@@ -114,7 +114,7 @@ void accumulate(const Tile& tile, std::int32_t* acc) {
 
 namespace sparse_runtime::int8_linear {
 
-const Kernels kAvx512VnniKernels = {kTileTokens, accumulate, finish, quantize_row,
-                                    quantize_row_static};
+const Kernels kAvx512VnniKernels = {
+    kTileTokens, accumulate, finish, quantize_row, quantize_row_asymmetric, quantize_row_static};
 
 }  // namespace sparse_runtime::int8_linear

@@ -11,6 +11,7 @@ namespace {
 
 typedef float FloatVec __attribute__((vector_size(4 * kVectorFloats)));
 typedef std::int32_t IntVec __attribute__((vector_size(4 * kVectorFloats)));
+typedef std::uint32_t UnsignedVec __attribute__((vector_size(4 * kVectorFloats)));
 typedef std::uint8_t ByteVec __attribute__((vector_size(kVectorFloats)));
 
 constexpr int kStep = kVectorFloats;
@@ -67,7 +68,13 @@ SPARSE_RUNTIME_INLINE FloatVec gelu(FloatVec x) {
 
 template <Activation kActivation>
 SPARSE_RUNTIME_INLINE void finish_vector(const Finish& row, int j) {
-  FloatVec v = __builtin_convertvector(load<IntVec>(row.acc + j), FloatVec);
+  // Unsigned: products and differences beyond int32 cancel modulo 2^32.
+  UnsignedVec sum = load<UnsignedVec>(row.acc + j);
+  if (row.zero_point != 0) {
+    const auto zero_point = static_cast<std::uint32_t>(row.zero_point);
+    sum = sum - load<UnsignedVec>(row.row_sums + j) * zero_point;
+  }
+  FloatVec v = __builtin_convertvector((IntVec)sum, FloatVec);
   v = v * row.x_scale * load<FloatVec>(row.w_scale + j);
   if (row.bias != nullptr) v = v + load<FloatVec>(row.bias + j);
   if (kActivation == Activation::kRelu) v = v < 0.0f ? FloatVec{} : v;  // keeps NaN
@@ -85,7 +92,8 @@ void finish_tail(const Finish& row, int j) {
   float residual[kStep] = {};
   float out[kStep];
   Finish padded = row;
-  padded.acc = row.acc + j;  // the accumulator row is always kTileColumns long
+  padded.acc = row.acc + j;            // the accumulator row is always kTileColumns long
+  padded.row_sums = row.row_sums + j;  // and the sums are padded to whole panels
   __builtin_memcpy(w_scale, row.w_scale + j, bytes);
   padded.w_scale = w_scale;
   if (row.bias != nullptr) {
@@ -185,6 +193,60 @@ float quantize_row(const float* x, std::int64_t k, std::uint8_t* q) {
     return round_to_int(nan_to_zero(v * inverse)) + 128;
   });
   return amax == 0.0f ? 1.0f : clamped / 127.0f;
+}
+
+struct Range {
+  float low;   // at most 0
+  float high;  // at least 0
+};
+
+// Of a row without NaN.
+Range range_with_zero(const float* x, std::int64_t k) {
+  FloatVec lows = {};
+  FloatVec highs = {};
+  std::int64_t i = 0;
+  for (; i + kStep <= k; i += kStep) {
+    const FloatVec v = load<FloatVec>(x + i);
+    lows = v < lows ? v : lows;
+    highs = v > highs ? v : highs;
+  }
+  Range range = {0.0f, 0.0f};
+  for (int lane = 0; lane < kStep; ++lane) {
+    range.low = lows[lane] < range.low ? lows[lane] : range.low;
+    range.high = highs[lane] > range.high ? highs[lane] : range.high;
+  }
+  for (; i < k; ++i) {
+    range.low = x[i] < range.low ? x[i] : range.low;
+    range.high = x[i] > range.high ? x[i] : range.high;
+  }
+  return range;
+}
+
+float quantize_row_asymmetric(const float* x, std::int64_t k, std::uint8_t* q,
+                              std::uint8_t* zero_point) {
+  const float infinity = __builtin_inff();
+  if (!(largest_magnitude(x, k) < infinity)) {
+    // The sums are 0 and the scale makes every output of the row NaN.
+    __builtin_memset(q, 0, static_cast<std::size_t>(k));
+    *zero_point = 0;
+    return infinity - infinity;
+  }
+  const Range range = range_with_zero(x, k);
+  // Divided one by one, for high - low may overflow.
+  const float wanted = range.high / 255.0f - range.low / 255.0f;
+  const float least = 0x1p-126f;  // keeps the scale normal and its inverse finite
+  const float scale = range.low == range.high ? 1.0f : wanted < least ? least : wanted;
+  const float inverse = 1.0f / scale;
+  const float shift = 12582912.0f;  // as in round_to_int
+  const float zero = (-range.low * inverse + shift) - shift;
+  const float offset = zero > 255.0f ? 255.0f : zero;
+  const int whole = static_cast<int>(offset);
+  quantize_vectors(x, k, q, [=](FloatVec v) __attribute__((always_inline)) {
+    // The bounds are integers, so clamping before rounding is the same as after it.
+    return round_to_int(clamp(v * inverse, -offset, 255.0f - offset)) + whole;
+  });
+  *zero_point = static_cast<std::uint8_t>(whole);
+  return scale;
 }
 
 void quantize_row_static(const float* x, std::int64_t k, float scale, int zero_point, int low,

@@ -60,6 +60,7 @@ std::int64_t tokens_per_task(const Product& p, int tile_tokens, int num_threads)
 
 void starting_sums(const Product& p, std::int64_t column, int columns, std::int32_t* start) {
   // |row_sum| <= 65536 * 128, so the product fits int32.
+  if (p.zero_points != nullptr) return;  // taken off when a token's sums are finished
   for (int j = 0; j < columns; ++j) start[j] = -p.zero_point * p.row_sums[column + j];
 }
 
@@ -119,6 +120,15 @@ void quantize_rows(Isa isa, int num_threads, const QuantizeShape& shape, const f
   });
 }
 
+void quantize_rows_asymmetric(Isa isa, int num_threads, const QuantizeShape& shape, const float* x,
+                              std::uint8_t* q, float* scale, std::uint8_t* zero_points) {
+  const Kernels& kernels = kernels_for(isa);
+  for_each_row(num_threads, shape, [&](std::int64_t row) {
+    scale[row] = kernels.quantize_row_asymmetric(x + row * shape.x_stride, shape.k,
+                                                 q + row * shape.q_stride, zero_points + row);
+  });
+}
+
 void quantize_static(Isa isa, int num_threads, const QuantizeShape& shape, const float* x,
                      const StaticQuantization& quantization, std::uint8_t* q) {
   const Kernels& kernels = kernels_for(isa);
@@ -137,6 +147,8 @@ void linear(Isa isa, int num_threads, const Product& product, const Epilogue& ep
                           const std::int32_t* sums) {
     Finish row = {};
     row.acc = sums;
+    row.row_sums = product.row_sums + column;
+    if (product.zero_points != nullptr) row.zero_point = product.zero_points[token];
     row.columns = columns;
     row.x_scale = e.x_scale[e.x_scale_is_per_row ? token : 0];
     row.w_scale = e.w_scale + column;
@@ -153,7 +165,13 @@ void accumulate(Isa isa, int num_threads, const Product& product, std::int32_t* 
                 std::int64_t out_stride) {
   const auto copy = [&](std::int64_t token, std::int64_t column, int columns,
                         const std::int32_t* sums) {
-    std::copy_n(sums, columns, out + token * out_stride + column);
+    std::int32_t* const to = out + token * out_stride + column;
+    const std::uint32_t zero_point =
+        product.zero_points == nullptr ? 0 : product.zero_points[token];
+    for (int j = 0; j < columns; ++j) {
+      const auto row_sum = static_cast<std::uint32_t>(product.row_sums[column + j]);
+      to[j] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[j]) - zero_point * row_sum);
+    }
   };
   for_each_tile_row(isa, num_threads, product, copy);
 }

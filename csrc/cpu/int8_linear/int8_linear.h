@@ -31,6 +31,8 @@ struct StaticQuantization {
 
 void quantize_rows(Isa isa, int num_threads, const QuantizeShape& shape, const float* x,
                    std::uint8_t* q, float* scale);
+void quantize_rows_asymmetric(Isa isa, int num_threads, const QuantizeShape& shape, const float* x,
+                              std::uint8_t* q, float* scale, std::uint8_t* zero_points);
 void quantize_static(Isa isa, int num_threads, const QuantizeShape& shape, const float* x,
                      const StaticQuantization& quantization, std::uint8_t* q);
 
@@ -42,7 +44,8 @@ struct Product {
   const std::int32_t* row_sums;
   std::int64_t n;
   std::int64_t k;
-  int zero_point;
+  int zero_point;                   // of every token, where there are no zero_points
+  const std::uint8_t* zero_points;  // [t] or null
 };
 
 struct Epilogue {

@@ -27,7 +27,9 @@ struct Tile {
 
 struct Finish {
   const std::int32_t* acc;  // kTileColumns, the accumulators of one token
-  int columns;              // 1 .. kTileColumns
+  const std::int32_t* row_sums;
+  int zero_point;  // still to be taken from acc, times row_sums
+  int columns;     // 1 .. kTileColumns
   float x_scale;
   const float* w_scale;
   const float* bias;      // or null
@@ -41,10 +43,14 @@ struct Kernels {
   // acc[token * kTileColumns + column] = start[column] + sum_k x[token, k] * w[column, k], modulo
   // 2^32. Columns beyond panel_count panels are left alone.
   void (*accumulate)(const Tile& tile, std::int32_t* acc);
-  // out[j] = act(float(acc[j]) * x_scale * w_scale[j] + bias[j]) + residual[j], left to right.
+  // sum = acc[j] - zero_point * row_sums[j], modulo 2^32;
+  // out[j] = act(float(sum) * x_scale * w_scale[j] + bias[j]) + residual[j], left to right.
   void (*finish)(const Finish& row);
   // Symmetric quantization of one row; returns its scale.
   float (*quantize_row)(const float* x, std::int64_t k, std::uint8_t* q);
+  // Asymmetric quantization of one row; returns its scale.
+  float (*quantize_row_asymmetric)(const float* x, std::int64_t k, std::uint8_t* q,
+                                   std::uint8_t* zero_point);
   // q = clamp(round_half_even(x / scale) + zero_point, low, high); NaN becomes zero_point.
   void (*quantize_row_static)(const float* x, std::int64_t k, float scale, int zero_point, int low,
                               int high, std::uint8_t* q);
