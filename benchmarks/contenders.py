@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sparse_runtime.formats import PackedWeight, pack
-from sparse_runtime.kernels.linear.reference import quantize_rows
+from sparse_runtime.kernels.linear.reference import quantize_rows_asymmetric
 from sparse_runtime.ops import CANDIDATES, LinearRequest, LinearWeight, choose
-from sparse_runtime.spec import ActivationSpec, Structure
+from sparse_runtime.spec import DYNAMIC_ACTIVATIONS, Structure
 from sparse_runtime.testing import assert_close_to_oracle, linear_oracle
 
 
@@ -103,20 +103,22 @@ def _torch_baselines(packed: PackedWeight, bias: Tensor, x: Tensor) -> Iterator[
         yield Contender(
             "torch bf16", lambda: F.linear(x16, weight16, bias16), True, False, "bf16", None
         )
-    if packed.spec.activations == ActivationSpec() and hasattr(torch, "_int_mm"):
+    if packed.spec.activations == DYNAMIC_ACTIVATIONS["dynamic"] and hasattr(torch, "_int_mm"):
         yield _int_mm_baseline(packed, bias, x)
 
 
 def _int_mm_baseline(packed: PackedWeight, bias: Tensor, x: Tensor) -> Contender:
     """The integer product alone: what PyTorch needs at the very least for an INT8 layer."""
-    q, scale = quantize_rows(x)
+    unsigned, scale, zero_point = quantize_rows_asymmetric(x)
+    q = (unsigned - 128).to(torch.int8)  # the product takes signed bytes
     weight = packed.unpack()
+    offsets = (zero_point - 128).unsqueeze(1) * weight.sum(1, dtype=torch.int32)
 
     def product() -> Tensor:
         return torch._int_mm(q, weight.t())
 
     def output() -> Tensor:
-        return product().float() * scale.unsqueeze(1) * packed.row_scales() + bias
+        return (product() - offsets).float() * scale.unsqueeze(1) * packed.row_scales() + bias
 
     return Contender("torch._int_mm", product, True, False, "int8", output)
 

@@ -178,7 +178,9 @@ class ValueSpec:
 class ActivationSpec:
     """How a layer's input is quantized before the integer product.
 
-    ``dynamic``: int8, symmetric, one scale per token computed from the token itself.
+    ``dynamic``: computed from each token itself, one scale per token: symmetric for int8, with a
+    zero point per token for uint8, which uses the whole range where values lie to one side of 0,
+    as they do behind GELU.
     ``static``: one ``scale`` and ``zero_point`` per tensor, fixed by calibration or QAT, int8 or
     uint8; ``q = clamp(round_half_even(x / scale) + zero_point)`` as in ONNX QuantizeLinear.
     """
@@ -195,8 +197,8 @@ class ActivationSpec:
                 "'int8' or 'uint8'"
             )
         if self.scheme == "dynamic":
-            if (self.dtype, self.scale, self.zero_point) != ("int8", 0.0, 0):
-                raise ValueError("dynamic activations are int8 and carry no scale or zero point")
+            if (self.scale, self.zero_point) != (0.0, 0):
+                raise ValueError("dynamic activations carry no scale or zero point")
             return
         low, high = self.range
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -208,6 +210,13 @@ class ActivationSpec:
     def range(self) -> tuple[int, int]:
         """Smallest and largest quantized value."""
         return (-128, 127) if self.dtype == "int8" else (0, 255)
+
+
+DYNAMIC_ACTIVATIONS: dict[str, ActivationSpec] = {
+    "dynamic": ActivationSpec("dynamic", "uint8"),
+    "symmetric": ActivationSpec("dynamic", "int8"),
+}
+"""What the strings of ``activations=`` arguments mean."""
 
 
 @dataclass(frozen=True)

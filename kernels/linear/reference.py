@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 INT8_MAX = 127
+UINT8_MAX = 255
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +51,37 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return q, torch.where(largest == 0, torch.ones_like(largest), clamped / limit)
 
 
+def quantize_rows_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Dynamic uint8, one scale and one zero point per token: 0 and all values are in its range.
+
+    With ``low = min(x, 0)`` and ``high = max(x, 0)``: ``scale = high / 255 - low / 255``, at least
+    the smallest normal float32 and 1 for an all-zero token; with ``i = 1 / scale``,
+    ``zero_point = round_half_even(-low * i)`` and ``q = round_half_even(x * i) + zero_point``, both
+    clamped to 0..255. A token with NaN or infinity has zeros and scale NaN.
+
+    Args:
+        x: float [tokens, features].
+
+    Returns:
+        (int32 [tokens, features], float32 scales [tokens], int32 zero points [tokens])
+    """
+    x = x.float()
+    if x.shape[1] == 0:
+        zeros = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
+        return x.to(torch.int32), x.new_ones(x.shape[0]), zeros
+    low, high = x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)
+    levels = torch.full_like(low, UINT8_MAX)
+    scale = (high / levels - low / levels).clamp_min(torch.finfo(torch.float32).tiny)
+    scale = torch.where(low == high, torch.ones_like(scale), scale)
+    inverse = torch.ones_like(scale) / scale
+    finite = torch.isfinite(x).all(1)
+    zero_point = (-low * inverse).round().clamp(0, UINT8_MAX)
+    q = ((x * inverse.unsqueeze(1)).round() + zero_point.unsqueeze(1)).clamp(0, UINT8_MAX)
+    q = torch.where(finite.unsqueeze(1), q, torch.zeros_like(q)).to(torch.int32)
+    zero_point = torch.where(finite, zero_point, torch.zeros_like(zero_point)).to(torch.int32)
+    return q, torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point
+
+
 def quantize_static(x: Tensor, scale: float, zero_point: int, low: int, high: int) -> Tensor:
     """ONNX QuantizeLinear: ``clamp(round_half_even(x / scale) + zero_point, low, high)``.
 
@@ -62,23 +94,25 @@ def quantize_static(x: Tensor, scale: float, zero_point: int, low: int, high: in
     return q.clamp(low, high).to(torch.int32)
 
 
-def accumulate(q: Tensor, zero_point: int, weight: Tensor) -> Tensor:
+def accumulate(q: Tensor, zero_point: int | Tensor, weight: Tensor) -> Tensor:
     """``sum_k (q[t, k] - zero_point) * weight[n, k]``, exact: float64 holds integers to 2**53.
 
     Args:
         q: integers [tokens, in].
-        zero_point: the quantized value of 0.
+        zero_point: the quantized value of 0, or integers [tokens]: of each token.
         weight: int8 [out, in].
 
     Returns:
         float64 [tokens, out] with integer values.
     """
+    if isinstance(zero_point, Tensor):
+        zero_point = zero_point.unsqueeze(1)
     return F.linear(q.double() - zero_point, weight.double())
 
 
 def integer_linear(
     q: Tensor,
-    zero_point: int,
+    zero_point: int | Tensor,
     x_scale: Tensor,
     weight: Tensor,
     weight_scale: Tensor,
@@ -90,7 +124,7 @@ def integer_linear(
 
     Args:
         q: integers [tokens, in].
-        zero_point: the quantized value of 0.
+        zero_point: the quantized value of 0, or integers [tokens]: of each token.
         x_scale: float32 [tokens] or [1].
         weight: int8 [out, in].
         weight_scale: float32 [out].

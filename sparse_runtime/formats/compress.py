@@ -7,7 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..spec import VALUE_DTYPES, ActivationSpec, LinearSpec, Structure, ValueSpec
+from ..spec import (
+    DYNAMIC_ACTIVATIONS,
+    VALUE_DTYPES,
+    ActivationSpec,
+    LinearSpec,
+    Structure,
+    ValueSpec,
+)
 from .base import PackedWeight, check_finite
 from .detect import observe
 from .packing import pack
@@ -64,8 +71,8 @@ class Compression:
                 hold any matrix; "N:M" prunes by magnitude what does not fit.
             values: "auto" is int8; or "fp32", "bf16", "fp16", "int8", "int4".
             scales: "row", "tensor" or "chunk:R", for integer values.
-            activations: "auto" quantizes inputs per token ("dynamic") for integer values and not
-                at all ("none") for floats.
+            activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for
+                integer values and "none" for floats; "symmetric" is int8, a scale per token.
             prune: "N:M", "unstructured@SPARSITY" or "block:RxC@SPARSITY": prune by magnitude to
                 this structure, which an explicit ``structure`` must name too.
 
@@ -137,13 +144,18 @@ def _parse_values(values: str, scales: str) -> ValueSpec:
 
 
 def _parse_activations(activations: str, values: ValueSpec) -> ActivationSpec | None:
-    if activations not in ("auto", "dynamic", "none"):
-        raise ValueError(f"activations {activations!r}: expected 'auto', 'dynamic' or 'none'")
-    if activations == "dynamic" and not values.is_integer:
+    if activations not in ("auto", "none", *DYNAMIC_ACTIVATIONS):
         raise ValueError(
-            f"activations 'dynamic': needs int8 or int4 values, got {values.dtype}; use 'none'"
+            f"activations {activations!r}: expected 'auto', 'dynamic', 'symmetric' or 'none'"
         )
-    return None if activations == "none" or not values.is_integer else ActivationSpec()
+    if activations in DYNAMIC_ACTIVATIONS and not values.is_integer:
+        raise ValueError(
+            f"activations {activations!r}: needs int8 or int4 values, got {values.dtype}; use "
+            "'none'"
+        )
+    if activations == "auto":
+        activations = "dynamic" if values.is_integer else "none"
+    return DYNAMIC_ACTIVATIONS.get(activations)
 
 
 def _note(source: Tensor, fitted: Tensor, packed: PackedWeight) -> CompressionNote:

@@ -97,8 +97,8 @@ class Linear(PackedModule):
                 "unstructured" and "block:RxC" hold any matrix; "N:M" prunes by magnitude.
             values: "auto" is int8; or "fp32", "bf16", "fp16", "int8", "int4".
             scales: "row", "tensor" or "chunk:R" (R rows share a scale), for integer values.
-            activations: "auto" quantizes inputs per token for integer values and not at all for
-                floats; "dynamic", "none".
+            activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for
+                integer values and "none" for floats; "symmetric" is int8, a scale per token.
             prune: "N:M", "unstructured@SPARSITY" or "block:RxC@SPARSITY", by magnitude.
             backend: "auto", or the backend that must run the layer.
 

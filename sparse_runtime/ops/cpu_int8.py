@@ -20,24 +20,31 @@ ISA = "auto"  # the extension picks the best the machine runs
 FUSED_ACTIVATIONS = (None, "relu", "gelu")
 
 
-def quantize(x: Tensor, activations: ActivationSpec) -> tuple[Tensor, Tensor, int]:
-    """float32 [tokens, in] -> (uint8 [tokens, in], float32 scales [tokens] or [1], zero point)."""
+def quantize(x: Tensor, activations: ActivationSpec) -> tuple[Tensor, Tensor, int, Tensor | None]:
+    """Quantize float32 [tokens, in].
+
+    Returns:
+        (uint8 [tokens, in], float32 scales [tokens] or [1], the common zero point, or uint8
+        [tokens]: each token's)
+    """
     tokens, width = x.shape
     q = torch.empty(tokens, width, dtype=torch.uint8)
     threads = torch.get_num_threads()
     if activations.scheme == "dynamic":
         scale = torch.empty(tokens)
+        own = torch.empty(tokens, dtype=torch.uint8) if activations.dtype == "uint8" else None
         extension().quantize_rows(
-            address(x), tokens, width, x.stride(0), address(q), width, address(scale), threads, ISA
+            *(address(x), tokens, width, x.stride(0), address(q), width),
+            *(address(scale), threads, ISA, address(own)),
         )
-        return q, scale, SIGNED_OFFSET
+        return q, scale, SIGNED_OFFSET, own
     offset = SIGNED_OFFSET if activations.dtype == "int8" else 0
     zero_point = activations.zero_point + offset
     extension().quantize_static(
         *(address(x), tokens, width, x.stride(0), address(q), width),
         *(activations.scale, zero_point, 0, 255, threads, ISA),
     )
-    return q, torch.tensor([activations.scale]), zero_point
+    return q, torch.tensor([activations.scale]), zero_point, None
 
 
 def run_int8_linear(
@@ -58,14 +65,14 @@ def run_int8_linear(
     y = torch.empty(tokens, outputs)
     if tokens == 0:
         return y
-    q, x_scale, zero_point = quantize(x, activations)
+    q, x_scale, zero_point, zero_points = quantize(x, activations)
     residual = None if residual is None else rows_of(residual)
     extension().int8_linear(
         *(address(q), width, tokens, address(packed), address(row_sums), outputs, width),
         *(address(x_scale), activations.scheme == "dynamic", zero_point, address(weight_scale)),
         *(address(bias), activation or "none"),
         *(address(residual), 0 if residual is None else residual.stride(0)),
-        *(address(y), outputs, torch.get_num_threads(), ISA),
+        *(address(y), outputs, torch.get_num_threads(), ISA, address(zero_points)),
     )
     return y
 

@@ -31,8 +31,11 @@ def read_weight(packed: PackedWeight) -> Tensor:
     return dense.read_weight(packed.values, spec.shape, int4)
 
 
-def quantize_input(x: Tensor, spec: ActivationSpec) -> tuple[Tensor, int, Tensor]:
-    """Quantize [tokens, in] as ``spec`` says: (integers, zero point, float32 scales)."""
+def quantize_input(x: Tensor, spec: ActivationSpec) -> tuple[Tensor, int | Tensor, Tensor]:
+    """Quantize [tokens, in] as ``spec`` says: (integers, zero point(s), float32 scales)."""
+    if spec.scheme == "dynamic" and spec.dtype == "uint8":
+        q, scale, zero_points = linear.quantize_rows_asymmetric(x)
+        return q, zero_points, scale
     if spec.scheme == "dynamic":
         q, scale = linear.quantize_rows(x)
         return q, 0, scale

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formats import PackedWeight, cast_values, pack, project
-from ..spec import ActivationSpec, LinearSpec, Structure, ValueSpec
+from ..spec import DYNAMIC_ACTIVATIONS, ActivationSpec, LinearSpec, Structure, ValueSpec
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,8 @@ def make_packed(
         values: "fp32", "bf16", "fp16", "int8" or "int4".
         scales: "tensor", "row" or "chunk:R", for integer values.
         activations: "auto" quantizes the input dynamically for integer values and not at all for
-            floats, "none" never does, "dynamic" asks for it; or a full description.
+            floats, "none" never does, "dynamic" (uint8) and "symmetric" (int8) ask for it; or a
+            full description.
         seed: the same seed gives the same weight.
     """
     value_spec = ValueSpec.parse(values, scales)
@@ -137,14 +138,13 @@ def _activation_spec(activations: str | ActivationSpec, values: ValueSpec) -> Ac
     if isinstance(activations, ActivationSpec):
         return activations
     if activations == "auto":
-        return ActivationSpec() if values.is_integer else None
-    if activations == "dynamic":
-        return ActivationSpec()
-    if activations == "none":
-        return None
-    raise ValueError(
-        f"activations {activations!r}: expected 'auto', 'dynamic', 'none' or an ActivationSpec"
-    )
+        activations = "dynamic" if values.is_integer else "none"
+    if activations not in ("none", *DYNAMIC_ACTIVATIONS):
+        raise ValueError(
+            f"activations {activations!r}: expected 'auto', 'dynamic', 'symmetric', 'none' or an "
+            "ActivationSpec"
+        )
+    return DYNAMIC_ACTIVATIONS.get(activations)
 
 
 def _cast(weight: Tensor, spec: LinearSpec) -> tuple[Tensor, LinearSpec, Tensor | None]:

@@ -14,7 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..formats import PackedWeight
-from ..kernels.linear.reference import ACTIVATIONS, quantize_rows, quantize_static
+from ..kernels.linear.reference import (
+    ACTIVATIONS,
+    quantize_rows,
+    quantize_rows_asymmetric,
+    quantize_static,
+)
 
 MULTIPLE = 3.0
 """Default bound: summing in another order changes the largest error by less than this."""
@@ -74,6 +79,9 @@ def _seen_by_the_layer(x: Tensor, packed: PackedWeight) -> Tensor:
     spec = packed.spec.activations
     if spec is None:
         return x.double()
+    if spec.scheme == "dynamic" and spec.dtype == "uint8":
+        q, scale, zero_point = quantize_rows_asymmetric(x)
+        return (q - zero_point.unsqueeze(1)).double() * scale.double().unsqueeze(1)
     if spec.scheme == "dynamic":
         q, scale = quantize_rows(x)
         return q.double() * scale.double().unsqueeze(1)

@@ -57,8 +57,8 @@ def convert(
         values: "auto" is int8; or "fp32", "bf16", "fp16", "int8", "int4".
         prune: prune by magnitude first: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY".
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
-        activations: "auto" is "dynamic" (int8, a scale per token) for integer values and "none"
-            for floats.
+        activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
+            values and "none" for floats; "symmetric" is int8, a scale per token.
         overwrite: replace a packed model that is already in ``out_dir``.
         progress: show a progress bar; None shows it where stderr is a terminal.
         revision: hub only, a branch, tag or commit.

@@ -92,7 +92,7 @@ def pack_model(
 def _pack(weight: Tensor, structure: str, values: str, sparsity: float | None) -> Any:
     form = Structure.parse(structure)
     kind = ValueSpec.parse(values)
-    activations = ActivationSpec() if kind.is_integer else None
+    activations = ActivationSpec("dynamic", "uint8") if kind.is_integer else None
     spec = LinearSpec(tuple(weight.shape), form, kind, activations)  # type: ignore[arg-type]
     stored, scales = cast_values(project(weight, form, sparsity), kind)
     return pack(stored, spec, scales)

@@ -145,3 +145,54 @@ def test_no_rows_and_no_columns() -> None:
     assert quantize_rows(torch.empty(0, 5), "auto")[0].shape == (0, 5)
     q, scale = quantize_rows(torch.empty(4, 0), "auto")
     assert q.shape == (4, 0) and (scale == 1.0).all()
+
+
+def asymmetric(x: Tensor, isa: str, threads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    t, k = x.shape
+    q = torch.full((t, k + 3), 77, dtype=torch.uint8)
+    scale, zero_points = torch.full((t,), 77.0), torch.full((t,), 77, dtype=torch.uint8)
+    _C.quantize_rows(
+        *(x.data_ptr(), t, k, x.stride(0), q.data_ptr(), k + 3, scale.data_ptr(), threads, isa),
+        zero_points_ptr=zero_points.data_ptr(),
+    )
+    assert (q[:, k:] == 77).all()  # nothing beyond the row
+    return q[:, :k], scale, zero_points
+
+
+def asymmetric_rule(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """docs/kernels/int8_linear.md, quantize_rows with zero points; finite rows."""
+    low, high = x.amin(dim=-1, keepdim=True).clamp(max=0), x.amax(dim=-1, keepdim=True).clamp(min=0)
+    levels = torch.full_like(low, 255.0)
+    scale = (high / levels - low / levels).clamp(min=TINY)
+    scale = torch.where(low == high, torch.ones_like(scale), scale)
+    inverse = torch.ones_like(scale) / scale
+    zero = (-low * inverse).round().clamp(max=255)
+    q = ((x * inverse).round() + zero).clamp(0, 255)
+    return q.to(torch.uint8), scale[:, 0], zero[:, 0].to(torch.uint8)
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_asymmetric_rows_follow_the_rule_for_every_width(isa: str) -> None:
+    for t, k, shift in product((1, 3, 70), WIDTHS, (-9.0, -0.4, 0.0, 0.4, 9.0)):
+        x = (torch.randn(t, k + 2)[:, :k] + shift) * torch.logspace(-44, 37, t)[:, None]
+        for found, wanted in zip(asymmetric(x, isa, threads=2), asymmetric_rule(x), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_asymmetric_rows_use_the_whole_range_and_keep_zero(isa: str) -> None:
+    rows = [[0.0, 255.0], [-255.0, 0.0], [-17.0, 238.0], [3.0, 510.0], [-3.4e38, 3.4e38]]
+    q, scale, zero = asymmetric(torch.tensor(rows), isa)
+    assert q.tolist() == [[0, 255], [0, 255], [0, 255], [2, 255], [0, 255]]
+    assert zero.tolist() == [0, 255, 17, 0, 128]
+    assert scale[:4].tolist() == [1.0, 1.0, 1.0, 2.0] and bool(scale.isfinite().all())
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_asymmetric_rows_that_are_zero_or_not_finite(isa: str, value: float) -> None:
+    x = torch.zeros(3, 35)
+    x[1, 20], x[2] = value, -0.0
+    q, scale, zero = asymmetric(x, isa)
+    assert not q.any() and not zero.any()
+    assert scale[1].isnan() and scale[[0, 2]].tolist() == [1.0, 1.0]

@@ -19,6 +19,7 @@ from sparse_runtime.kernels.linear.reference import (
     float_linear,
     integer_linear,
     quantize_rows,
+    quantize_rows_asymmetric,
     quantize_static,
 )
 from sparse_runtime.kernels.nm.reference import read_weight as read_nm
@@ -149,6 +150,26 @@ def test_dynamic_quantization_of_tokens_without_a_scale() -> None:
     assert y.isnan().all(1).tolist() == [False, True, True]
     assert quantize_rows(torch.zeros(3, 0))[0].shape == (3, 0)
     assert quantize_rows(torch.zeros(0, 3))[1].shape == (0,)
+
+
+def test_asymmetric_quantization_has_zero_and_every_value_in_range() -> None:
+    x = (normal(5, 33) + 1) * torch.tensor([1e-30, 1e-3, 1.0, 1e4, 1e37]).unsqueeze(1)
+    q, scale, zero_point = quantize_rows_asymmetric(x)
+    assert q.amin(1).tolist() == [0] * 5
+    assert q.amax(1).tolist() == [255] * 5
+    error = ((q - zero_point.unsqueeze(1)).double() * scale.double().unsqueeze(1) - x).abs()
+    # Half a step from rounding the value, and half from rounding the zero point at the ends.
+    assert bool((error <= scale.double().unsqueeze(1) * (1 + 255 * 2**-22)).all())
+
+
+def test_asymmetric_quantization_of_tokens_without_a_scale() -> None:
+    x = torch.tensor([[0.0, -0.0], [float("nan"), 1.0], [1.0, -float("inf")]])
+    q, scale, zero_point = quantize_rows_asymmetric(x)
+    assert (q.tolist(), zero_point.tolist()) == ([[0, 0]] * 3, [0] * 3)
+    y = integer_linear(q, zero_point, scale, torch.ones(4, 2, dtype=torch.int8), torch.ones(4))
+    assert y.isnan().all(1).tolist() == [False, True, True]
+    assert quantize_rows_asymmetric(torch.zeros(3, 0))[0].shape == (3, 0)
+    assert quantize_rows_asymmetric(torch.zeros(0, 3))[1].shape == (0,)
 
 
 def test_static_quantization_is_that_of_onnx() -> None:

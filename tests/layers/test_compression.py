@@ -69,10 +69,12 @@ def test_values_and_activations_go_together() -> None:
         made = compress(weight, **strings)[0].spec
         return made.values.dtype, made.values.scales, made.activations
 
-    assert spec() == ("int8", "row", ActivationSpec())
-    assert spec(values="int4") == ("int4", "row", ActivationSpec())
-    assert spec(values="int8", scales="chunk:3") == ("int8", "chunk:3", ActivationSpec())
-    assert spec(activations="dynamic") == ("int8", "row", ActivationSpec())
+    asymmetric = ActivationSpec("dynamic", "uint8")
+    assert spec() == ("int8", "row", asymmetric)
+    assert spec(values="int4") == ("int4", "row", asymmetric)
+    assert spec(values="int8", scales="chunk:3") == ("int8", "chunk:3", asymmetric)
+    assert spec(activations="dynamic") == ("int8", "row", asymmetric)
+    assert spec(activations="symmetric") == ("int8", "row", ActivationSpec("dynamic", "int8"))
     assert spec(activations="none") == ("int8", "row", None)
     for floats in ("fp32", "bf16", "fp16"):
         assert spec(values=floats) == (floats, "row", None)
@@ -101,7 +103,7 @@ def test_an_all_zero_weight_is_packed_without_error() -> None:
         ({"values": "int3"}, "values 'int3': expected 'auto', 'fp32'"),
         ({"scales": "column"}, "scales 'column'"),
         ({"values": "fp32", "scales": "tensor"}, "scales 'tensor': fp32 values carry none"),
-        ({"activations": "static"}, "activations 'static': expected 'auto', 'dynamic' or 'none'"),
+        ({"activations": "static"}, "activations 'static': expected 'auto', 'dynamic', "),
         ({"values": "bf16", "activations": "dynamic"}, "needs int8 or int4 values, got bf16"),
         ({"prune": "unstructured"}, "prune 'unstructured'"),
         ({"prune": "block:4x4@1.5"}, "the sparsity is a number from 0 to below 1"),

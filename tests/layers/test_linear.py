@@ -97,7 +97,7 @@ def test_it_looks_like_a_linear() -> None:
     assert packed_linear_without_bias().bias is None
     assert repr(layer) == (
         "Linear(in_features=43, out_features=21, bias=True, structure=dense, values=int8, "
-        "activations=dynamic int8, runs=cpu.int8)"
+        "activations=dynamic uint8, runs=cpu.int8)"
     )
 
 

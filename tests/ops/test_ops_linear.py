@@ -28,6 +28,7 @@ STATIC_UINT8 = ActivationSpec("static", "uint8", 0.02, 131)
 SCHEMES: dict[str, str | ActivationSpec] = {
     "none": "none",
     "dynamic": "dynamic",
+    "symmetric": "symmetric",
     "static int8": STATIC_INT8,
     "static uint8": STATIC_UINT8,
 }

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparse_runtime.spec import (
+    DYNAMIC_ACTIVATIONS,
     MAX_BLOCK,
     VALUE_DTYPES,
     ActivationSpec,
@@ -33,6 +34,7 @@ VALUES = st.builds(
     st.sampled_from(VALUE_DTYPES),
     st.one_of(st.sampled_from(["tensor", "row"]), st.integers(1, 9999).map("chunk:{}".format)),
 )
+DYNAMIC = sorted(DYNAMIC_ACTIVATIONS.values(), key=str)
 STATIC = st.one_of(
     st.builds(
         ActivationSpec,
@@ -54,7 +56,7 @@ STATIC = st.one_of(
 @st.composite
 def specs(draw: st.DrawFn) -> LinearSpec:
     values = draw(VALUES)
-    activations = st.one_of(st.none(), st.just(ActivationSpec()), STATIC)
+    activations = st.one_of(st.none(), st.sampled_from(DYNAMIC), STATIC)
     shape = (draw(st.integers(1, 5000)), draw(st.integers(1, 5000)))
     return LinearSpec(
         shape, draw(STRUCTURES), values, draw(activations) if values.is_integer else None
@@ -141,7 +143,7 @@ def test_bad_values_and_scales_are_refused_by_name(dtype: str, scales: str, name
     [
         ({"scheme": "sometimes"}, "sometimes"),
         ({"dtype": "int16"}, "int16"),
-        ({"dtype": "uint8"}, "dynamic"),
+        ({"dtype": "uint8", "zero_point": 3}, "dynamic"),
         ({"scheme": "dynamic", "scale": 1.0}, "dynamic"),
         ({"scheme": "static"}, "scale"),
         ({"scheme": "static", "scale": float("nan")}, "nan"),

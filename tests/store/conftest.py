@@ -36,7 +36,8 @@ def packed_linear(
     static = ActivationSpec("static", "uint8", 0.125, 17)
     activations = None
     if values.is_integer:
-        activations = static if structure == "2:4" else ActivationSpec()
+        dynamic = ActivationSpec("dynamic", "int8" if structure == "dense" else "uint8")
+        activations = static if structure == "2:4" else dynamic
     packed = pack(stored, LinearSpec(SHAPE, parsed, values, activations), scales)
     return PackedLinear(packed, torch.randn(SHAPE[0], generator=generator) if bias else None)
 

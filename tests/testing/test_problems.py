@@ -49,7 +49,7 @@ def test_structures_have_the_zeros_that_were_asked_for(
 def test_packed_weights_round_trip_and_quantize_their_input_only_as_integers(values: str) -> None:
     packed = make_packed((7, 9), "unstructured", 0.5, values=values, scales="chunk:3")
     packed.validate()
-    expected = ActivationSpec() if values.startswith("int") else None
+    expected = ActivationSpec("dynamic", "uint8") if values.startswith("int") else None
     assert packed.spec.activations == expected
     weight = make_weight((7, 9), "unstructured", 0.5)
     step = {"fp32": 0, "bf16": 2**-8, "fp16": 2**-11, "int8": 1 / 254, "int4": 1 / 14}[values]
@@ -60,7 +60,7 @@ def test_activations_can_be_left_alone_or_described() -> None:
     assert make_packed((4, 4), values="int8", activations="none").spec.activations is None
     static = ActivationSpec("static", "uint8", 0.1, 128)
     assert make_packed((4, 4), values="int8", activations=static).spec.activations == static
-    with pytest.raises(ValueError, match=r"'auto', 'dynamic', 'none'"):
+    with pytest.raises(ValueError, match=r"'auto', 'dynamic', 'symmetric', 'none'"):
         make_packed((4, 4), values="int8", activations="sometimes")
 
 

@@ -86,8 +86,12 @@ def test_shapes_must_agree_and_empty_outputs_are_right() -> None:
 
 @pytest.mark.parametrize(
     "activations",
-    [ActivationSpec(), ActivationSpec("static", "uint8", 0.04, 120)],
-    ids=["dynamic", "static"],
+    [
+        ActivationSpec(),
+        ActivationSpec("dynamic", "uint8"),
+        ActivationSpec("static", "uint8", 0.04, 120),
+    ],
+    ids=["symmetric", "dynamic", "static"],
 )
 def test_quantized_inputs_are_part_of_the_oracle(activations: ActivationSpec) -> None:
     problem = make_linear_problem((16, 40), 5, values="int8", activations=activations)

@@ -36,6 +36,8 @@ from sparse_runtime.spec import ActivationSpec, Structure
 from sparse_runtime.tools.convert import convert
 from sparse_runtime.tools.convert_report import ConvertReport
 
+DYNAMIC = ActivationSpec("dynamic", "uint8")
+
 SIZES = {
     "vocab_size": 50,
     "hidden_size": 32,
@@ -134,7 +136,7 @@ def test_the_defaults_are_int8_by_row_with_dynamic_activations(
     for name, linear in store.load(tmp_path / "out").linears.items():
         spec, weight = linear.packed.spec, weights[f"{name}.weight"]
         assert (spec.values.dtype, spec.values.granularity) == ("int8", "row")
-        assert spec.activations == ActivationSpec("dynamic")
+        assert spec.activations == DYNAMIC
         scales = weight.abs().amax(1) / 127
         assert torch.equal(linear.packed.scales, scales)
         error = (linear.packed.dequantize() - weight).abs()
@@ -147,9 +149,9 @@ def test_the_defaults_are_int8_by_row_with_dynamic_activations(
         ({"values": "fp32"}, "fp32", "row", None),
         ({"values": "bf16"}, "bf16", "row", None),
         ({"values": "fp16"}, "fp16", "row", None),
-        ({"values": "int8", "scales": "tensor"}, "int8", "tensor", ActivationSpec()),
-        ({"values": "int8", "scales": "chunk:5"}, "int8", "chunk:5", ActivationSpec()),
-        ({"values": "int4"}, "int4", "row", ActivationSpec()),
+        ({"values": "int8", "scales": "tensor"}, "int8", "tensor", DYNAMIC),
+        ({"values": "int8", "scales": "chunk:5"}, "int8", "chunk:5", DYNAMIC),
+        ({"values": "int4"}, "int4", "row", DYNAMIC),
         ({"values": "int8", "activations": "none"}, "int8", "row", None),
     ],
 )

@@ -27,7 +27,8 @@ def convert(
         str, typer.Option(help="Rows that share a scale: row, tensor or chunk:R.")
     ] = "row",
     activations: Annotated[
-        str, typer.Option(help="auto, dynamic (int8, a scale per token) or none.")
+        str,
+        typer.Option(help="auto, dynamic (uint8, per token), symmetric (int8, per token), none."),
     ] = "auto",
     prune: Annotated[
         str | None,
