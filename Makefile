@@ -3,7 +3,7 @@
 #
 #   PYTHON    interpreter to build the environment with (3.10 to 3.13)
 #   VENV      where the environment lies
-#   PIP_ARGS  handed to pip, such as "--extra-index-url https://download.pytorch.org/whl/cpu"
+#   PIP_ARGS  handed to pip, such as an --extra-index-url with builds of torch for the CPU
 #   ARGS      handed to pytest or to the demo
 
 PYTHON ?= python3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import PackedSize, PackedWeight
+from .base import PackedSize, PackedWeight, check_bias
 from .block import BlockWeight
 from .compress import Compression, CompressionNote, compress
 from .dense import DenseWeight
@@ -25,6 +25,7 @@ __all__ = [
     "PackedWeight",
     "UnstructuredWeight",
     "cast_values",
+    "check_bias",
     "compress",
     "from_tensors",
     "observe",

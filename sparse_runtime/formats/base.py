@@ -148,6 +148,17 @@ def check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int
         )
 
 
+def check_bias(name: str, bias: Tensor, rows: int) -> None:
+    """Raise ValueError unless a bias is a finite float vector of ``rows`` numbers."""
+    if not bias.is_floating_point() or tuple(bias.shape) != (rows,):
+        raise ValueError(
+            f"{name}: expected floats [{rows}], one for each row of the weight, got {bias.dtype} "
+            f"{list(bias.shape)}"
+        )
+    if not bool(torch.isfinite(bias).all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
+
+
 def check_weight(weight: Tensor, spec: LinearSpec, scales: Tensor | None) -> Tensor:
     """Check a matrix before packing and bring it to canonical form (no negative zero)."""
     if tuple(weight.shape) != spec.shape:

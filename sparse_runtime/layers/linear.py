@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..formats import Compression, PackedWeight
+from ..formats import Compression, PackedWeight, check_bias
 from .checks import INPUT_DTYPES, check_input, refuse_training, unusual
 from .module import PackedModule
-from .state import check_bias
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +68,8 @@ class Linear(PackedModule):
         if dtype not in INPUT_DTYPES:
             raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, INPUT_DTYPES))}")
         if bias is not None:
-            bias = check_bias(bias, packed.spec.shape[0]).detach()
-            bias = bias.to(packed.values.device, copy=True)
+            check_bias("bias", bias, packed.spec.shape[0])
+            bias = bias.detach().to(packed.values.device, copy=True)
         self.out_features, self.in_features = packed.spec.shape
         self.backend = backend
         self.name = name

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import FORMATS, PackedWeight, from_tensors
+from ..formats import FORMATS, PackedWeight, check_bias, from_tensors
 from ..spec import LinearSpec
 
 SPEC_KEY = "_extra_state"
@@ -34,17 +34,6 @@ def decode_spec(data: Any) -> LinearSpec:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{SPEC_KEY}: not JSON ({error})") from None
     return LinearSpec.from_dict(parsed)
-
-
-def check_bias(bias: Tensor, out_features: int) -> Tensor:
-    """Raise ValueError unless ``bias`` is a finite float [out_features]."""
-    if not bias.is_floating_point() or tuple(bias.shape) != (out_features,):
-        raise ValueError(
-            f"bias: expected floats [{out_features}], got {bias.dtype} {list(bias.shape)}"
-        )
-    if not bool(torch.isfinite(bias).all()):
-        raise ValueError("bias: expected finite numbers, got NaN or infinity")
-    return bias
 
 
 @dataclass
@@ -103,7 +92,8 @@ def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -
         if has_bias and "bias" not in entries:
             state.missing.append("bias")
         elif has_bias:
-            state.bias = check_bias(_loaded("bias", entries["bias"]), own.shape[0])
+            state.bias = _loaded("bias", entries["bias"])
+            check_bias("bias", state.bias, own.shape[0])
     except ValueError as error:
         state.errors.append(str(error))
     return state

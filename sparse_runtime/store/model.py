@@ -79,17 +79,6 @@ def plain_names(model: PackedModel) -> dict[str, Tensor]:
     return {name: bias for name, bias in biases.items() if bias is not None} | model.tensors
 
 
-def check_bias(name: str, bias: Tensor, rows: int) -> None:
-    """Raise ValueError unless a bias is a finite float vector of ``rows`` numbers."""
-    if not bias.is_floating_point() or tuple(bias.shape) != (rows,):
-        raise ValueError(
-            f"{name}: expected floats [{rows}], one for each row of the weight, got {bias.dtype} "
-            f"{list(bias.shape)}"
-        )
-    if not bool(torch.isfinite(bias).all()):
-        raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
-
-
 def check_names(layers: set[str], plain: set[str], aliases: dict[str, str]) -> None:
     """Raise ValueError unless every name is well formed and means one tensor.
 

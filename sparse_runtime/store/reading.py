@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formats import FORMATS, from_tensors
+from ..formats import FORMATS, check_bias, from_tensors
 from ..spec import LinearSpec
 from .directories import identity
 from .errors import FormatError
-from .model import PackedLinear, PackedModel, check_bias
+from .model import PackedLinear, PackedModel
 from .section import Section, read_config
 from .weights import WEIGHTS_FILE, map_tensors, read_header
 

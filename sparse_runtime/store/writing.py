@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..formats import check_bias
 from .companions import companion_files
 from .directories import identity
 from .errors import FormatError
 from .model import (
     TENSOR_DTYPES,
     PackedModel,
-    check_bias,
     check_names,
     packed_names,
     plain_names,

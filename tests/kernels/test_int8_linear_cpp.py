@@ -251,3 +251,17 @@ def test_every_instruction_set_gives_the_same_bits(isa: str) -> None:
     assert torch.equal(problem.run("gelu", isa), problem.run("gelu", "generic"))
     values = gelu_sweep()
     assert torch.equal(gelu_of(values, isa), gelu_of(values, "generic"))
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_accumulators_with_a_zero_point_a_row_are_exact(isa: str) -> None:
+    # 65 tokens and 130 outputs reach whole tiles and tails.
+    x, weight = random_inputs(65, 300), random_weight(130, 300)
+    zero_points = (torch.arange(65) * 3 + 63).to(torch.uint8)  # 63 .. 255
+    out = torch.full((65, 130), 77, dtype=torch.int32)
+    _C.int8_linear_accumulate(
+        *(x.data_ptr(), 300, 65, weight.packed.data_ptr(), weight.row_sums.data_ptr()),
+        *(130, 300, 0, out.data_ptr(), 130, 2, isa, zero_points.data_ptr()),
+    )
+    shifted = x.double() - zero_points.double().unsqueeze(1)
+    assert torch.equal(out.double(), shifted @ weight.dense.double().T)
