@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "bindings/checks.h"
+#include "bindings/gil.h"
 #include "core/int8_layout.h"
 #include "cpu/int8_linear/int8_linear.h"
 
@@ -35,7 +36,7 @@ void pack(uintptr_t w_ptr, int64_t n, int64_t k, uintptr_t packed_ptr, uintptr_t
   auto* packed = checks.pointer<std::int8_t>("packed_ptr", packed_ptr, layout::weight_bytes(n, k));
   auto* row_sums =
       checks.pointer<std::int32_t>("row_sums_ptr", row_sums_ptr, 4 * layout::row_sum_count(n));
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   int8_linear::pack(w, n, k, packed, row_sums);
 }
 
@@ -45,7 +46,7 @@ void unpack(uintptr_t packed_ptr, int64_t n, int64_t k, uintptr_t w_ptr) {
   const auto* packed =
       checks.pointer<const std::int8_t>("packed_ptr", packed_ptr, layout::weight_bytes(n, k));
   auto* w = checks.pointer<std::int8_t>("w_ptr", w_ptr, n * k);
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   int8_linear::unpack(packed, n, k, w);
 }
 
@@ -78,7 +79,7 @@ void quantize_rows(uintptr_t x_ptr, int64_t t, int64_t k, int64_t x_stride, uint
                           ? nullptr
                           : checks.pointer<std::uint8_t>("zero_points_ptr", zero_points_ptr, t);
   const Isa chosen = resolve_isa(isa);
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   if (zero_points == nullptr) {
     int8_linear::quantize_rows(chosen, num_threads, a.shape, a.x, a.q, scale);
   } else {
@@ -102,7 +103,7 @@ void quantize_static(uintptr_t x_ptr, int64_t t, int64_t k, int64_t x_stride, ui
   const int8_linear::StaticQuantization quantization = {
       scale32, static_cast<int>(zero_point), static_cast<int>(qmin), static_cast<int>(qmax)};
   const Isa chosen = resolve_isa(isa);
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   int8_linear::quantize_static(chosen, num_threads, a.shape, a.x, quantization, a.q);
 }
 
@@ -168,7 +169,7 @@ void linear(uintptr_t q_ptr, int64_t q_stride, int64_t t, uintptr_t packed_ptr,
   auto* out = checks.pointer<float>("out_ptr", out_ptr, out_bytes);
   const Isa chosen = resolve_isa(isa);
   if (out_bytes == 0) return;
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   int8_linear::linear(chosen, num_threads, p, e, out, out_stride);
 }
 
@@ -185,7 +186,7 @@ void accumulate(uintptr_t q_ptr, int64_t q_stride, int64_t t, uintptr_t packed_p
   auto* out = checks.pointer<std::int32_t>("out_ptr", out_ptr, out_bytes);
   const Isa chosen = resolve_isa(isa);
   if (out_bytes == 0) return;
-  const py::gil_scoped_release release;
+  const WithoutGil without_gil;
   int8_linear::accumulate(chosen, num_threads, p, out, out_stride);
 }
 
