@@ -268,7 +268,11 @@ def test_from_a_packed_weight() -> None:
     ("arguments", "error", "message"),
     [
         ({"packed": torch.ones(OUT, IN)}, TypeError, "expected a PackedWeight, got Tensor"),
-        ({"bias": torch.ones(OUT + 1)}, ValueError, r"bias: expected floats \[21\], got .*\[22\]"),
+        (
+            {"bias": torch.ones(OUT + 1)},
+            ValueError,
+            r"bias: expected floats \[21\], one for each row of the weight, got .*\[22\]",
+        ),
         ({"bias": torch.ones(OUT, dtype=torch.int32)}, ValueError, "got torch.int32"),
         ({"bias": torch.full((OUT,), torch.nan)}, ValueError, "bias: expected finite numbers"),
         ({"dtype": torch.int8}, ValueError, "dtype torch.int8: expected one of torch.float32"),
