@@ -10,9 +10,9 @@ from hypothesis import settings
 
 # Set before the first import of torch and transformers, and inherited by the subprocesses of tests.
 # Cores are divided among the workers of pytest-xdist: OpenMP threads that outnumber the cores wait
-# for each other and slow a run manyfold.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+# for each other and slow a run manyfold. Only in workers: they inherit what their parent sets.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that needs the network would pass or fail by the weather.
 os.environ["HF_HUB_OFFLINE"] = "1"
