@@ -108,8 +108,8 @@ def _parse_section(data: Any) -> Section:
         raise ValueError(f"{SECTION}.format_version: expected {FORMAT_VERSION}, got {version!r}")
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{SECTION}.format_version: expected at most {FORMAT_VERSION}, got {version}, which a "
-            "newer version of sparse-runtime wrote; upgrade it, or"
+            f"{SECTION}.format_version: expected at most {FORMAT_VERSION}, got {version} (a newer "
+            "sparse-runtime wrote the file and would read it)"
         )
     if set(data) != KEYS:
         missing, unknown = sorted(KEYS - set(data)), sorted(set(data) - KEYS)

@@ -214,7 +214,7 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
         if any(target.iterdir()) and not (overwrite and is_packed(target)):
             raise FileExistsError(
                 f"out_dir {target}: expected a new or an empty directory, got one with files; "
-                "overwrite=True replaces a packed model, and nothing else"
+                "overwrite=True (--overwrite) replaces a packed model, and nothing else"
             )
     elif target.exists():
         raise FileExistsError(f"out_dir {target}: expected a directory, got a file")
