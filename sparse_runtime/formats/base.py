@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -29,7 +30,7 @@ class PackedSize:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PackedWeight:
+class PackedWeight(ABC):
     """A weight in canonical packed form; one subclass per structure.
 
     Attributes:
@@ -46,18 +47,19 @@ class PackedWeight:
     scales: Tensor | None = None
 
     @classmethod
+    @abstractmethod
     def pack(cls, weight: Tensor, spec: LinearSpec, scales: Tensor | None = None) -> Self:
         """Pack a checked weight; use :func:`sparse_runtime.formats.pack`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpack(self) -> Tensor:
         """The stored values as a matrix [out, in] in ``spec.values.torch_dtype``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _expected(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """dtype and shape each tensor must have."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_content(self) -> None:
         """Raise ValueError where a tensor of the right shape holds what no packer writes."""
 
