@@ -30,23 +30,40 @@ COMMON_FLAGS = [
     "-Wextra",
 ]
 # A literal: tests/csrc reads it to compile single files the same way.
+# fmt: off
 ISA_FLAGS = {
-    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx2": [
+        "-mavx2", "-mfma", "-mf16c",
+    ],
+    "avx_vnni": [
+        "-mavx2", "-mfma", "-mf16c", "-mavxvnni",
+    ],
+    "avx512": [
+        "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+    ],
     "avx512_vnni": [
-        "-mavx2",
-        "-mfma",
-        "-mf16c",
-        "-mavx512f",
-        "-mavx512bw",
-        "-mavx512dq",
-        "-mavx512vl",
+        "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
         "-mavx512vnni",
     ],
+    "avx512_bf16": [
+        "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+        "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi2",
+    ],
+    "amx": [
+        "-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+        "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi2", "-mamx-tile", "-mamx-int8",
+        "-mamx-bf16",
+    ],
 }
+# fmt: on
 # A compiler may know a flag without knowing the architecture, so the test uses an intrinsic.
 ISA_TESTS = {
     "avx2": "__m256i f(__m256i a) { return _mm256_madd_epi16(a, a); }",
+    "avx_vnni": "__m256i f(__m256i a) { return _mm256_dpbusd_avx_epi32(a, a, a); }",
+    "avx512": "__m512i f(__m512i a) { return _mm512_madd_epi16(a, a); }",
     "avx512_vnni": "__m512i f(__m512i a) { return _mm512_dpbusd_epi32(a, a, a); }",
+    "avx512_bf16": "__m512 f(__m512 a, __m512bh b) { return _mm512_dpbf16_ps(a, b, b); }",
+    "amx": "void f() { _tile_dpbusd(0, 1, 2); _tile_dpbf16ps(0, 1, 2); }",
 }
 
 

@@ -27,6 +27,7 @@ py::dict cpu_features_dict() {
   d["avx512vl"] = f.avx512vl;
   d["avx512_vnni"] = f.avx512_vnni;
   d["avx512_bf16"] = f.avx512_bf16;
+  d["avx512_vbmi2"] = f.avx512_vbmi2;
   d["avx512_fp16"] = f.avx512_fp16;
   d["amx_tile"] = f.amx_tile;
   d["amx_int8"] = f.amx_int8;

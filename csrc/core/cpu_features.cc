@@ -5,6 +5,10 @@
 
 #include <cstdint>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace sparse_runtime {
 namespace {
@@ -47,6 +51,7 @@ CpuFeatures detect() {
   f.avx512bw = avx512_state && bit(b, 30);
   f.avx512vl = avx512_state && bit(b, 31);
   f.avx512_vnni = avx512_state && bit(c, 11);
+  f.avx512_vbmi2 = avx512_state && bit(c, 6);
   f.avx512_fp16 = avx512_state && bit(d, 23);
   f.amx_bf16 = amx_state && bit(d, 22);
   f.amx_tile = amx_state && bit(d, 24);
@@ -68,6 +73,17 @@ CpuFeatures detect() {
 #endif
 
 }  // namespace
+
+bool amx_permitted() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;               // the component's number in XCR0
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
 
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detect();

@@ -14,14 +14,18 @@ struct CpuFeatures {
   bool avx512vl = false;
   bool avx512_vnni = false;
   bool avx512_bf16 = false;
+  bool avx512_vbmi2 = false;
   bool avx512_fp16 = false;
   bool amx_tile = false;
   bool amx_int8 = false;
   bool amx_bf16 = false;
 };
 
-// A feature counts only if the operating system saves the registers it needs (XCR0). On Linux,
-// AMX also needs a permission per process (arch_prctl), which is not asked for here.
+// A feature counts only if the operating system saves the registers it needs (XCR0).
 const CpuFeatures& cpu_features();
+
+// Asks Linux, once, for this process's permission to use AMX tiles (arch_prctl,
+// ARCH_REQ_XCOMP_PERM); children inherit it. False where it is refused or there is no such call.
+bool amx_permitted();
 
 }  // namespace sparse_runtime

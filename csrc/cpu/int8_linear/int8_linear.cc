@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <stdexcept>
 
 #include "core/int8_layout.h"
 #include "core/thread_pool.h"
@@ -23,23 +22,13 @@ constexpr std::int64_t kLeastTokens = 8;
 constexpr std::int64_t kQuantizedPerTask = 32 * 1024;
 
 const Kernels& kernels_for(Isa isa) {
-  switch (isa) {
-    case Isa::kGeneric:
-      return kGenericKernels;
-    case Isa::kAvx2:
-#ifdef SPARSE_RUNTIME_HAS_AVX2
-      return kAvx2Kernels;
-#else
-      break;
-#endif
-    case Isa::kAvx512Vnni:
 #ifdef SPARSE_RUNTIME_HAS_AVX512_VNNI
-      return kAvx512VnniKernels;
-#else
-      break;
+  if (isa >= Isa::kAvx512Vnni) return kAvx512VnniKernels;
 #endif
-  }
-  throw std::logic_error("int8_linear: kernels asked for an instruction set that is not built");
+#ifdef SPARSE_RUNTIME_HAS_AVX2
+  if (isa >= Isa::kAvx2) return kAvx2Kernels;
+#endif
+  return kGenericKernels;
 }
 
 int useful_threads(const Product& p, int num_threads) {

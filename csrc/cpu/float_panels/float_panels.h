@@ -1,0 +1,34 @@
+// Float linears over panels of tokens: packing into device layouts, and the kernel for each.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "core/aligned.h"
+#include "cpu/float_panels/kernels.h"
+#include "cpu/isa.h"
+
+namespace sparse_runtime::float_panels {
+
+// A packed weight; owns its memory.
+struct Weight {
+  Layout layout;
+  std::int64_t n;  // as given, not padded
+  std::int64_t k;
+  AlignedVector<float> floats;         // the layouts in float32
+  AlignedVector<std::uint16_t> halves;  // the layouts in bf16
+  AlignedVector<std::int32_t> starts;
+  AlignedVector<std::uint16_t> index;
+
+  WeightView view() const;
+  std::int64_t bytes() const;
+};
+
+// w: float32 [n, k] row-major, contiguous. For bf16 layouts each value must be a bf16 already.
+std::unique_ptr<Weight> pack(const float* w, std::int64_t n, std::int64_t k, Layout layout);
+void unpack(const Weight& weight, float* w);
+
+// The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
+Accumulate accumulate_for(Isa isa, Layout layout);
+
+}  // namespace sparse_runtime::float_panels

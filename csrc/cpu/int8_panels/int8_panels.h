@@ -1,0 +1,37 @@
+// INT8 linears over panels of tokens: packing into device layouts, and the kernel for each.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/aligned.h"
+#include "cpu/int8_panels/kernels.h"
+#include "cpu/isa.h"
+
+namespace sparse_runtime::int8_panels {
+
+// A packed weight; owns its memory.
+struct Weight {
+  Layout layout;
+  std::int64_t n;  // as given, not padded
+  std::int64_t k;
+  AlignedVector<std::int8_t> values;
+  AlignedVector<std::int32_t> starts;
+  AlignedVector<std::uint16_t> index;
+  AlignedVector<std::uint64_t> masks;
+  AlignedVector<std::int64_t> offsets;
+  AlignedVector<std::int32_t> row_sums;  // sum_k w[row][k], padded to kRowBlock
+
+  WeightView view() const;
+  std::int64_t bytes() const;  // of everything above
+};
+
+// w: int8 [n, k] row-major, contiguous; n * k may be 0; k <= 65536.
+std::unique_ptr<Weight> pack(const std::int8_t* w, std::int64_t n, std::int64_t k, Layout layout);
+void unpack(const Weight& weight, std::int8_t* w);
+
+// The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
+Accumulate accumulate_for(Isa isa, Layout layout);
+
+}  // namespace sparse_runtime::int8_panels

@@ -1,0 +1,74 @@
+// What one instruction set supplies to the INT8 linears over panels. Plain declarations only: every
+// instruction set's translation unit includes this file.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse_runtime::int8_panels {
+
+// Device layouts of an int8 weight [n, k]. pack.cc has their byte diagrams.
+//   kDense         every group of four inputs of bands of four outputs
+//   kBand4Grouped  bands of four outputs; the groups of four inputs where any of the band is not 0
+//   kBand4Gathered bands of four outputs; the single inputs where any of the band is not 0
+//   kBand1Grouped  one output; its groups of four inputs that are not all 0
+//   kBand1Gathered one output; its single inputs that are not 0
+//   kTiles         AMX tiles of 16 outputs x 64 inputs that are not all 0
+//   kTileBits      the same tiles as a bitmask and their nonzero bytes, expanded when they are used
+enum class Layout {
+  kDense,
+  kBand4Grouped,
+  kBand4Gathered,
+  kBand1Grouped,
+  kBand1Gathered,
+  kTiles,
+  kTileBits
+};
+constexpr int kLayouts = 7;
+
+// Outputs come in blocks of this many; a weight's last block is padded with empty rows.
+constexpr std::int64_t kRowBlock = 32;
+
+// Whether the activations must be in the plain form; grouped otherwise.
+static constexpr bool reads_plain(Layout layout) {
+  return layout == Layout::kBand4Gathered || layout == Layout::kBand1Gathered;
+}
+
+struct WeightView {
+  Layout layout;
+  std::int64_t n;  // padded to kRowBlock
+  std::int64_t k;
+  const std::int8_t* values;
+  const std::int32_t* starts;   // per band (or row of tiles): where its units begin, one more at end
+  const std::uint16_t* index;   // per unit: group, input or tile column
+  const std::uint64_t* masks;   // kTileBits only
+  const std::int64_t* offsets;  // kTileBits only: per tile, its first byte in values
+};
+
+// One call: rows [row, row + rows), multiples of kRowBlock, of some consecutive panels.
+struct Call {
+  std::int64_t row;
+  std::int64_t rows;
+  const std::uint8_t* x;       // first panel, 64-byte aligned
+  std::int64_t panel_stride;   // bytes
+  int panels;
+  int last_vectors;            // vectors of 16 slots that are in use in the last panel, 1 .. 4
+  std::int32_t* acc;           // [panels][rows][64], 64-byte aligned; unused vectors: unspecified
+  void* scratch;               // kScratchBytes, 64-byte aligned, this thread's own
+};
+constexpr std::int64_t kScratchBytes = 64 * 1024;
+
+// acc[p][r][slot] = sum_k x[p][k][slot] * w[row + r][k], modulo 2^32, x unsigned.
+using Accumulate = void (*)(const WeightView& w, const Call& call);
+
+struct Kernels {
+  Accumulate accumulate[kLayouts];  // by Layout; null where the set has none of its own
+};
+
+extern const Kernels kGenericKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvxVnniKernels;
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512VnniKernels;
+extern const Kernels kAmxKernels;
+
+}  // namespace sparse_runtime::int8_panels

@@ -1,0 +1,107 @@
+// Everything of an encoder that is not a product: the epilogue of linears, normalization,
+// quantization, embedding, and the way in and out of panels. What one instruction set supplies.
+// Plain declarations only.
+#pragma once
+
+#include <cstdint>
+
+namespace sparse_runtime::token_ops {
+
+enum class Activation { kNone, kRelu, kGelu, kTanh, kSilu, kGeluTanh };
+
+// How an activation is quantized to uint8; a signed value q is stored as q + 128 with its zero
+// point. The formulas are those of kernels/linear/reference.py, bit for bit.
+enum class Scheme { kAsymmetric, kSymmetric, kStatic };
+struct Quantization {
+  Scheme scheme;
+  float scale;     // static only, as the next
+  int zero_point;  // in 0 .. 255
+};
+
+// The end of a linear layer for some rows of one panel:
+//   v = float(acc - zero_point[slot] * row_sums[r]) * (x_scale[slot] * w_scale[r])   integers
+//   v = acc                                                                          floats
+//   v = activation(v + bias[r]) + residual[r][slot]
+struct Finish {
+  const void* acc;  // int32 or float [rows][64]
+  std::int64_t rows;
+  int vectors;                      // vectors of 16 slots in use, 1 .. 4
+  const float* w_scale;             // [rows]; null: acc is float, and the next three are too
+  const std::int32_t* row_sums;     // [rows]
+  const float* x_scale;             // [64]
+  const std::int32_t* zero_points;  // [64]
+  const float* bias;                // [rows] or null
+  Activation activation;
+  const float* residual;            // floats, at the first row; or null
+  // Outputs, each at the first row, each or null.
+  float* floats;
+  std::uint16_t* pairs;   // rows even, first row even
+  std::uint16_t* halves;
+  float* low;             // [64]: running minimum of v, to be initialised by the caller
+  float* high;            // [64]: running maximum
+};
+
+// LayerNorm down the features, slot by slot, of vectors [vector, vector + vectors) of one panel:
+// y = (x - mean) / sqrt(variance + eps) * weight + bias, two passes. y may be x.
+struct Normalize {
+  const float* x;  // floats [features][64]
+  float* y;
+  std::int64_t features;
+  int vector;
+  int vectors;
+  const float* weight;
+  const float* bias;
+  float eps;
+  float* low;   // [64] minimum of y, written for these vectors; or null
+  float* high;  // [64]
+};
+
+// Quantizes vectors [vector, vector + vectors) of one panel; low and high are each slot's minimum
+// and maximum (null: found here, with a pass of its own).
+struct Quantize {
+  const float* x;  // floats [features][64]
+  std::int64_t features;
+  int vector;
+  int vectors;
+  Quantization quantization;
+  const float* low;   // [64] or null
+  const float* high;  // [64] or null
+  bool plain;         // the form of q: plain or grouped
+  std::uint8_t* q;    // one panel; padding features are written as 0
+  float* scale;                // [64], written for these vectors
+  std::int32_t* zero_points;   // [64], written for these vectors
+};
+
+// Sums one row of each table for each token and lays the tokens out in one vector of a panel.
+struct Embed {
+  const float* const* tables;        // [count] float [rows][features]
+  const std::int64_t* const* ids;    // [count] int64 [tokens]: the vector's tokens, checked
+  int count;
+  int tokens;  // 1 .. 16
+  std::int64_t features;
+  int vector;
+  float* y;  // floats [features][64]; slots beyond the tokens are written as 0
+};
+
+struct Kernels {
+  void (*finish)(const Finish&);
+  void (*normalize)(const Normalize&);
+  void (*quantize)(const Quantize&);
+  // floats [features][64] -> pairs or halves, one panel's vectors [vector, vector + vectors).
+  void (*to_pairs)(const float* x, std::int64_t features, int vector, int vectors,
+                   std::uint16_t* y);
+  void (*to_halves)(const float* x, std::int64_t features, int vector, int vectors,
+                    std::uint16_t* y);
+  void (*embed)(const Embed&);
+  // One panel's `tokens` (1 .. 64) to and from rows `stride` floats apart.
+  void (*to_rows)(const float* panel, std::int64_t features, int tokens, float* rows,
+                  std::int64_t stride);
+  void (*from_rows)(const float* rows, std::int64_t stride, std::int64_t features, int tokens,
+                    float* panel);
+};
+
+extern const Kernels kGenericKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+
+}  // namespace sparse_runtime::token_ops
