@@ -19,7 +19,7 @@ struct Quantization {
 };
 
 // The end of a linear layer for some rows of one panel:
-//   v = float(acc - zero_point[slot] * row_sums[r]) * (x_scale[slot] * w_scale[r])   integers
+//   v = float(acc - zero_point[slot] * row_sums[r]) * x_scale[slot] * w_scale[r]   integers
 //   v = acc                                                                          floats
 //   v = activation(v + bias[r]) + residual[r][slot]
 struct Finish {
