@@ -3,12 +3,12 @@
 Strides count elements and only matter with more than one row. Every function checks sizes,
 alignment and null addresses before it writes anything, and raises ValueError naming the argument;
 what it cannot check is that the address really holds that many bytes. The GIL is released while a
-kernel runs. `isa` is "auto" or a name from isas(); one that cannot run here raises RuntimeError
-with the reason. `num_threads` is at least 1; at most 256 are used. Formulas, layout and limits:
-docs/kernels/int8_linear.md.
+kernel runs. `isa` is "auto" (SPARSE_RUNTIME_ISA, or the best) or a name from isas(); one that
+cannot run here raises RuntimeError with the reason. `num_threads` is at least 1; at most 256 are
+used. Layouts of activations and weights: docs/kernels.
 """
 
-from typing import Literal, TypedDict
+from typing import TypedDict, overload
 
 class IsaStatus(TypedDict):
     name: str
@@ -23,10 +23,6 @@ class BuildInfo(TypedDict):
     isas_not_built: dict[str, str]  # name -> reason
     families: dict[str, list[str]]  # kernel family -> instruction sets built
 
-Activation = Literal["none", "relu", "gelu"]
-
-INT8_LINEAR_MAX_K: int
-
 def cpu_features() -> dict[str, bool]:
     """Instruction sets that both the CPU and the operating system support."""
 
@@ -40,95 +36,181 @@ def max_threads() -> int:
 def use_openmp(gomp_parallel_ptr: int) -> None:
     """Run loops on the OpenMP runtime that has this GOMP_parallel; 0: on the extension's pool."""
 
-def int8_linear_layout_size(n: int, k: int) -> tuple[int, int]:
-    """Returns (bytes of packed weights, int32 count of row sums) for an [n, k] weight."""
+class WorkspacePool:
+    """Memory for activations, kept between passes; safe to share between threads."""
 
-def int8_linear_pack(w_ptr: int, n: int, k: int, packed_ptr: int, row_sums_ptr: int) -> None:
-    """Packs int8 [n, k] (contiguous) and sums each row."""
+    def __init__(self) -> None: ...
+    @property
+    def bytes(self) -> int: ...
 
-def int8_linear_unpack(packed_ptr: int, n: int, k: int, w_ptr: int) -> None:
-    """The inverse of int8_linear_pack: writes int8 [n, k] (contiguous)."""
+class Int8PanelWeight:
+    """An int8 weight [n, k] in a device layout."""
 
-def quantize_rows(
+    n: int
+    k: int
+    @property
+    def layout(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def reads_plain(self) -> bool:
+        """Whether activations come as plain panels; else grouped."""
+    def unpack(self, w_ptr: int) -> None: ...
+
+class FloatPanelWeight:
+    """A float weight [n, k] in a device layout."""
+
+    n: int
+    k: int
+    @property
+    def layout(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether activations come as bf16 pairs; else as floats."""
+    def unpack(self, w_ptr: int) -> None: ...
+
+PANEL_MAX_K: int
+
+def int8_panels_pack(w_ptr: int, n: int, k: int, layout: str) -> Int8PanelWeight: ...
+def int8_panels_count(w_ptr: int, n: int, k: int) -> dict[str, int]:
+    """Units that each layout would multiply, and "nonzeros"."""
+
+def int8_panels_runs(layout: str, isa: str = "auto") -> bool: ...
+def int8_panels_seconds(
+    weight: Int8PanelWeight, panels: int, last_vectors: int, repeats: int, isa: str = "auto"
+) -> float:
+    """The shortest of several products with made-up activations, one thread."""
+
+def int8_panels_accumulate(
+    weight: Int8PanelWeight,
+    row: int,
+    rows: int,
     x_ptr: int,
-    t: int,
-    k: int,
-    x_stride: int,
-    q_ptr: int,
-    q_stride: int,
-    scale_ptr: int,
-    num_threads: int,
+    panel_stride: int,
+    panels: int,
+    last_vectors: int,
+    acc_ptr: int,
     isa: str,
-    zero_points_ptr: int = 0,
 ) -> None:
-    """Quantization per row: float32 [t, k] -> uint8 [t, k], float32 scale [t].
+    """int32 [panels, rows, 64]: the products of some rows, exact modulo 2**32."""
 
-    Symmetric, stored as q + 128, or, with zero_points_ptr (uint8 [t]), asymmetric. A row with NaN
-    or infinity gets a scale that makes its outputs NaN.
-    """
-
-def quantize_static(
+def float_panels_pack(w_ptr: int, n: int, k: int, layout: str) -> FloatPanelWeight: ...
+def float_panels_runs(layout: str, isa: str = "auto") -> bool: ...
+def float_panels_seconds(
+    weight: FloatPanelWeight, panels: int, last_vectors: int, repeats: int, isa: str = "auto"
+) -> float: ...
+def float_panels_accumulate(
+    weight: FloatPanelWeight,
+    row: int,
+    rows: int,
     x_ptr: int,
-    t: int,
-    k: int,
-    x_stride: int,
-    q_ptr: int,
-    q_stride: int,
+    panel_stride: int,
+    panels: int,
+    last_vectors: int,
+    acc_ptr: int,
+    isa: str,
+) -> None: ...
+def panel_attention_runs(form: str, isa: str = "auto") -> bool: ...
+def panel_attention(
+    form: str,
+    qkv_ptr: int,
+    tokens: int,
+    heads: int,
+    head_size: int,
     scale: float,
-    zero_point: int,
-    qmin: int,
-    qmax: int,
-    num_threads: int,
-    isa: str,
-) -> None:
-    """ONNX QuantizeLinear: clamp(round_half_even(x / scale) + zero_point, qmin, qmax) as uint8.
-
-    NaN becomes zero_point (clamped to qmin..qmax); infinities saturate.
-    """
-
-def int8_linear(
-    q_ptr: int,
-    q_stride: int,
-    t: int,
-    packed_ptr: int,
-    row_sums_ptr: int,
-    n: int,
-    k: int,
-    x_scale_ptr: int,
-    x_scale_is_per_row: bool,
-    zero_point: int,
-    w_scale_ptr: int,
     bias_ptr: int,
-    activation: str,
-    residual_ptr: int,
-    residual_stride: int,
+    span: int,
     out_ptr: int,
-    out_stride: int,
-    num_threads: int,
+    head: int,
+    start: int,
+    length: int,
+    bias_start: int,
+    query: int,
+    queries: int,
     isa: str,
-    zero_points_ptr: int = 0,
 ) -> None:
-    """out = activation(float(acc) * x_scale[t] * w_scale[n] + bias[n]) + residual[t, n], float32.
+    """One head of one sequence."""
 
-    acc is the exact int32 sum over k of (q - zero_point) * w; zero_points_ptr (uint8 [t]) gives
-    each row its own zero point instead. bias_ptr and residual_ptr may be 0.
-    x_scale holds t values, or one if not x_scale_is_per_row. out may be the residual itself (same
-    address and stride) but must not overlap any other argument.
-    """
+class PanelNorm:
+    def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float) -> None: ...
 
-def int8_linear_accumulate(
-    q_ptr: int,
-    q_stride: int,
-    t: int,
-    packed_ptr: int,
-    row_sums_ptr: int,
-    n: int,
-    k: int,
-    zero_point: int,
-    out_ptr: int,
-    out_stride: int,
-    num_threads: int,
-    isa: str,
-    zero_points_ptr: int = 0,
-) -> None:
-    """The sums alone: int32 out[t, n] = sum over k of (q[t, k] - zero_point) * w[n, k]."""
+class PanelLinear:
+    """A layer in one or several device layouts, each up to a number of tokens."""
+
+    @overload
+    def __init__(
+        self,
+        name: str,
+        variants: list[tuple[int, Int8PanelWeight]],
+        scale_ptr: int,
+        bias_ptr: int,
+        scheme: str,
+        scale: float = 1.0,
+        zero_point: int = 0,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self, name: str, variants: list[tuple[int, FloatPanelWeight]], bias_ptr: int
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    def apply(
+        self,
+        x_ptr: int,
+        x_stride: int,
+        tokens: int,
+        activation: str,
+        residual_ptr: int,
+        residual_stride: int,
+        out_ptr: int,
+        out_stride: int,
+        num_threads: int,
+        isa: str,
+        pool: WorkspacePool,
+    ) -> None:
+        """The layer on row-major floats."""
+
+class PanelValue:
+    """A recorded value; released when it is dropped."""
+
+    @property
+    def features(self) -> int: ...
+
+class Forward:
+    """One forward pass: operations are recorded, and run together by run()."""
+
+    def __init__(
+        self,
+        lengths: list[int],
+        positions: list[int],
+        num_threads: int,
+        isa: str,
+        pool: WorkspacePool,
+    ) -> None: ...
+    def embed(
+        self,
+        table_ptrs: list[int],
+        table_rows: list[int],
+        id_ptrs: list[int],
+        features: int,
+        norm: PanelNorm | None,
+    ) -> PanelValue: ...
+    def from_rows(
+        self, rows_ptr: int, stride: int, features: int, norm: PanelNorm | None
+    ) -> PanelValue: ...
+    def linear(
+        self,
+        x: PanelValue,
+        layer: PanelLinear,
+        activation: str,
+        residual: PanelValue | None,
+        norm: PanelNorm | None,
+    ) -> PanelValue: ...
+    def attention(
+        self, qkv: PanelValue, heads: int, scale: float, bias_ptr: int = 0, span: int = 0
+    ) -> PanelValue: ...
+    def to_rows(self, x: PanelValue, rows_ptr: int, stride: int) -> None: ...
+    def run(self, profile: bool = False) -> list[tuple[str, float]]:
+        """Runs what is recorded; with profile, each stage's label and seconds."""

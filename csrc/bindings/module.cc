@@ -4,7 +4,10 @@
 
 #include <cstdint>
 
-#include "bindings/int8_linear.h"
+#include "bindings/encoder.h"
+#include "bindings/float_panels.h"
+#include "bindings/int8_panels.h"
+#include "bindings/panel_attention.h"
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "cpu/isa.h"
@@ -73,7 +76,9 @@ py::dict build_info() {
     }
   }
   py::dict families;
-  families["int8_linear"] = built;
+  for (const char* family : {"float_panels", "int8_panels", "panel_attention", "token_ops"}) {
+    families[family] = built;
+  }
   py::dict d;
   d["compiler"] = compiler();
   d["cxx_standard"] = static_cast<long>(__cplusplus);
@@ -94,5 +99,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &bindings::build_info);
   m.def("max_threads", &usable_cpus);
   m.def("use_openmp", &bindings::use_openmp_at, py::arg("gomp_parallel_ptr"));
-  bindings::bind_int8_linear(m);
+  bindings::bind_int8_panels(m);
+  bindings::bind_float_panels(m);
+  bindings::bind_panel_attention(m);
+  bindings::bind_encoder(m);
 }

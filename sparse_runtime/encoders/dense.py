@@ -22,11 +22,13 @@ class DenseLinear(nn.Module):
         self.register_buffer("weight", weight, persistent=False)
         self.register_buffer("bias", bias, persistent=False)
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
         """Float [rows, in] -> [rows, out]; the activation is a name of transformers."""
         y = F.linear(x, self.weight, self.bias)
-        if activation is None:
-            return y
-        from transformers.activations import ACT2FN
+        if activation is not None:
+            from transformers.activations import ACT2FN
 
-        return ACT2FN[activation](y)
+            y = ACT2FN[activation](y)
+        return y if residual is None else y + residual

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..ops import Activation, Backend, Norm, PreparedLinear, TokenBatch
@@ -83,10 +84,21 @@ class Stack:
         if not len(batch.index):
             empty = self._tables[0].new_zeros(0, self._settings.sizes["hidden"])
             return [empty] * (len(self._layers) + 1 if every_layer else 1)
+        parts = [
+            self._run_part(part, tuple(column[at] for column in ids), every_layer)
+            for part, at in batch.split(self._backend.most_tokens)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return [torch.cat(states) for states in zip(*parts, strict=True)]
+
+    def _run_part(
+        self, batch: TokenBatch, ids: tuple[Tensor, ...], every_layer: bool
+    ) -> list[Tensor]:
         backend = self._backend
         x = backend.embed(batch, ids, self._tables, self._embedding_norm)
         if self._projection is not None:
-            x = backend.from_tokens(self._projection(backend.to_tokens(x)))
+            x = backend.linear(x, self._projection)
         states = [backend.to_tokens(x)] if every_layer else []
         bias = self._attention_bias(batch)
         for layer in self._layers:

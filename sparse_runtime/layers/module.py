@@ -110,6 +110,7 @@ class PackedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before, marker = self.packed.tensors(), self._marker
+        bias_dtype = None if self.bias is None else self.bias.dtype
         super()._apply(fn, recurse)
         for name, tensor in before.items():
             moved = getattr(self, name)
@@ -117,7 +118,9 @@ class PackedModule(nn.Module):
                 setattr(self, name, tensor.to(moved.device))
         now = self._marker
         came_from_meta = marker.is_meta and not now.is_meta  # to_empty: nothing to prepare yet
-        if not came_from_meta and (now.device, now.dtype) != (marker.device, marker.dtype):
+        rounded = self.bias is not None and self.bias.dtype != bias_dtype
+        moved = (now.device, now.dtype) != (marker.device, marker.dtype)
+        if not came_from_meta and (moved or rounded):
             self.prepare()
         return self
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
@@ -45,9 +44,11 @@ class Backend:
         device: where it runs.
         dtype: the float type of activations.
         decisions: one for every linear layer prepared so far.
+        most_tokens: callers run whole sequences of about this many tokens at a time; None is any.
     """
 
     name = "reference"
+    most_tokens: int | None = None
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
         self.device = device
@@ -79,13 +80,13 @@ class Backend:
     def linear(
         self,
         x: Activation,
-        layer: PreparedLinear,
+        layer: PreparedLinear | nn.Module,
         *,
         activation: str | None = None,
         residual: Activation | None = None,
         norm: Norm | None = None,
     ) -> Activation:
-        """``norm(activation(layer(x)) + residual)``."""
+        """``norm(activation(layer(x)) + residual)``; a plain module is called as a prepared one."""
         return self._normalize(layer(x, activation, residual), norm)
 
     def attention(
@@ -110,8 +111,8 @@ class Backend:
             qkv, batch.lengths, heads, scale, bias, batch.row_positions
         )
 
-    def from_tokens(self, tokens: Tensor) -> Activation:
-        """Row-major [tokens, features] -> this backend's form."""
+    def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
+        """Row-major float [tokens, features] -> this backend's form, for the batch they are of."""
         return tokens
 
     def to_tokens(self, x: Activation) -> Tensor:
@@ -122,42 +123,6 @@ class Backend:
         if norm is None:
             return x
         return layer_norm_reference.layer_norm(x, norm.weight, norm.bias, norm.eps)
-
-
-class CpuBackend(Backend):
-    """PyTorch's fused attention around the CPU candidates' linear layers."""
-
-    name = "cpu"
-
-    def attention(
-        self,
-        qkv: Activation,
-        batch: TokenBatch,
-        *,
-        heads: int,
-        scale: float,
-        bias: Tensor | None = None,
-    ) -> Activation:
-        if len(set(batch.lengths)) == 1 and bias is None:
-            stream = qkv.unflatten(0, (len(batch.lengths), -1))
-            return self._attend(stream, heads, scale, None).flatten(0, 1)
-        outputs, start = [], 0
-        for length in batch.lengths:
-            stop = start + length
-            mask = None
-            if bias is not None:
-                at = batch.row_positions[start:stop]
-                mask = bias[:, at.unsqueeze(1), at].to(qkv.dtype)
-            outputs.append(self._attend(qkv[start:stop].unsqueeze(0), heads, scale, mask)[0])
-            start = stop
-        return torch.cat(outputs) if outputs else qkv[:, : qkv.shape[1] // 3]
-
-    @staticmethod
-    def _attend(qkv: Tensor, heads: int, scale: float, mask: Tensor | None) -> Tensor:
-        """[batch, length, 3 * features] -> [batch, length, features]."""
-        q, k, v = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        return context.transpose(1, 2).flatten(2)
 
 
 def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Backend:
@@ -173,4 +138,6 @@ def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Ba
         raise RuntimeError(f"backend 'cpu' runs on cpu, got device {device}; use 'auto'")
     if name == "reference" or device.type != "cpu":
         return Backend(device, dtype, choice=name)
+    from .cpu_backend import CpuBackend  # it derives from Backend
+
     return CpuBackend(device, dtype, choice=name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .cpu_float import CpuFloatCandidate
-from .cpu_int8 import CpuInt8Candidate
+from .cpu_panels import CpuPanelsCandidate
 from .reference import ReferenceCandidate
 from .types import Candidate
 
 CANDIDATES: tuple[Candidate, ...] = (
-    CpuInt8Candidate(),
+    CpuPanelsCandidate(),
     CpuFloatCandidate(),
     ReferenceCandidate(),
 )

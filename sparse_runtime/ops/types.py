@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -176,3 +176,28 @@ class TokenBatch:
     index: Tensor
     batch_size: int
     seq_len: int
+
+    def split(self, most_tokens: int | None) -> Iterator[tuple[TokenBatch, slice]]:
+        """Parts of whole sequences with at most about ``most_tokens`` tokens, and where they lie.
+
+        A longer sequence is a part of its own. None does not split.
+        """
+        first = start = 0
+        while first < len(self.lengths):
+            last, stop = first + 1, start + self.lengths[first]
+            while last < len(self.lengths) and (
+                most_tokens is None or stop + self.lengths[last] - start <= most_tokens
+            ):
+                stop += self.lengths[last]
+                last += 1
+            at = slice(start, stop)
+            yield (
+                replace(
+                    self,
+                    lengths=self.lengths[first:last],
+                    row_positions=self.row_positions[at],
+                    index=self.index[at],
+                ),
+                at,
+            )
+            first, start = last, stop

@@ -95,12 +95,14 @@ def test_candidates_and_dense_baselines_take_part(records: list[KernelRecord]) -
     def names(structure: str, values: str) -> set[str]:
         return {r.contender for r in records if (r.structure, r.values) == (structure, values)}
 
-    integer = {"cpu.int8", "torch fp32", "torch bf16"}
+    integer = {"cpu.panels", "torch fp32", "torch bf16"}
     integer |= {"torch._int_mm"} if hasattr(torch, "_int_mm") else set()
     assert names("dense", "int8") == integer
-    assert names("2:4", "int8") == integer | {"dense cpu.int8"}
-    assert names("dense", "fp32") == {"cpu.float", "torch fp32"}
-    assert names("unstructured", "fp32") == {"cpu.float", "dense cpu.float", "torch fp32"}
+    assert names("2:4", "int8") == integer | {"dense cpu.panels"}
+    assert names("dense", "fp32") == {"cpu.panels", "cpu.float", "torch fp32"}
+    floats = {"cpu.panels", "cpu.float", "torch fp32"}
+    dense = {"dense cpu.panels", "dense cpu.float"}
+    assert names("unstructured", "fp32") == floats | dense
 
 
 def test_the_figures_of_a_record_fit_together(records: list[KernelRecord]) -> None:
@@ -128,11 +130,11 @@ def test_moved_bytes_are_those_of_the_packed_form(records: list[KernelRecord]) -
 
     size, both_ends, scales = 384 * 384, 4 * (384 + 384), 4 * 384
     # 2:4: half the values, and two bits of position for each.
-    assert moved("2:4", "cpu.int8") == size // 2 + size // 8 + scales + both_ends
+    assert moved("2:4", "cpu.panels") == size // 2 + size // 8 + scales + both_ends
     # Bitmask: a tenth of the values, one bit of mask a weight.
     kept = size - round(0.9 * size)
-    assert moved("unstructured", "cpu.int8") == kept + size // 8 + scales + both_ends
-    assert moved("unstructured", "dense cpu.int8") == size + both_ends
+    assert moved("unstructured", "cpu.panels") == kept + size // 8 + scales + both_ends
+    assert moved("unstructured", "dense cpu.panels") == size + both_ends
     assert moved("unstructured", "torch bf16") == 2 * size + both_ends
 
 
@@ -246,7 +248,7 @@ def test_table_and_plot(records: list[KernelRecord], tmp_path: Path) -> None:
     text = console.export_text()
     assert "minilm attention_out [384, 384]" in text
     assert "unstructured@0.9 int8" in text
-    assert text.count("cpu.int8") >= 4
+    assert text.count("cpu.panels") >= 4
     bench_kernels.plot(records, tmp_path / "plots" / "kernels.png")
     assert (tmp_path / "plots" / "kernels.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="nothing was measured"):

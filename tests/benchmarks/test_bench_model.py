@@ -18,7 +18,7 @@ from sparse_runtime.benchmarks.encoder_shapes import EncoderShape
 from sparse_runtime.benchmarks.models import random_packed, token_outputs, transformers_model
 from sparse_runtime.benchmarks.sentences import sentences
 from sparse_runtime.benchmarks.workloads import full_batch, make_workload, ragged_batch
-from sparse_runtime.ops.cpu_float import CpuFloatLinear
+from sparse_runtime.ops.cpu_panels import PanelLinear
 from sparse_runtime.store import save
 
 TINY = EncoderShape(
@@ -143,15 +143,15 @@ def test_a_baseline_with_missing_weights_is_refused() -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_a_wrong_kernel_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = CpuFloatLinear.forward
+    right = PanelLinear.run
 
-    def wrong(self: CpuFloatLinear, x: Tensor, *arguments: Any) -> Tensor:
-        y = right(self, x, *arguments)
+    def wrong(self: PanelLinear, *arguments: Any) -> Tensor:
+        y = right(self, *arguments)
         y[0, 3] += 1e-3
         return y
 
-    monkeypatch.setattr(CpuFloatLinear, "forward", wrong)
-    with pytest.raises(WrongModelError, match=r"cpu\.float: tiny, .*worst at \[0, 3\]"):
+    monkeypatch.setattr(PanelLinear, "run", wrong)
+    with pytest.raises(WrongModelError, match=r"cpu\.panels: tiny, .*worst at \[0, 3\]"):
         run_model(shapes=["tiny"], structures=["dense"], values=["fp32"], **QUICK)
 
 

@@ -35,4 +35,4 @@ def test_examples(
         exec(compile(example, "docs/encoders.md", "exec"), {})
     out = capsys.readouterr().out
     assert "torch.Size([2, 7, 384])" in out and "(2, 384)" in out
-    assert "encoder.layer.*.output.dense: [384, 1536] dense int8 (6 layers)" in out
+    assert "encoder.layer.*.output.dense: [384, 1536] dense int8 (6 layers" in out

@@ -174,7 +174,7 @@ def test_explain_has_a_block_for_each_kind_of_layer(
     ]
     assert all(line.endswith(" (2 layers)") for line in headings[:3])
     assert headings[3].endswith(" (2 layers; figures of the first)")
-    assert "reference: cpu.float comes first" in text
+    assert "reference: cpu.panels comes first" in text
     asked = SparseModel.from_packed(packed, backend="reference").explain()
     assert "cpu.float: backend 'reference' was requested" in asked
 

@@ -17,9 +17,9 @@ OUT, IN = 21, 43
 STATIC = ActivationSpec("static", "uint8", 0.02, 131)
 # The C++ kernel's operator, PyTorch's product, and the packed bytes read by tensor operations.
 KINDS: dict[str, tuple[str, str, str | ActivationSpec, str]] = {
-    "cpu.int8": ("dense", "int8", "dynamic", "cpu"),
-    "cpu.int8 static": ("2:4", "int8", STATIC, "cpu"),
-    "cpu.float": ("2:4", "bf16", "none", "cpu"),
+    "cpu.panels": ("dense", "int8", "dynamic", "cpu"),
+    "cpu.panels static": ("2:4", "int8", STATIC, "cpu"),
+    "cpu.panels bf16": ("2:4", "bf16", "none", "cpu"),
     "reference dense": ("dense", "int8", "dynamic", "reference"),
     "reference 2:4": ("2:4", "int4", "dynamic", "reference"),
     "reference block": ("block:4x1", "int4", STATIC, "reference"),
@@ -55,7 +55,7 @@ def test_one_graph_without_a_break(kind: str, dynamic: bool) -> None:
     assert len(graphs) == (1 if dynamic else 3)
 
 
-@pytest.mark.parametrize("kind", ["cpu.int8", "cpu.float"])
+@pytest.mark.parametrize("kind", ["cpu.panels", "cpu.panels bf16"])
 def test_compiled_shapes_types_and_modes(kind: str) -> None:
     layer = layer_of(kind)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -73,7 +73,7 @@ def test_compiled_shapes_types_and_modes(kind: str) -> None:
 
 
 def test_compiled_code_refuses_what_eager_code_refuses() -> None:
-    layer = layer_of("cpu.int8")
+    layer = layer_of("cpu.panels")
     compiled = torch.compile(layer, backend="aot_eager")
     with pytest.raises(RuntimeError, match="expected input"):
         compiled(torch.ones(2, IN + 1))
@@ -99,7 +99,7 @@ def test_a_model_compiles_around_its_layers() -> None:
 
 
 def test_the_default_backend_compiles_the_operator() -> None:
-    layer, x = layer_of("cpu.int8"), make_activations(7, IN)
+    layer, x = layer_of("cpu.panels"), make_activations(7, IN)
     assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
 
 
@@ -110,8 +110,8 @@ def test_export_with_a_dynamic_batch(kind: str, strict: bool) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
     program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict)
     targets = {str(node.target) for node in program.graph.nodes}
-    uses_kernel = kind.startswith("cpu.int8")
-    assert any("sparse_runtime.int8_linear" in target for target in targets) == uses_kernel
+    uses_kernel = kind.startswith("cpu.panels")
+    assert any("sparse_runtime.panel_linear" in target for target in targets) == uses_kernel
     exported = program.module()
 
     def check(inputs: Tensor) -> None:

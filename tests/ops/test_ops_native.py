@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import pytest
 import torch
 
 from sparse_runtime.ops import LinearWeight, choose
-from sparse_runtime.ops.cpu_int8 import CpuInt8Linear, int8_linear_op, pack_weight, run_int8_linear
+from sparse_runtime.ops.cpu_panels import PanelLinear, panel_linear_op
 from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.testing import make_activations, make_packed
 
 OUT, IN = 21, 43
 STATIC = ActivationSpec("static", "uint8", 0.02, 131)
+KINDS = {
+    "dynamic": ("int8", "dynamic"),
+    "static": ("int8", STATIC),
+    "floats": ("fp32", "none"),
+}
 
 
-def prepared(activations: str | ActivationSpec = "dynamic") -> CpuInt8Linear:
-    packed = make_packed((OUT, IN), values="int8", activations=activations)
+def prepared(kind: str = "dynamic") -> PanelLinear:
+    values, activations = KINDS[kind]
+    packed = make_packed((OUT, IN), values=values, activations=activations)
     bias = make_activations(1, OUT, seed=1)[0]
     layer = choose([LinearWeight("layer", packed, bias)], backend="cpu").prepare()
-    assert isinstance(layer, CpuInt8Linear)
+    assert isinstance(layer, PanelLinear)
     return layer
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 7])
-@pytest.mark.parametrize("activations", ["dynamic", STATIC])
-def test_opcheck(activations: str | ActivationSpec, tokens: int) -> None:
-    layer = prepared(activations)
-    act = layer.activations
-    weight = (layer.packed, layer.row_sums, layer.weight_scale)
-    fixed = (act.scheme == "static", act.dtype, act.scale, act.zero_point)
+@pytest.mark.parametrize("kind", KINDS)
+def test_opcheck(kind: str, tokens: int) -> None:
+    layer = prepared(kind)
     x, residual = make_activations(tokens, IN), make_activations(tokens, OUT)
-    for operands in ((None, None, None), (layer.bias, "gelu", residual)):
-        torch.library.opcheck(int8_linear_op, (x, *weight, *operands, *fixed))
+    for operands in ((None, None), ("gelu", residual)):
+        torch.library.opcheck(panel_linear_op, (x, layer.key, OUT, *operands))
 
 
-@pytest.mark.parametrize("activations", ["dynamic", STATIC])
-def test_the_operator_gives_what_the_eager_call_gives(activations: str | ActivationSpec) -> None:
-    layer = prepared(activations)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operator_gives_what_the_eager_call_gives(kind: str) -> None:
+    layer = prepared(kind)
     x, residual = make_activations(7, IN), make_activations(7, OUT)
+    torch.compiler.reset()
     compiled = torch.compile(layer, fullgraph=True, backend="eager")
     for activation in (None, "relu", "gelu", "silu"):
         assert torch.equal(compiled(x, activation, residual), layer(x, activation, residual))
@@ -54,12 +59,13 @@ def test_a_tracer_records_the_operator_and_no_constant() -> None:
     assert torch.equal(traced(2 * x), layer(2 * x))
 
 
-def test_operands_that_would_read_behind_the_weight_are_refused() -> None:
-    packed, row_sums = pack_weight(torch.ones(OUT, IN, dtype=torch.int8))
-    scale, act = torch.ones(OUT), ActivationSpec()
-    x = torch.ones(3, IN + 64)
-    with pytest.raises(ValueError, match=r"x \[3, 107\] does not fit a weight with 21 outputs"):
-        run_int8_linear(x, packed, row_sums, scale, None, None, None, act)
+def test_a_layer_that_is_gone_is_named() -> None:
+    layer = prepared()
+    key = layer.key
+    del layer
+    gc.collect()
+    with pytest.raises(RuntimeError, match=f"layer {key} is not alive in this process"):
+        panel_linear_op(torch.ones(3, IN), key, OUT, None, None)
 
 
 def test_memory_of_another_device_is_never_addressed() -> None:

@@ -139,6 +139,8 @@ def package_files(root: Path) -> list[tuple[Path, str]]:
             # rglob does not follow the symlinks before Python 3.13 and does after.
             if inside[:2] in ((PACKAGE, "kernels"), (PACKAGE, "benchmarks")):
                 continue
+            if inside[:2] == ("benchmarks", "peers"):  # scripts that run in peers' environments
+                continue
             parts = inside if inside[0] == PACKAGE else (PACKAGE, *inside)
             files.append((path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)))
     return files

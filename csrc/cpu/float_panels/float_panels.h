@@ -15,7 +15,7 @@ struct Weight {
   Layout layout;
   std::int64_t n;  // as given, not padded
   std::int64_t k;
-  AlignedVector<float> floats;         // the layouts in float32
+  AlignedVector<float> floats;          // the layouts in float32
   AlignedVector<std::uint16_t> halves;  // the layouts in bf16
   AlignedVector<std::int32_t> starts;
   AlignedVector<std::uint16_t> index;
@@ -24,7 +24,7 @@ struct Weight {
   std::int64_t bytes() const;
 };
 
-// w: float32 [n, k] row-major, contiguous. For bf16 layouts each value must be a bf16 already.
+// w: float32 [n, k] row-major, contiguous; the layouts in bf16 keep what a bf16 can hold of it.
 std::unique_ptr<Weight> pack(const float* w, std::int64_t n, std::int64_t k, Layout layout);
 void unpack(const Weight& weight, float* w);
 

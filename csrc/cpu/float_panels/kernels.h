@@ -5,26 +5,32 @@
 
 namespace sparse_runtime::float_panels {
 
-// Device layouts of a float weight [n, k].
-//   kDense32      float32, every input; reads floats
-//   kSparse32     float32, one output: its nonzero inputs; reads floats
-//   kBand4Sparse32 float32, bands of four outputs: the inputs where any of the band is nonzero
-//   kDense16      bf16, every pair of inputs; reads pairs
-//   kSparse16     bf16, the pairs of inputs that are not both 0; reads pairs
-//   kTiles16      bf16 AMX tiles of 16 outputs x 32 inputs that are not all 0; reads pairs
-enum class Layout { kDense32, kSparse32, kBand4Sparse32, kDense16, kSparse16, kTiles16 };
-constexpr int kLayouts = 6;
+// Device layouts of a float weight [n, k]. pack.cc has their byte diagrams.
+//   kDense32   float32, every input; reads floats
+//   kSparse32  float32, the nonzero inputs of each output; reads floats
+//   kDense16   bf16, every pair of inputs; reads pairs
+//   kTiles16   bf16, AMX tiles of 16 outputs x 32 inputs that are not all 0; reads pairs
+enum class Layout { kDense32, kSparse32, kDense16, kTiles16 };
+constexpr int kLayouts = 4;
+
+// Outputs come in blocks of this many; a weight's last block is padded with empty rows.
 constexpr std::int64_t kRowBlock = 32;
+// Rows whose sums a dense kernel holds in registers.
+constexpr std::int64_t kBand = 4;
+// Inputs that pass over all rows of a call before the next ones do: their 64 slots are 32 KiB, and
+// stay in the L1 cache.
+constexpr std::int64_t kInputBlock = 128;
 
 static constexpr bool reads_pairs(Layout layout) {
-  return layout >= Layout::kDense16;
+  return layout == Layout::kDense16 || layout == Layout::kTiles16;
 }
 
 struct WeightView {
   Layout layout;
   std::int64_t n;  // padded to kRowBlock
   std::int64_t k;
-  const void* values;  // float or bf16 bits
+  const float* floats;
+  const std::uint16_t* halves;
   const std::int32_t* starts;
   const std::uint16_t* index;
 };
@@ -38,15 +44,13 @@ struct Call {
   int panels;
   int last_vectors;  // vectors of 16 slots that are in use in the last panel, 1 .. 4
   float* acc;        // [panels][rows][64], 64-byte aligned; unused vectors: unspecified
-  void* scratch;     // kScratchBytes, 64-byte aligned, this thread's own
 };
-constexpr std::int64_t kScratchBytes = 64 * 1024;
 
 // acc[p][r][slot] = sum_k x[p][k][slot] * w[row + r][k] in float32.
 using Accumulate = void (*)(const WeightView& w, const Call& call);
 
 struct Kernels {
-  Accumulate accumulate[kLayouts];
+  Accumulate accumulate[kLayouts];  // by Layout; null where the set has none of its own
 };
 
 extern const Kernels kGenericKernels;

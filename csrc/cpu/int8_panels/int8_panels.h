@@ -22,6 +22,8 @@ struct Weight {
   AlignedVector<std::uint64_t> masks;
   AlignedVector<std::int64_t> offsets;
   AlignedVector<std::int32_t> row_sums;  // sum_k w[row][k], padded to kRowBlock
+  // The same where no sum of products can leave the integers that floats hold (2^24); else empty.
+  AlignedVector<float> float_sums;
 
   WeightView view() const;
   std::int64_t bytes() const;  // of everything above
@@ -30,6 +32,13 @@ struct Weight {
 // w: int8 [n, k] row-major, contiguous; n * k may be 0; k <= 65536.
 std::unique_ptr<Weight> pack(const std::int8_t* w, std::int64_t n, std::int64_t k, Layout layout);
 void unpack(const Weight& weight, std::int8_t* w);
+
+// What each layout would multiply, counted without packing.
+struct Cost {
+  std::int64_t units[kLayouts];  // by Layout
+  std::int64_t nonzeros;
+};
+Cost count(const std::int8_t* w, std::int64_t n, std::int64_t k);
 
 // The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
 Accumulate accumulate_for(Isa isa, Layout layout);

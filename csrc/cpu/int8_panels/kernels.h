@@ -38,9 +38,9 @@ struct WeightView {
   std::int64_t n;  // padded to kRowBlock
   std::int64_t k;
   const std::int8_t* values;
-  const std::int32_t* starts;   // per band (or row of tiles): where its units begin, one more at end
-  const std::uint16_t* index;   // per unit: group, input or tile column
-  const std::uint64_t* masks;   // kTileBits only
+  const std::int32_t* starts;  // per band (or row of tiles): where its units begin, one more at end
+  const std::uint16_t* index;  // per unit: group, input or tile column
+  const std::uint64_t* masks;  // kTileBits only
   const std::int64_t* offsets;  // kTileBits only: per tile, its first byte in values
 };
 
@@ -48,12 +48,12 @@ struct WeightView {
 struct Call {
   std::int64_t row;
   std::int64_t rows;
-  const std::uint8_t* x;       // first panel, 64-byte aligned
-  std::int64_t panel_stride;   // bytes
+  const std::uint8_t* x;      // first panel, 64-byte aligned
+  std::int64_t panel_stride;  // bytes
   int panels;
-  int last_vectors;            // vectors of 16 slots that are in use in the last panel, 1 .. 4
-  std::int32_t* acc;           // [panels][rows][64], 64-byte aligned; unused vectors: unspecified
-  void* scratch;               // kScratchBytes, 64-byte aligned, this thread's own
+  int last_vectors;   // vectors of 16 slots that are in use in the last panel, 1 .. 4
+  std::int32_t* acc;  // [panels][rows][64], 64-byte aligned; unused vectors: unspecified
+  void* scratch;      // kScratchBytes, 64-byte aligned, this thread's own
 };
 constexpr std::int64_t kScratchBytes = 64 * 1024;
 

@@ -16,27 +16,30 @@ namespace sparse_runtime::panel_attention {
 //           into the panel
 enum class Form { kFloat, kBf16 };
 
+// Keys are taken in blocks of this many, so that memory is bounded for any length.
+constexpr std::int64_t kKeyBlock = 512;
+
 struct Problem {
   const void* qkv;            // first panel of the stream, 64-byte aligned
   std::int64_t panel_stride;  // bytes
   std::int64_t heads;
   std::int64_t head_size;
-  float scale;          // multiplies the scores
-  const float* bias;    // added to the scaled scores, or null: [heads][span keys][span queries]
+  float scale;        // multiplies the scores
+  const float* bias;  // added to the scaled scores, or null: [heads][span keys][span queries]
   std::int64_t span;
-  float* out;                // floats [panel][H][64]: only the slots of the call's queries are written
-  std::int64_t out_stride;   // floats between panels
+  float* out;  // floats [panel][H][64]: only the slots of the call's queries are written
+  std::int64_t out_stride;  // floats between panels
 };
 
 // One head of one sequence, for some of its queries.
 struct Call {
   std::int64_t head;
-  std::int64_t start;   // the sequence's first token in the stream
-  std::int64_t length;  // its tokens
+  std::int64_t start;       // the sequence's first token in the stream
+  std::int64_t length;      // its tokens
   std::int64_t bias_start;  // its first token's row and column in bias
-  std::int64_t query;   // first query, counted from start
+  std::int64_t query;       // first query, counted from start
   std::int64_t queries;
-  void* scratch;        // scratch_bytes(length, head_size), 64-byte aligned, this thread's own
+  void* scratch;  // scratch_bytes(head_size), 64-byte aligned, this thread's own
 };
 
 struct Kernels {
@@ -47,7 +50,6 @@ struct Kernels {
 extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
-extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAmxKernels;
 
 }  // namespace sparse_runtime::panel_attention

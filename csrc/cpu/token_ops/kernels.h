@@ -25,57 +25,63 @@ struct Quantization {
 struct Finish {
   const void* acc;  // int32 or float [rows][64]
   std::int64_t rows;
-  int vectors;                      // vectors of 16 slots in use, 1 .. 4
-  const float* w_scale;             // [rows]; null: acc is float, and the next three are too
-  const std::int32_t* row_sums;     // [rows]
-  const float* x_scale;             // [64]
+  int vectors;                   // vectors of 16 slots in use, 1 .. 4
+  const float* w_scale;          // [rows]; null: acc is float, and the next three are too
+  const std::int32_t* row_sums;  // [rows]
+  const float* float_sums;       // [rows] the same, or null where a sum may leave float's integers
+  const float* x_scale;          // [64]
   const std::int32_t* zero_points;  // [64]
   const float* bias;                // [rows] or null
   Activation activation;
-  const float* residual;            // floats, at the first row; or null
+  const float* residual;  // floats, at the first row; or null
   // Outputs, each at the first row, each or null.
   float* floats;
-  std::uint16_t* pairs;   // rows even, first row even
+  std::uint16_t* pairs;  // rows even, first row even
   std::uint16_t* halves;
-  float* low;             // [64]: running minimum of v, to be initialised by the caller
-  float* high;            // [64]: running maximum
+  float* low;   // [64]: running minimum of v, to be initialised by the caller; NaN from
+  float* high;  // [64]: running maximum          the first v that is not finite
 };
 
-// LayerNorm down the features, slot by slot, of vectors [vector, vector + vectors) of one panel:
-// y = (x - mean) / sqrt(variance + eps) * weight + bias, two passes. y may be x.
-struct Normalize {
-  const float* x;  // floats [features][64]
-  float* y;
-  std::int64_t features;
-  int vector;
+// Mean and sum of squared deviations of some rows of one panel, slot by slot; in two passes.
+struct Moments {
+  const float* x;  // floats, at the first row
+  std::int64_t rows;
   int vectors;
-  const float* weight;
+  float* mean;       // [64]
+  float* deviation;  // [64] sum of (x - mean)^2
+};
+
+// LayerNorm of some rows of one panel: x = (x - mean) * inverse * weight + bias, in place.
+struct Normalize {
+  float* x;  // floats, at the first row
+  std::int64_t rows;
+  int vectors;
+  const float* mean;     // [64]
+  const float* inverse;  // [64] 1 / sqrt(variance + eps)
+  const float* weight;   // at the first row
   const float* bias;
-  float eps;
-  float* low;   // [64] minimum of y, written for these vectors; or null
+  float* low;   // [64] minimum of the result (NaN: not all of it is finite)
   float* high;  // [64]
 };
 
-// Quantizes vectors [vector, vector + vectors) of one panel; low and high are each slot's minimum
-// and maximum (null: found here, with a pass of its own).
+// Quantizes some rows of one panel, the first a multiple of 64.
 struct Quantize {
-  const float* x;  // floats [features][64]
-  std::int64_t features;
-  int vector;
+  const float* x;  // floats, at the first row
+  std::int64_t rows;
   int vectors;
   Quantization quantization;
-  const float* low;   // [64] or null
-  const float* high;  // [64] or null
+  const float* low;   // [64] minimum over all features, not these rows alone; NaN: not finite
+  const float* high;  // [64]
   bool plain;         // the form of q: plain or grouped
-  std::uint8_t* q;    // one panel; padding features are written as 0
-  float* scale;                // [64], written for these vectors
-  std::int32_t* zero_points;   // [64], written for these vectors
+  std::uint8_t* q;    // at the first row; rows up to a multiple of 64 are written as 0
+  float* scale;       // [64], written
+  std::int32_t* zero_points;  // [64], written
 };
 
 // Sums one row of each table for each token and lays the tokens out in one vector of a panel.
 struct Embed {
-  const float* const* tables;        // [count] float [rows][features]
-  const std::int64_t* const* ids;    // [count] int64 [tokens]: the vector's tokens, checked
+  const float* const* tables;      // [count] float [rows][features]
+  const std::int64_t* const* ids;  // [count] int64 [tokens]: the vector's tokens, checked
   int count;
   int tokens;  // 1 .. 16
   std::int64_t features;
@@ -85,13 +91,13 @@ struct Embed {
 
 struct Kernels {
   void (*finish)(const Finish&);
+  void (*moments)(const Moments&);
   void (*normalize)(const Normalize&);
+  // Minimum and maximum of some rows; NaN where one is not finite.
+  void (*range)(const float* x, std::int64_t rows, int vectors, float* low, float* high);
   void (*quantize)(const Quantize&);
-  // floats [features][64] -> pairs or halves, one panel's vectors [vector, vector + vectors).
-  void (*to_pairs)(const float* x, std::int64_t features, int vector, int vectors,
-                   std::uint16_t* y);
-  void (*to_halves)(const float* x, std::int64_t features, int vector, int vectors,
-                    std::uint16_t* y);
+  // floats -> pairs, some rows from an even one on; rows up to a multiple of 64 are written as 0.
+  void (*to_pairs)(const float* x, std::int64_t rows, int vectors, std::uint16_t* y);
   void (*embed)(const Embed&);
   // One panel's `tokens` (1 .. 64) to and from rows `stride` floats apart.
   void (*to_rows)(const float* panel, std::int64_t features, int tokens, float* rows,
@@ -103,5 +109,6 @@ struct Kernels {
 extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
 
 }  // namespace sparse_runtime::token_ops

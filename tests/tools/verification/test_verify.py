@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 import sparse_runtime as sr
-from sparse_runtime.ops.backends import CpuBackend
+from sparse_runtime.ops.cpu_backend import CpuBackend
 from sparse_runtime.tools.thresholds import Thresholds
 from sparse_runtime.tools.verification import VerifyReport, verify
 from sparse_runtime.tools.verification.texts import SENTENCES
@@ -156,14 +156,14 @@ def test_every_limit_can_be_moved_or_left_out(base: Path, pack: Converter) -> No
 def test_outputs_that_are_not_finite_always_fail(
     base: Path, pack: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = CpuBackend.attention
+    honest = CpuBackend.to_tokens
 
-    def attention(self: CpuBackend, *arguments: Any, **options: Any) -> Tensor:
+    def to_tokens(self: CpuBackend, *arguments: Any, **options: Any) -> Tensor:
         y = honest(self, *arguments, **options)
         y[0, 0] = torch.nan
         return y
 
-    monkeypatch.setattr(CpuBackend, "attention", attention)
+    monkeypatch.setattr(CpuBackend, "to_tokens", to_tokens)
     loose = dict.fromkeys(Thresholds.__dataclass_fields__)
     report = verify(pack(base, values="fp32"), base, TEXTS, progress=False, **loose)
     assert report.non_finite > 0
@@ -182,8 +182,8 @@ def test_outputs_that_are_not_finite_always_fail(
 def test_a_wrong_kernel_is_told_apart_from_quantization(
     base: Path, pack: Converter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = CpuBackend.attention
-    monkeypatch.setattr(CpuBackend, "attention", lambda self, *a, **k: honest(self, *a, **k) * 1.5)
+    honest = CpuBackend.to_tokens
+    monkeypatch.setattr(CpuBackend, "to_tokens", lambda self, x: honest(self, x) * 1.5)
     report = verify(pack(base), base, TEXTS, progress=False)
     assert any(failure.startswith("max_implementation_error") for failure in report.failures)
     by_reference = verify(pack(base), base, TEXTS, backend="reference", progress=False)

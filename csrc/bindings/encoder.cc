@@ -1,0 +1,344 @@
+#include "bindings/encoder.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/checks.h"
+#include "bindings/gil.h"
+#include "cpu/encoder/forward.h"
+
+namespace py = pybind11;
+
+namespace sparse_runtime::bindings {
+namespace {
+
+using encoder::Forward;
+using encoder::Linear;
+using encoder::Norm;
+using encoder::ValueId;
+using encoder::WorkspacePool;
+using std::int64_t;
+using std::uintptr_t;
+
+constexpr int64_t kMaxTokens = int64_t{1} << 40;
+constexpr int64_t kMaxFeatures = int64_t{1} << 31;
+constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
+
+// A recorded value, by the forward pass that owns it; released when Python drops it.
+class Value {
+ public:
+  Value(std::shared_ptr<Forward> forward, ValueId id) : forward_(std::move(forward)), id_(id) {}
+  ~Value() {
+    if (forward_ != nullptr) forward_->release(id_);
+  }
+  Value(Value&& other) noexcept = default;
+  Value(const Value&) = delete;
+  Value& operator=(const Value&) = delete;
+
+  ValueId of(const Checks& checks, const char* argument,
+             const std::shared_ptr<Forward>& forward) const {
+    if (forward_ != forward) checks.fail(argument, "a value of this forward pass", "another's");
+    return id_;
+  }
+  int64_t features() const { return forward_->features(id_); }
+
+ private:
+  std::shared_ptr<Forward> forward_;
+  ValueId id_;
+};
+
+AlignedVector<float> floats_at(const Checks& checks, const char* argument, uintptr_t address,
+                               int64_t count) {
+  const auto* from = checks.pointer<const float>(argument, address, count * kFloatBytes);
+  return AlignedVector<float>(from, from + count);
+}
+
+token_ops::Activation activation_of(const Checks& checks, const std::string& name) {
+  using token_ops::Activation;
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_new") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
+  if (name == "tanh") return Activation::kTanh;
+  checks.fail("activation", "one of none, relu, gelu, gelu_new, silu, tanh", "\"" + name + "\"");
+}
+
+token_ops::Quantization quantization_of(const Checks& checks, const std::string& scheme,
+                                        float scale, int zero_point) {
+  using token_ops::Scheme;
+  if (scheme == "asymmetric") return {Scheme::kAsymmetric, 1.0f, 0};
+  if (scheme == "symmetric") return {Scheme::kSymmetric, 1.0f, 0};
+  if (scheme != "static") {
+    checks.fail("scheme", "one of asymmetric, symmetric, static", "\"" + scheme + "\"");
+  }
+  if (!(scale > 0.0f && std::isfinite(scale))) {
+    checks.fail("scale", "a positive finite number", std::to_string(scale));
+  }
+  checks.range("zero_point", zero_point, 0, 255);
+  return {Scheme::kStatic, scale, zero_point};
+}
+
+using Int8Variants = std::vector<std::pair<int64_t, std::shared_ptr<int8_panels::Weight>>>;
+using FloatVariants = std::vector<std::pair<int64_t, std::shared_ptr<float_panels::Weight>>>;
+
+// Adds the layouts and checks that they are one weight's.
+template <typename Variants, typename Member>
+void add_variants(const Checks& checks, Linear& linear, const Variants& variants, Member member) {
+  if (variants.empty()) checks.fail("variants", "at least one packed weight", "none");
+  for (const auto& [most_tokens, weight] : variants) {
+    encoder::Variant variant{};
+    variant.most_tokens = most_tokens;
+    variant.*member = weight;
+    if (!linear.variants.empty()) {
+      const encoder::Variant& last = linear.variants.back();
+      if (variant.n() != linear.n || variant.k() != linear.k) {
+        checks.fail("variants", "the same weight in every layout", "different shapes");
+      }
+      if (most_tokens <= last.most_tokens) {
+        checks.fail("variants", "ascending numbers of tokens", std::to_string(most_tokens));
+      }
+    }
+    linear.n = variant.n();
+    linear.k = variant.k();
+    linear.variants.push_back(std::move(variant));
+  }
+}
+
+std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Variants& variants,
+                                       uintptr_t scale_ptr, uintptr_t bias_ptr,
+                                       const std::string& scheme, float scale, int zero_point) {
+  const Checks checks("PanelLinear");
+  auto linear = std::make_shared<Linear>();
+  linear->name = name;
+  add_variants(checks, *linear, variants, &encoder::Variant::int8);
+  linear->w_scale = floats_at(checks, "scale_ptr", scale_ptr, linear->n);
+  if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
+  linear->quantization = quantization_of(checks, scheme, scale, zero_point);
+  return linear;
+}
+
+std::shared_ptr<Linear> float_linear_of(const std::string& name, const FloatVariants& variants,
+                                        uintptr_t bias_ptr) {
+  const Checks checks("PanelLinear");
+  auto linear = std::make_shared<Linear>();
+  linear->name = name;
+  add_variants(checks, *linear, variants, &encoder::Variant::floats);
+  if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
+  return linear;
+}
+
+int64_t bytes_of(const Linear& linear) {
+  int64_t total = kFloatBytes * static_cast<int64_t>(linear.w_scale.size() + linear.bias.size());
+  for (const encoder::Variant& variant : linear.variants) {
+    total += variant.int8 ? variant.int8->bytes() : variant.floats->bytes();
+  }
+  return total;
+}
+
+// A forward pass and the sizes that its arguments are checked against.
+std::shared_ptr<Forward> make_forward(const std::vector<int64_t>& lengths,
+                                      const std::vector<int64_t>& positions, int num_threads,
+                                      const std::string& isa,
+                                      const std::shared_ptr<WorkspacePool>& pool) {
+  const Checks checks("Forward");
+  checks.range("num_threads", num_threads, 1, std::numeric_limits<int>::max());
+  if (!positions.empty() && positions.size() != lengths.size()) {
+    checks.fail("positions", "one a sequence or none", std::to_string(positions.size()));
+  }
+  std::vector<encoder::Sequence> sequences;
+  sequences.reserve(lengths.size());
+  int64_t tokens = 0;
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    checks.range("lengths", lengths[i], 1, kMaxTokens);
+    const int64_t position = positions.empty() ? 0 : positions[i];
+    checks.range("positions", position, 0, kMaxTokens);
+    sequences.push_back({tokens, lengths[i], position});
+    tokens += lengths[i];
+    checks.range("lengths", tokens, 1, kMaxTokens);
+  }
+  if (sequences.empty()) checks.fail("lengths", "at least one sequence", "none");
+  return std::make_shared<Forward>(std::move(sequences), num_threads, resolve_isa(isa), pool);
+}
+
+void check_norm(const Checks& checks, const std::shared_ptr<Norm>& norm, int64_t features) {
+  if (norm == nullptr || static_cast<int64_t>(norm->weight.size()) == features) return;
+  checks.fail("norm", std::to_string(features) + " features", std::to_string(norm->weight.size()));
+}
+
+Value embed(const std::shared_ptr<Forward>& forward, const std::vector<uintptr_t>& table_ptrs,
+            const std::vector<int64_t>& table_rows, const std::vector<uintptr_t>& id_ptrs,
+            int64_t features, const std::shared_ptr<Norm>& norm) {
+  const Checks checks("embed");
+  constexpr std::size_t kMostTables = 8;
+  if (table_ptrs.empty() || table_ptrs.size() > kMostTables ||
+      table_ptrs.size() != table_rows.size() || table_ptrs.size() != id_ptrs.size()) {
+    checks.fail("table_ptrs", "1 to 8 tables, each with its rows and ids",
+                std::to_string(table_ptrs.size()));
+  }
+  checks.range("features", features, 1, kMaxFeatures);
+  check_norm(checks, norm, features);
+  std::vector<const float*> tables;
+  std::vector<const int64_t*> ids;
+  const int64_t tokens = forward->tokens();
+  for (std::size_t t = 0; t < table_ptrs.size(); ++t) {
+    checks.range("table_rows", table_rows[t], 1, kMaxFeatures);
+    tables.push_back(checks.pointer<const float>("table_ptrs", table_ptrs[t],
+                                                 table_rows[t] * features * kFloatBytes));
+    const auto* own = checks.pointer<const int64_t>("id_ptrs", id_ptrs[t], tokens * 8);
+    for (int64_t i = 0; i < tokens; ++i) {
+      if (own[i] >= 0 && own[i] < table_rows[t]) continue;
+      throw py::index_error("embed: ids of table " + std::to_string(t) + ": expected 0.." +
+                            std::to_string(table_rows[t] - 1) + ", got " + std::to_string(own[i]));
+    }
+    ids.push_back(own);
+  }
+  return Value(forward, forward->embed(std::move(tables), std::move(ids), features, norm));
+}
+
+const float* rows_at(const Checks& checks, const char* argument, uintptr_t address, int64_t tokens,
+                     int64_t features, int64_t stride) {
+  return checks.pointer<const float>(
+      argument, address, checks.matrix_bytes("stride", tokens, features, stride, kFloatBytes));
+}
+
+Value from_rows(const std::shared_ptr<Forward>& forward, uintptr_t rows_ptr, int64_t stride,
+                int64_t features, const std::shared_ptr<Norm>& norm) {
+  const Checks checks("from_rows");
+  checks.range("features", features, 1, kMaxFeatures);
+  const float* rows = rows_at(checks, "rows_ptr", rows_ptr, forward->tokens(), features, stride);
+  check_norm(checks, norm, features);
+  return Value(forward, forward->from_rows(rows, stride, features, norm));
+}
+
+Value linear(const std::shared_ptr<Forward>& forward, const Value& x,
+             const std::shared_ptr<Linear>& layer, const std::string& activation,
+             const Value* residual, const std::shared_ptr<Norm>& norm) {
+  const Checks checks("linear");
+  const ValueId x_id = x.of(checks, "x", forward);
+  if (x.features() != layer->k) {
+    checks.fail("x", std::to_string(layer->k) + " features", std::to_string(x.features()));
+  }
+  ValueId residual_id = encoder::kNoValue;
+  if (residual != nullptr) {
+    residual_id = residual->of(checks, "residual", forward);
+    if (residual->features() != layer->n) {
+      checks.fail("residual", std::to_string(layer->n) + " features",
+                  std::to_string(residual->features()));
+    }
+  }
+  check_norm(checks, norm, layer->n);
+  return Value(forward,
+               forward->linear(x_id, layer, activation_of(checks, activation), residual_id, norm));
+}
+
+Value attention(const std::shared_ptr<Forward>& forward, const Value& qkv, int64_t heads,
+                float scale, uintptr_t bias_ptr, int64_t span) {
+  const Checks checks("attention");
+  const ValueId id = qkv.of(checks, "qkv", forward);
+  checks.range("heads", heads, 1, qkv.features());
+  if (qkv.features() % (3 * heads) != 0) {
+    checks.fail("qkv", "three times heads times a whole head size",
+                std::to_string(qkv.features()) + " features, " + std::to_string(heads) + " heads");
+  }
+  const float* bias = nullptr;
+  if (bias_ptr != 0) {
+    checks.range("span", span, 1, int64_t{1} << 20);
+    bias = checks.pointer<const float>("bias_ptr", bias_ptr, heads * span * span * kFloatBytes);
+    forward->check_span(span);
+  }
+  return Value(forward, forward->attention(id, heads, scale, bias, span));
+}
+
+void to_rows(const std::shared_ptr<Forward>& forward, const Value& x, uintptr_t rows_ptr,
+             int64_t stride) {
+  const Checks checks("to_rows");
+  const ValueId id = x.of(checks, "x", forward);
+  rows_at(checks, "rows_ptr", rows_ptr, forward->tokens(), x.features(), stride);
+  forward->to_rows(id, reinterpret_cast<float*>(rows_ptr), stride);
+}
+
+encoder::StageTimes run(Forward& forward, bool profile) {
+  encoder::StageTimes times;
+  {
+    const WithoutGil without_gil;
+    forward.run(profile ? &times : nullptr);
+  }
+  return times;
+}
+
+// One layer on row-major floats: what the drop-in Linear calls.
+void apply(const std::shared_ptr<Linear>& layer, uintptr_t x_ptr, int64_t x_stride, int64_t tokens,
+           const std::string& activation, uintptr_t residual_ptr, int64_t residual_stride,
+           uintptr_t out_ptr, int64_t out_stride, int num_threads, const std::string& isa,
+           const std::shared_ptr<WorkspacePool>& pool) {
+  const Checks checks("PanelLinear.apply");
+  checks.range("tokens", tokens, 1, kMaxTokens);
+  checks.range("num_threads", num_threads, 1, std::numeric_limits<int>::max());
+  const float* x = rows_at(checks, "x_ptr", x_ptr, tokens, layer->k, x_stride);
+  const float* residual = residual_ptr == 0 ? nullptr
+                                            : rows_at(checks, "residual_ptr", residual_ptr, tokens,
+                                                      layer->n, residual_stride);
+  rows_at(checks, "out_ptr", out_ptr, tokens, layer->n, out_stride);
+  const token_ops::Activation act = activation_of(checks, activation);
+  const Isa set = resolve_isa(isa);
+  const WithoutGil without_gil;
+  Forward forward({{0, tokens, 0}}, num_threads, set, pool);
+  const ValueId x_id = forward.from_rows(x, x_stride, layer->k, nullptr);
+  forward.release(x_id);
+  ValueId residual_id = encoder::kNoValue;
+  if (residual != nullptr) {
+    residual_id = forward.from_rows(residual, residual_stride, layer->n, nullptr);
+  }
+  const ValueId y = forward.linear(x_id, layer, act, residual_id, nullptr);
+  forward.to_rows(y, reinterpret_cast<float*>(out_ptr), out_stride);
+  forward.release(y);
+  forward.run();
+}
+
+}  // namespace
+
+void bind_encoder(py::module_& m) {
+  using py::arg;
+  py::class_<WorkspacePool, std::shared_ptr<WorkspacePool>>(m, "WorkspacePool")
+      .def(py::init<>())
+      .def_property_readonly("bytes", &WorkspacePool::bytes);
+  py::class_<Linear, std::shared_ptr<Linear>>(m, "PanelLinear")
+      .def(py::init(&int8_linear_of), arg("name"), arg("variants"), arg("scale_ptr"),
+           arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0)
+      .def(py::init(&float_linear_of), arg("name"), arg("variants"), arg("bias_ptr"))
+      .def_property_readonly("bytes", &bytes_of)
+      .def("apply", &apply, arg("x_ptr"), arg("x_stride"), arg("tokens"), arg("activation"),
+           arg("residual_ptr"), arg("residual_stride"), arg("out_ptr"), arg("out_stride"),
+           arg("num_threads"), arg("isa"), arg("pool"));
+  py::class_<Norm, std::shared_ptr<Norm>>(m, "PanelNorm")
+      .def(py::init([](uintptr_t weight_ptr, uintptr_t bias_ptr, int64_t features, float eps) {
+             const Checks checks("PanelNorm");
+             checks.range("features", features, 1, kMaxFeatures);
+             return std::make_shared<Norm>(
+                 Norm{floats_at(checks, "weight_ptr", weight_ptr, features),
+                      floats_at(checks, "bias_ptr", bias_ptr, features), eps});
+           }),
+           arg("weight_ptr"), arg("bias_ptr"), arg("features"), arg("eps"));
+  py::class_<Value>(m, "PanelValue").def_property_readonly("features", &Value::features);
+  py::class_<Forward, std::shared_ptr<Forward>>(m, "Forward")
+      .def(py::init(&make_forward), arg("lengths"), arg("positions"), arg("num_threads"),
+           arg("isa"), arg("pool"))
+      .def("embed", &embed, arg("table_ptrs"), arg("table_rows"), arg("id_ptrs"), arg("features"),
+           arg("norm"))
+      .def("from_rows", &from_rows, arg("rows_ptr"), arg("stride"), arg("features"), arg("norm"))
+      .def("linear", &linear, arg("x"), arg("layer"), arg("activation"), arg("residual"),
+           arg("norm"))
+      .def("attention", &attention, arg("qkv"), arg("heads"), arg("scale"), arg("bias_ptr") = 0,
+           arg("span") = 0)
+      .def("to_rows", &to_rows, arg("x"), arg("rows_ptr"), arg("stride"))
+      .def("run", &run, arg("profile") = false);
+}
+
+}  // namespace sparse_runtime::bindings

@@ -1,9 +1,0 @@
-#pragma once
-
-#include <pybind11/pybind11.h>
-
-namespace sparse_runtime::bindings {
-
-void bind_int8_linear(pybind11::module_& m);
-
-}  // namespace sparse_runtime::bindings

@@ -1,0 +1,81 @@
+#include "bindings/panel_attention.h"
+
+#include <string>
+
+#include "bindings/checks.h"
+#include "bindings/gil.h"
+#include "core/aligned.h"
+#include "core/panels.h"
+#include "cpu/panel_attention/panel_attention.h"
+
+namespace py = pybind11;
+
+namespace sparse_runtime::bindings {
+namespace {
+
+using panel_attention::Form;
+using std::int64_t;
+using std::uintptr_t;
+
+Form form_of(const Checks& checks, const std::string& name) {
+  if (name == "float") return Form::kFloat;
+  if (name == "bf16") return Form::kBf16;
+  checks.fail("form", "float or bf16", "\"" + name + "\"");
+}
+
+bool runs(const std::string& form, const std::string& isa) {
+  const Checks checks("panel_attention_runs");
+  return panel_attention::attend_for(resolve_isa(isa), form_of(checks, form)) != nullptr;
+}
+
+// One head of one sequence; for tests and benchmarks.
+void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t heads,
+            int64_t head_size, float scale, uintptr_t bias_ptr, int64_t span, uintptr_t out_ptr,
+            int64_t head, int64_t start, int64_t length, int64_t bias_start, int64_t query,
+            int64_t queries, const std::string& isa) {
+  const Checks checks("panel_attention");
+  const Form chosen = form_of(checks, form);
+  checks.range("tokens", tokens, 1, int64_t{1} << 30);
+  checks.range("heads", heads, 1, 1 << 16);
+  checks.range("head_size", head_size, 1, 1 << 16);
+  checks.range("head", head, 0, heads - 1);
+  checks.range("start", start, 0, tokens - 1);
+  checks.range("length", length, 1, tokens - start);
+  checks.range("query", query, 0, length - 1);
+  checks.range("queries", queries, 1, length - query);
+  const int64_t features = heads * head_size, panels = panels::panel_count(tokens);
+  panel_attention::Problem problem = {};
+  problem.panel_stride = chosen == Form::kFloat ? panels::floats_in_panel(3 * features) * 4
+                                                : panels::bf16_in_panel(3 * features) * 2;
+  problem.qkv = checks.pointer<const char>("qkv_ptr", qkv_ptr, problem.panel_stride * panels);
+  problem.heads = heads;
+  problem.head_size = head_size;
+  problem.scale = scale;
+  if (bias_ptr != 0) {
+    checks.range("span", span, bias_start + length, 1 << 20);
+    problem.bias = checks.pointer<const float>("bias_ptr", bias_ptr, heads * span * span * 4);
+    problem.span = span;
+  }
+  problem.out_stride = panels::floats_in_panel(features);
+  problem.out = checks.pointer<float>("out_ptr", out_ptr, problem.out_stride * panels * 4);
+  const auto kernel = panel_attention::attend_for(resolve_isa(isa), chosen);
+  if (kernel == nullptr) {
+    throw std::runtime_error("panel_attention: form " + form +
+                             " has no kernel for instruction set " + isa);
+  }
+  const WithoutGil without_gil;
+  AlignedVector<char> scratch(static_cast<std::size_t>(panel_attention::scratch_bytes(head_size)));
+  kernel(problem, {head, start, length, bias_start, query, queries, scratch.data()});
+}
+
+}  // namespace
+
+void bind_panel_attention(py::module_& m) {
+  using py::arg;
+  m.def("panel_attention_runs", &runs, arg("form"), arg("isa") = "auto");
+  m.def("panel_attention", &attend, arg("form"), arg("qkv_ptr"), arg("tokens"), arg("heads"),
+        arg("head_size"), arg("scale"), arg("bias_ptr"), arg("span"), arg("out_ptr"), arg("head"),
+        arg("start"), arg("length"), arg("bias_start"), arg("query"), arg("queries"), arg("isa"));
+}
+
+}  // namespace sparse_runtime::bindings

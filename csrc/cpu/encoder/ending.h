@@ -1,0 +1,85 @@
+// What follows the floats of a value: normalization, and the forms that its readers want.
+//
+// Where panels are many, one task ends a panel from the first step to the last, right after its
+// product. Where they are few, each panel's rows are cut into parts, and the threads exchange no
+// more than sums, minima and maxima between the steps: every float stays with the core that made
+// it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "core/panels.h"
+#include "cpu/encoder/layers.h"
+#include "cpu/token_ops/kernels.h"
+
+namespace sparse_runtime::encoder {
+
+// How an operation reads a value.
+struct Form {
+  enum class Kind { kFloats, kBytes, kPairs, kAttentionBf16 };
+  Kind kind;
+  bool plain = false;                         // kBytes
+  token_ops::Quantization quantization = {};  // kBytes
+
+  bool operator==(const Form& other) const {
+    return kind == other.kind && plain == other.plain &&
+           quantization.scheme == other.quantization.scheme &&
+           quantization.scale == other.quantization.scale &&
+           quantization.zero_point == other.quantization.zero_point;
+  }
+};
+
+// A value in one form; scales and zero points for bytes only.
+struct Shape {
+  Form form = {Form::Kind::kFloats};
+  void* data = nullptr;
+  float* scale = nullptr;               // [panel][64]
+  std::int32_t* zero_points = nullptr;  // [panel][64]
+};
+
+class Ending {
+ public:
+  // Statistics of the parts of a panel: two floats a slot.
+  static std::int64_t statistics_floats(std::int64_t panels, std::int64_t parts) {
+    return panels * parts * 2 * panels::kSlots;
+  }
+
+  const token_ops::Kernels* ops = nullptr;
+  float* floats = nullptr;
+  std::int64_t features = 0;
+  std::int64_t panels = 0;
+  int last_vectors = 0;
+  std::shared_ptr<const Norm> norm;  // or null
+  std::vector<Shape> shapes;         // bytes and pairs
+  std::int64_t part_rows = 0;        // a multiple of 64, or all
+  std::int64_t parts = 0;
+  std::int64_t group = 1;    // panels of one task, as in the product: they are in that core's cache
+  float* moments = nullptr;  // statistics: means, deviations; with a norm
+  float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
+
+  bool quantizes() const;
+  // The steps, for one part of one panel. The first is moments_of (norm) or range_of (none, where
+  // the product has not kept the range); each needs all parts of the panel to be through the last.
+  void moments_of(std::int64_t panel, std::int64_t part) const;
+  void range_of(std::int64_t panel, std::int64_t part) const;
+  void normalize(std::int64_t panel, std::int64_t part) const;
+  void convert(std::int64_t panel, std::int64_t part) const;
+  // All steps of a panel in one part.
+  void whole(std::int64_t panel, bool ranged) const;
+
+ private:
+  struct Rows {
+    float* x;
+    std::int64_t first;
+    std::int64_t count;
+    int vectors;
+  };
+  Rows rows_of(std::int64_t panel, std::int64_t part) const;
+  float* statistics_of(float* statistics, std::int64_t panel, std::int64_t part) const {
+    return statistics + (panel * parts + part) * 2 * panels::kSlots;
+  }
+};
+
+}  // namespace sparse_runtime::encoder

@@ -1,0 +1,252 @@
+// Recording, memory and the run. plan.cc turns what was recorded into stages.
+#include "cpu/encoder/forward.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "core/panels.h"
+
+namespace sparse_runtime::encoder {
+
+namespace {
+
+std::int64_t sum_of_lengths(const std::vector<Sequence>& sequences) {
+  std::int64_t tokens = 0;
+  for (const Sequence& sequence : sequences) tokens += sequence.length;
+  return tokens;
+}
+
+}  // namespace
+
+Forward::Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
+                 std::shared_ptr<WorkspacePool> pool)
+    : sequences_(std::move(sequences)),
+      tokens_(sum_of_lengths(sequences_)),
+      panels_(panels::panel_count(tokens_)),
+      num_threads_(num_threads),
+      isa_(isa),
+      ops_(token_ops::kernels_for(isa)),
+      pool_(std::move(pool)),
+      workspace_(pool_->take()) {}
+
+Forward::~Forward() {
+  for (Value& value : values_) drop_shapes(value);
+  pool_->give(std::move(workspace_));
+}
+
+ValueId Forward::new_value(std::int64_t features) {
+  values_.emplace_back();
+  values_.back().features = features;
+  return values_.size() - 1;
+}
+
+void Forward::read_by(ValueId x, const Form& form) {
+  Value& value = values_[x];
+  ++value.readers;
+  if (std::find(value.wanted.begin(), value.wanted.end(), form) == value.wanted.end()) {
+    value.wanted.push_back(form);
+  }
+}
+
+Form Forward::form_for(const Linear& linear) const {
+  const Variant& variant = linear.variant_for(tokens_);
+  if (variant.int8) {
+    return {Form::Kind::kBytes, int8_panels::reads_plain(variant.int8->layout),
+            linear.quantization};
+  }
+  return {float_panels::reads_pairs(variant.floats->layout) ? Form::Kind::kPairs
+                                                            : Form::Kind::kFloats};
+}
+
+ValueId Forward::embed(std::vector<const float*> tables, std::vector<const std::int64_t*> ids,
+                       std::int64_t features, std::shared_ptr<const Norm> norm_or_null) {
+  Node node{Op::kEmbed};
+  node.tables = std::move(tables);
+  node.ids = std::move(ids);
+  node.norm = std::move(norm_or_null);
+  node.y = new_value(features);
+  pending_.push_back(std::move(node));
+  return pending_.back().y;
+}
+
+ValueId Forward::from_rows(const float* rows, std::int64_t stride, std::int64_t features,
+                           std::shared_ptr<const Norm> norm_or_null) {
+  Node node{Op::kFromRows};
+  node.rows_in = rows;
+  node.norm = std::move(norm_or_null);
+  node.stride = stride;
+  node.y = new_value(features);
+  pending_.push_back(std::move(node));
+  return pending_.back().y;
+}
+
+ValueId Forward::linear(ValueId x, std::shared_ptr<const Linear> linear,
+                        token_ops::Activation activation, ValueId residual,
+                        std::shared_ptr<const Norm> norm_or_null) {
+  Node node{Op::kLinear};
+  read_by(x, form_for(*linear));
+  if (residual != kNoValue) read_by(residual, {Form::Kind::kFloats});
+  node.x = x;
+  node.residual = residual;
+  node.activation = activation;
+  node.y = new_value(linear->n);
+  const Variant& variant = linear->variant_for(tokens_);
+  const bool reduced = variant.int8 || float_panels::reads_pairs(variant.floats->layout);
+  values_[node.y].attention_bf16 = reduced && norm_or_null == nullptr;
+  node.linear = std::move(linear);
+  node.norm = std::move(norm_or_null);
+  pending_.push_back(std::move(node));
+  return pending_.back().y;
+}
+
+ValueId Forward::attention(ValueId qkv, std::int64_t heads, float scale, const float* bias,
+                           std::int64_t span) {
+  Node node{Op::kAttention};
+  const std::int64_t features = values_[qkv].features / 3;
+  const bool even = features / heads % 2 == 0;
+  const bool bf16 = even && values_[qkv].attention_bf16 &&
+                    find_shape(qkv, {Form::Kind::kFloats}) == nullptr &&
+                    panel_attention::attend_for(isa_, panel_attention::Form::kBf16) != nullptr;
+  read_by(qkv, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
+  node.x = qkv;
+  node.heads = heads;
+  node.scale = scale;
+  node.bias = bias;
+  node.span = span;
+  node.y = new_value(features);
+  pending_.push_back(std::move(node));
+  return pending_.back().y;
+}
+
+void Forward::to_rows(ValueId x, float* rows, std::int64_t stride) {
+  Node node{Op::kToRows};
+  read_by(x, {Form::Kind::kFloats});
+  node.x = x;
+  node.rows_out = rows;
+  node.stride = stride;
+  pending_.push_back(std::move(node));
+}
+
+void Forward::release(ValueId x) {
+  Value& value = values_[x];
+  value.held = false;
+  if (value.readers == 0) drop_shapes(value);
+}
+
+void Forward::run(StageTimes* times) {
+  stages_.clear();
+  scratch_bytes_ = 0;
+  stages_.reserve(3 * pending_.size());
+  for (const Node& node : pending_) plan(node);
+  scratch_bytes_ = (scratch_bytes_ + 63) / 64 * 64;
+  // Not a block: those that planning has given back are still read by the stages.
+  scratch_ = workspace_->scratch(static_cast<std::size_t>(scratch_bytes_) * num_threads_);
+  std::vector<double> seconds(times == nullptr ? 0 : stages_.size());
+  run_stages(stages_, num_threads_, times == nullptr ? nullptr : seconds.data());
+  for (std::size_t s = 0; s < seconds.size(); ++s) {
+    times->emplace_back(stages_[s].label, seconds[s]);
+  }
+  pending_.clear();
+  stages_.clear();
+}
+
+void Forward::check_span(std::int64_t span) const {
+  for (const Sequence& sequence : sequences_) {
+    if (sequence.position + sequence.length <= span) continue;
+    throw std::invalid_argument("attention: span: expected at least " +
+                                std::to_string(sequence.position + sequence.length) + "; got " +
+                                std::to_string(span));
+  }
+}
+
+void Forward::done_reading(ValueId x) {
+  Value& value = values_[x];
+  --value.readers;
+  if (value.readers == 0 && !value.held) drop_shapes(value);
+}
+
+void Forward::drop_shapes(Value& value) {
+  // Stages run one after the other: one that is planned later may use the memory again.
+  for (Shape& shape : value.shapes) {
+    workspace_->give(shape.data);
+    if (shape.scale != nullptr) workspace_->give(shape.scale);
+    if (shape.zero_points != nullptr) workspace_->give(shape.zero_points);
+  }
+  value.shapes.clear();
+}
+
+bool Forward::wants(const Value& value, Form::Kind kind) const {
+  if (kind == Form::Kind::kFloats && value.held) return true;
+  return std::any_of(value.wanted.begin(), value.wanted.end(),
+                     [kind](const Form& form) { return form.kind == kind; });
+}
+
+Shape* Forward::find_shape(ValueId x, const Form& form) {
+  for (Shape& shape : values_[x].shapes) {
+    if (shape.form == form) return &shape;
+  }
+  return nullptr;
+}
+
+Shape& Forward::add_shape(ValueId x, const Form& form) {
+  Value& value = values_[x];
+  Shape shape;
+  shape.form = form;
+  const auto bytes = [&](std::int64_t one_panel) {
+    return static_cast<std::size_t>(one_panel * panels_);
+  };
+  switch (form.kind) {
+    case Form::Kind::kFloats:
+      shape.data = take_floats(value.features);
+      break;
+    case Form::Kind::kBytes:
+      shape.data = workspace_->take(bytes(panels::bytes_in_panel(value.features)));
+      shape.scale = static_cast<float*>(workspace_->take(bytes(panels::kSlots * sizeof(float))));
+      shape.zero_points =
+          static_cast<std::int32_t*>(workspace_->take(bytes(panels::kSlots * sizeof(float))));
+      break;
+    case Form::Kind::kPairs:
+    case Form::Kind::kAttentionBf16:
+      shape.data = workspace_->take(
+          bytes(panels::bf16_in_panel(value.features) * std::int64_t{sizeof(std::uint16_t)}));
+      break;
+  }
+  value.shapes.push_back(shape);
+  return value.shapes.back();
+}
+
+Shape& Forward::shape_of(ValueId x, const Form& form) {
+  Shape* found = find_shape(x, form);
+  if (found != nullptr) return *found;
+  auto* floats = static_cast<float*>(find_shape(x, {Form::Kind::kFloats})->data);
+  std::vector<Form> wanted = std::move(values_[x].wanted);
+  values_[x].wanted = {form};
+  end_apart(x, floats, nullptr, "convert");
+  values_[x].wanted = std::move(wanted);
+  return *find_shape(x, form);
+}
+
+float* Forward::take_floats(std::int64_t features) {
+  return static_cast<float*>(workspace_->take(
+      static_cast<std::size_t>(panels::floats_in_panel(features) * panels_) * sizeof(float)));
+}
+
+int Forward::vectors_of(std::int64_t panel) const {
+  const std::int64_t tokens = tokens_of(panel);
+  return static_cast<int>((tokens + panels::kVector - 1) / panels::kVector);
+}
+
+std::int64_t Forward::tokens_of(std::int64_t panel) const {
+  return std::min<std::int64_t>(panels::kSlots, tokens_ - panel * panels::kSlots);
+}
+
+void Forward::need_scratch(std::int64_t bytes) {
+  scratch_bytes_ = std::max(scratch_bytes_, bytes);
+}
+
+void Forward::add_stage(std::string label, std::int64_t tasks,
+                        std::function<void(std::int64_t, int)> run) {
+  stages_.push_back({std::move(label), tasks, std::move(run)});
+}
+
+}  // namespace sparse_runtime::encoder

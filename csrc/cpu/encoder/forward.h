@@ -1,0 +1,154 @@
+// One forward pass: operations are recorded, and run together when a result is asked for.
+//
+// Recording first lets each operation know who reads its result: a linear hands its consumer bytes
+// quantized for it, in the form that its kernel reads, straight from the epilogue or the
+// normalization, and floats are written only where a residual or the caller needs them. And all
+// stages of the pass run in one parallel region.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/panels.h"
+#include "core/stages.h"
+#include "cpu/encoder/ending.h"
+#include "cpu/encoder/layers.h"
+#include "cpu/encoder/workspace.h"
+#include "cpu/isa.h"
+#include "cpu/panel_attention/panel_attention.h"
+#include "cpu/token_ops/token_ops.h"
+
+namespace sparse_runtime::encoder {
+
+using ValueId = std::size_t;
+constexpr ValueId kNoValue = static_cast<ValueId>(-1);
+
+// One parallel stage's label and seconds.
+using StageTimes = std::vector<std::pair<std::string, double>>;
+
+class Forward {
+ public:
+  // Sequences follow each other in the stream; their lengths sum to its tokens, at least 1.
+  Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
+          std::shared_ptr<WorkspacePool> pool);
+  ~Forward();
+  Forward(const Forward&) = delete;
+  Forward& operator=(const Forward&) = delete;
+
+  // Pointers must stay valid until run() returns. Norms and linears may be null only where said.
+  ValueId embed(std::vector<const float*> tables, std::vector<const std::int64_t*> ids,
+                std::int64_t features, std::shared_ptr<const Norm> norm_or_null);
+  ValueId from_rows(const float* rows, std::int64_t stride, std::int64_t features,
+                    std::shared_ptr<const Norm> norm_or_null);
+  // norm(activation(linear(x)) + residual)
+  ValueId linear(ValueId x, std::shared_ptr<const Linear> linear, token_ops::Activation activation,
+                 ValueId residual, std::shared_ptr<const Norm> norm_or_null);
+  ValueId attention(ValueId qkv, std::int64_t heads, float scale, const float* bias,
+                    std::int64_t span);
+  void to_rows(ValueId x, float* rows, std::int64_t stride);
+
+  // Nobody outside will name this value again.
+  void release(ValueId x);
+
+  // Runs what was recorded since the last run. times: filled if not null.
+  void run(StageTimes* times = nullptr);
+
+  // Throws std::invalid_argument if a sequence's positions do not lie within attention's bias.
+  void check_span(std::int64_t span) const;
+
+  std::int64_t tokens() const { return tokens_; }
+  std::int64_t features(ValueId x) const { return values_[x].features; }
+
+ private:
+  enum class Op { kEmbed, kFromRows, kLinear, kAttention, kToRows };
+
+  struct Node {
+    explicit Node(Op operation) : op(operation) {}
+    Op op;
+    ValueId x = kNoValue;
+    ValueId y = kNoValue;
+    ValueId residual = kNoValue;
+    std::shared_ptr<const Linear> linear;
+    std::shared_ptr<const Norm> norm;
+    token_ops::Activation activation = token_ops::Activation::kNone;
+    std::vector<const float*> tables;
+    std::vector<const std::int64_t*> ids;
+    std::int64_t heads = 0;
+    float scale = 1.0f;
+    const float* bias = nullptr;
+    std::int64_t span = 0;
+    const float* rows_in = nullptr;
+    float* rows_out = nullptr;
+    std::int64_t stride = 0;
+  };
+
+  struct Value {
+    std::int64_t features = 0;
+    bool held = true;             // somebody outside may still name it
+    int readers = 0;              // recorded operations that have not been planned yet
+    std::vector<Form> wanted;     // by them
+    std::vector<Shape> shapes;    // materialised
+    bool attention_bf16 = false;  // its producer can write that form
+  };
+
+  ValueId new_value(std::int64_t features);
+  void read_by(ValueId x, const Form& form);
+  Form form_for(const Linear& linear) const;
+
+  void plan(const Node& node);
+  void plan_embed(const Node& node);
+  void plan_from_rows(const Node& node);
+  void plan_linear(const Node& node);
+  void plan_attention(const Node& node);
+  void plan_to_rows(const Node& node);
+  // Begins the ending of a value whose floats are about to be there: its shapes, its parts and
+  // memory for their statistics. Null where nothing is wanted of it but floats.
+  std::shared_ptr<Ending> begin_ending(ValueId y, float* floats, std::shared_ptr<const Norm> norm,
+                                       std::int64_t part_rows);
+  // Adds the stages that are left: all of them, or those after the first step.
+  void end_by_parts(const std::shared_ptr<Ending>& ending, bool first_done,
+                    const std::string& label);
+  void end_whole(const std::shared_ptr<Ending>& ending, const std::string& label);
+  // All stages, in whichever way the number of panels calls for.
+  void end_apart(ValueId y, float* floats, std::shared_ptr<const Norm> norm,
+                 const std::string& label);
+  // Keeps the floats if somebody wants them, and frees what the ending alone needed.
+  void close_ending(ValueId y, float* floats, const std::shared_ptr<Ending>& ending);
+  void done_reading(ValueId x);
+  void drop_shapes(Value& value);
+
+  bool wants(const Value& value, Form::Kind kind) const;
+  // Creates the shape with memory; its contents come from a stage.
+  Shape& add_shape(ValueId x, const Form& form);
+  Shape* find_shape(ValueId x, const Form& form);
+  // The shape, after adding a conversion from floats where it is missing.
+  Shape& shape_of(ValueId x, const Form& form);
+  float* take_floats(std::int64_t features);
+
+  int vectors_of(std::int64_t panel) const;
+  std::int64_t tokens_of(std::int64_t panel) const;
+  // Whether there are enough panels for each to be one task.
+  bool many_panels() const { return num_threads_ == 1 || panels_ >= 3 * num_threads_; }
+  char* worker_scratch(int worker) const { return scratch_ + scratch_bytes_ * worker; }
+  void need_scratch(std::int64_t bytes);
+  void add_stage(std::string label, std::int64_t tasks, std::function<void(std::int64_t, int)> run);
+
+  const std::vector<Sequence> sequences_;
+  const std::int64_t tokens_;
+  const std::int64_t panels_;
+  const int num_threads_;
+  const Isa isa_;
+  const token_ops::Kernels& ops_;
+  const std::shared_ptr<WorkspacePool> pool_;  // lives as long as any pass
+  std::unique_ptr<Workspace> workspace_;
+  std::vector<Value> values_;
+  std::vector<Node> pending_;
+  std::vector<Stage> stages_;
+  char* scratch_ = nullptr;
+  std::int64_t scratch_bytes_ = 0;  // per worker
+};
+
+}  // namespace sparse_runtime::encoder

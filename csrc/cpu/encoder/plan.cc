@@ -1,0 +1,273 @@
+// Turns recorded operations into stages over tasks.
+#include <algorithm>
+
+#include "core/panels.h"
+#include "cpu/encoder/forward.h"
+#include "cpu/encoder/product.h"
+#include "cpu/encoder/tiling.h"
+
+namespace sparse_runtime::encoder {
+
+namespace {
+
+constexpr int kSlots = panels::kSlots;
+
+}  // namespace
+
+void Forward::plan(const Node& node) {
+  switch (node.op) {
+    case Op::kEmbed:
+      return plan_embed(node);
+    case Op::kFromRows:
+      return plan_from_rows(node);
+    case Op::kLinear:
+      return plan_linear(node);
+    case Op::kAttention:
+      return plan_attention(node);
+    case Op::kToRows:
+      return plan_to_rows(node);
+  }
+}
+
+void Forward::plan_embed(const Node& node) {
+  const std::int64_t features = values_[node.y].features;
+  float* floats = take_floats(features);
+  const std::int64_t tasks = (tokens_ + panels::kVector - 1) / panels::kVector;
+  // Of the pending nodes, which outlive the stages.
+  const auto* tables = &node.tables;
+  const auto* ids = &node.ids;
+  add_stage("embed", tasks, [=](std::int64_t task, int) {
+    constexpr int kMostTables = 8;
+    const std::int64_t first = task * panels::kVector;
+    const std::int64_t panel = first / kSlots;
+    const std::int64_t* own_ids[kMostTables];
+    for (std::size_t i = 0; i < ids->size(); ++i) own_ids[i] = (*ids)[i] + first;
+    token_ops::Embed embed = {};
+    embed.tables = tables->data();
+    embed.ids = own_ids;
+    embed.count = static_cast<int>(tables->size());
+    embed.tokens = static_cast<int>(std::min<std::int64_t>(panels::kVector, tokens_ - first));
+    embed.features = features;
+    embed.vector = static_cast<int>(first % kSlots / panels::kVector);
+    embed.y = floats + panel * panels::floats_in_panel(features);
+    ops_.embed(embed);
+  });
+  end_apart(node.y, floats, node.norm, "embed");
+}
+
+void Forward::plan_from_rows(const Node& node) {
+  const std::int64_t features = values_[node.y].features;
+  float* floats = take_floats(features);
+  const float* rows = node.rows_in;
+  const std::int64_t stride = node.stride;
+  add_stage("from rows", panels_, [=](std::int64_t panel, int) {
+    ops_.from_rows(rows + panel * kSlots * stride, stride, features,
+                   static_cast<int>(tokens_of(panel)),
+                   floats + panel * panels::floats_in_panel(features));
+  });
+  end_apart(node.y, floats, node.norm, "from rows");
+}
+
+void Forward::plan_to_rows(const Node& node) {
+  const std::int64_t features = values_[node.x].features;
+  const float* floats = static_cast<const float*>(shape_of(node.x, {Form::Kind::kFloats}).data);
+  float* rows = node.rows_out;
+  const std::int64_t stride = node.stride;
+  add_stage("to rows", panels_, [=](std::int64_t panel, int) {
+    ops_.to_rows(floats + panel * panels::floats_in_panel(features), features,
+                 static_cast<int>(tokens_of(panel)), rows + panel * kSlots * stride, stride);
+  });
+  done_reading(node.x);
+}
+
+void Forward::plan_linear(const Node& node) {
+  const Linear& linear = *node.linear;
+  Product product;
+  product.linear = node.linear;
+  product.variant = &linear.variant_for(tokens_);
+  product.activation = node.activation;
+  const Shape input = shape_of(node.x, form_for(linear));
+  product.x = static_cast<const char*>(input.data);
+  product.x_scale = input.scale;
+  product.zero_points = input.zero_points;
+  if (node.residual != kNoValue) {
+    product.residual =
+        static_cast<const float*>(shape_of(node.residual, {Form::Kind::kFloats}).data);
+  }
+
+  const Value& out = values_[node.y];
+  const bool floats = node.norm != nullptr || wants(out, Form::Kind::kFloats) ||
+                      wants(out, Form::Kind::kBytes) || wants(out, Form::Kind::kPairs);
+  if (wants(out, Form::Kind::kAttentionBf16)) {
+    product.bf16 =
+        static_cast<std::uint16_t*>(add_shape(node.y, {Form::Kind::kAttentionBf16}).data);
+  }
+  product.prepare(isa_, panels_, num_threads_, vectors_of(panels_ - 1));
+  std::shared_ptr<Ending> ending;
+  if (floats) {
+    product.floats = take_floats(linear.n);
+    ending = begin_ending(node.y, product.floats, node.norm, product.tiling.task_rows);
+    if (ending != nullptr) ending->group = product.tiling.panels;
+    product.ending = ending;
+    product.ends_panels = ending != nullptr && product.row_tasks == 1;
+  }
+  need_scratch(product.scratch_bytes());
+  const token_ops::Kernels* ops = &ops_;
+  add_stage(linear.name, product.row_tasks * product.panel_tasks,
+            [this, product, ops](std::int64_t task, int worker) {
+              product.run(task, worker_scratch(worker), *ops);
+            });
+  done_reading(node.x);
+  if (node.residual != kNoValue) done_reading(node.residual);
+  if (!floats) return;
+  if (ending != nullptr && !product.ends_panels) end_by_parts(ending, true, linear.name);
+  close_ending(node.y, product.floats, ending);
+}
+
+void Forward::plan_attention(const Node& node) {
+  const bool bf16 = find_shape(node.x, {Form::Kind::kAttentionBf16}) != nullptr;
+  const Shape qkv = shape_of(node.x, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
+  const std::int64_t features = values_[node.y].features;
+  panel_attention::Problem problem = {};
+  problem.qkv = qkv.data;
+  problem.panel_stride =
+      bf16 ? panels::bf16_in_panel(3 * features) * std::int64_t{sizeof(std::uint16_t)}
+           : panels::floats_in_panel(3 * features) * std::int64_t{sizeof(float)};
+  problem.heads = node.heads;
+  problem.head_size = features / node.heads;
+  problem.scale = node.scale;
+  problem.bias = node.bias;
+  problem.span = node.span;
+  problem.out = take_floats(features);
+  problem.out_stride = panels::floats_in_panel(features);
+  const auto attend = panel_attention::attend_for(
+      isa_, bf16 ? panel_attention::Form::kBf16 : panel_attention::Form::kFloat);
+
+  std::int64_t longest = 0;
+  for (const Sequence& sequence : sequences_) longest = std::max(longest, sequence.length);
+  need_scratch(panel_attention::scratch_bytes(problem.head_size));
+  // A call is one head of one sequence. Many short ones share a task; where there are few long
+  // ones, each is cut by its queries.
+  const auto sequences = static_cast<std::int64_t>(sequences_.size());
+  const std::int64_t calls = sequences * node.heads;
+  const std::int64_t heads_per_task =
+      std::clamp<std::int64_t>(calls / (16 * num_threads_), 1, node.heads);
+  const std::int64_t head_tasks = (node.heads + heads_per_task - 1) / heads_per_task;
+  const std::int64_t wanted = num_threads_ == 1 ? 1 : 4 * num_threads_;
+  const std::int64_t parts = std::clamp<std::int64_t>(
+      (wanted + calls - 1) / calls, 1, std::max<std::int64_t>(1, longest / (2 * kSlots)));
+  add_stage("attention", sequences * head_tasks * parts, [=](std::int64_t task, int worker) {
+    const std::int64_t part = task % parts;
+    const std::int64_t first_head = task / parts % head_tasks * heads_per_task;
+    const Sequence& sequence = sequences_[static_cast<std::size_t>(task / parts / head_tasks)];
+    panel_attention::Call call = {};
+    call.start = sequence.start;
+    call.length = sequence.length;
+    call.bias_start = sequence.position;
+    call.scratch = worker_scratch(worker);
+    // Cuts at whole panels of the stream.
+    const auto cut = [&](std::int64_t p) {
+      if (p == 0) return std::int64_t{0};
+      if (p == parts) return sequence.length;
+      const std::int64_t at = sequence.start + sequence.length * p / parts;
+      return std::clamp<std::int64_t>(at / kSlots * kSlots - sequence.start, 0, sequence.length);
+    };
+    call.query = cut(part);
+    call.queries = cut(part + 1) - call.query;
+    if (call.queries == 0) return;
+    const std::int64_t end = std::min(problem.heads, first_head + heads_per_task);
+    for (call.head = first_head; call.head < end; ++call.head) attend(problem, call);
+  });
+  done_reading(node.x);
+  end_apart(node.y, problem.out, nullptr, "attention");
+}
+
+std::shared_ptr<Ending> Forward::begin_ending(ValueId y, float* floats,
+                                              std::shared_ptr<const Norm> norm,
+                                              std::int64_t part_rows) {
+  auto ending = std::make_shared<Ending>();
+  for (const Form& form : values_[y].wanted) {
+    if (form.kind != Form::Kind::kBytes && form.kind != Form::Kind::kPairs) continue;
+    if (find_shape(y, form) == nullptr) ending->shapes.push_back(add_shape(y, form));
+  }
+  if (norm == nullptr && ending->shapes.empty()) return nullptr;
+  ending->ops = &ops_;
+  ending->floats = floats;
+  ending->features = values_[y].features;
+  ending->panels = panels_;
+  ending->last_vectors = vectors_of(panels_ - 1);
+  ending->norm = std::move(norm);
+  ending->part_rows = part_rows;
+  ending->parts = (ending->features + part_rows - 1) / part_rows;
+  const auto bytes = static_cast<std::size_t>(Ending::statistics_floats(panels_, ending->parts) *
+                                              std::int64_t{sizeof(float)});
+  if (ending->norm) ending->moments = static_cast<float*>(workspace_->take(bytes));
+  ending->ranges = static_cast<float*>(workspace_->take(bytes));
+  return ending;
+}
+
+void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_done,
+                           const std::string& label) {
+  const std::int64_t parts = ending->parts;
+  const std::int64_t groups = (panels_ + ending->group - 1) / ending->group;
+  const auto add = [&](const char* what, auto step) {
+    add_stage(label + what, groups * parts, [ending, parts, step](std::int64_t task, int) {
+      const std::int64_t first = task / parts * ending->group;
+      const std::int64_t end = std::min(first + ending->group, ending->panels);
+      for (std::int64_t panel = first; panel < end; ++panel) step(*ending, panel, task % parts);
+    });
+  };
+  using std::int64_t;
+  if (!first_done && ending->norm) {
+    add(" (moments)",
+        [](const Ending& e, int64_t panel, int64_t part) { e.moments_of(panel, part); });
+  } else if (!first_done && ending->quantizes()) {
+    add(" (range)", [](const Ending& e, int64_t panel, int64_t part) { e.range_of(panel, part); });
+  }
+  if (ending->norm) {
+    add(" (norm)", [](const Ending& e, int64_t panel, int64_t part) { e.normalize(panel, part); });
+  }
+  if (!ending->shapes.empty()) {
+    add(" (quantize)",
+        [](const Ending& e, int64_t panel, int64_t part) { e.convert(panel, part); });
+  }
+}
+
+void Forward::end_whole(const std::shared_ptr<Ending>& ending, const std::string& label) {
+  add_stage(label + " (ending)", panels_,
+            [ending](std::int64_t panel, int) { ending->whole(panel, false); });
+}
+
+void Forward::end_apart(ValueId y, float* floats, std::shared_ptr<const Norm> norm,
+                        const std::string& label) {
+  const std::int64_t features = values_[y].features;
+  std::int64_t part_rows = std::max<std::int64_t>(features, 1);
+  if (!many_panels()) {
+    const std::int64_t wanted = std::max<std::int64_t>(1, 4 * num_threads_ / panels_);
+    part_rows = panels::padded_features((features + wanted - 1) / wanted);
+  }
+  const std::shared_ptr<Ending> ending = begin_ending(y, floats, std::move(norm), part_rows);
+  if (ending != nullptr && ending->parts == 1) {
+    end_whole(ending, label);
+  } else if (ending != nullptr) {
+    end_by_parts(ending, false, label);
+  }
+  close_ending(y, floats, ending);
+}
+
+void Forward::close_ending(ValueId y, float* floats, const std::shared_ptr<Ending>& ending) {
+  if (ending != nullptr) {
+    if (ending->moments != nullptr) workspace_->give(ending->moments);
+    workspace_->give(ending->ranges);
+  }
+  if (find_shape(y, {Form::Kind::kFloats}) != nullptr) return;
+  if (wants(values_[y], Form::Kind::kFloats)) {
+    Shape shape;
+    shape.data = floats;
+    values_[y].shapes.push_back(shape);
+  } else {
+    workspace_->give(floats);
+  }
+}
+
+}  // namespace sparse_runtime::encoder

@@ -1,0 +1,150 @@
+#include "cpu/encoder/product.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "core/panels.h"
+
+namespace sparse_runtime::encoder {
+namespace {
+
+constexpr int kSlots = panels::kSlots;
+constexpr std::int64_t kRowBlock = int8_panels::kRowBlock;
+static_assert(kRowBlock == float_panels::kRowBlock);
+constexpr std::int64_t kKernelScratch = int8_panels::kScratchBytes;
+
+bool is_tiled(const Variant& variant) {
+  if (variant.floats) return variant.floats->layout == float_panels::Layout::kTiles16;
+  return variant.int8->layout == int8_panels::Layout::kTiles ||
+         variant.int8->layout == int8_panels::Layout::kTileBits;
+}
+
+}  // namespace
+
+void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last) {
+  panels = panel_count;
+  last_vectors = vectors_of_last;
+  padded_rows = (linear->n + kRowBlock - 1) / kRowBlock * kRowBlock;
+  if (variant->int8) {
+    accumulate_int8 = int8_panels::accumulate_for(isa, variant->int8->layout);
+    panel_bytes = panels::bytes_in_panel(linear->k);
+  } else {
+    accumulate_floats = float_panels::accumulate_for(isa, variant->floats->layout);
+    panel_bytes = float_panels::reads_pairs(variant->floats->layout)
+                      ? panels::bf16_in_panel(linear->k) * std::int64_t{sizeof(std::uint16_t)}
+                      : panels::floats_in_panel(linear->k) * std::int64_t{sizeof(float)};
+  }
+  tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
+                       is_tiled(*variant)});
+  row_tasks = (padded_rows + tiling.task_rows - 1) / tiling.task_rows;
+  panel_tasks = (panels + tiling.panels - 1) / tiling.panels;
+}
+
+std::int64_t Product::scratch_bytes() const {
+  const std::int64_t acc = tiling.panels * tiling.call_rows * kSlots * std::int64_t{sizeof(float)};
+  return kKernelScratch + acc;
+}
+
+void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& ops) const {
+  const std::int64_t row_task = task % row_tasks;
+  const std::int64_t panel = task / row_tasks * tiling.panels;
+  const std::int64_t count = std::min(tiling.panels, panels - panel);
+  const std::int64_t first = row_task * tiling.task_rows;
+  const std::int64_t end = std::min(first + tiling.task_rows, padded_rows);
+  // Without a norm between, the epilogue itself keeps the range for the quantization.
+  const bool ranged = ending != nullptr && ending->norm == nullptr && ending->quantizes();
+  const auto range_of = [&](std::int64_t p) {
+    return !ranged ? nullptr : ending->ranges + ((panel + p) * row_tasks + row_task) * 2 * kSlots;
+  };
+  for (std::int64_t p = 0; ranged && p < count; ++p) {
+    std::fill_n(range_of(p), kSlots, std::numeric_limits<float>::infinity());
+    std::fill_n(range_of(p) + kSlots, kSlots, -std::numeric_limits<float>::infinity());
+  }
+  for (std::int64_t row = first; row < end; row += tiling.call_rows) {
+    const std::int64_t rows = std::min(tiling.call_rows, end - row);
+    accumulate(row, rows, panel, count, scratch);
+    const auto* acc = reinterpret_cast<const float*>(scratch + kKernelScratch);
+    for (std::int64_t p = 0; p < count; ++p) {
+      finish(row, std::min(rows, linear->n - row), panel + p, acc + p * rows * kSlots, range_of(p),
+             ops);
+    }
+  }
+  if (ending == nullptr) return;
+  for (std::int64_t p = 0; p < count; ++p) {
+    if (ends_panels) {
+      ending->whole(panel + p, ranged);
+    } else if (ending->norm != nullptr) {
+      ending->moments_of(panel + p, row_task);
+    }
+  }
+}
+
+void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel,
+                         std::int64_t count, char* scratch) const {
+  const int vectors = panel + count == panels ? last_vectors : panels::kVectors;
+  char* acc = scratch + kKernelScratch;
+  const char* input = x + panel * panel_bytes;
+  if (accumulate_int8 != nullptr) {
+    int8_panels::Call call = {row,
+                              rows,
+                              reinterpret_cast<const std::uint8_t*>(input),
+                              panel_bytes,
+                              static_cast<int>(count),
+                              vectors,
+                              reinterpret_cast<std::int32_t*>(acc),
+                              scratch};
+    accumulate_int8(variant->int8->view(), call);
+  } else {
+    float_panels::Call call = {row,
+                               rows,
+                               input,
+                               panel_bytes,
+                               static_cast<int>(count),
+                               vectors,
+                               reinterpret_cast<float*>(acc)};
+    accumulate_floats(variant->floats->view(), call);
+  }
+}
+
+void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
+                     float* range, const token_ops::Kernels& ops) const {
+  token_ops::Finish finish = {};
+  finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
+  finish.activation = activation;
+  if (range != nullptr) {
+    finish.low = range;
+    finish.high = range + kSlots;
+  }
+  // Attention reads queries and keys as pairs, values as halves: a block may hold both.
+  const std::int64_t values_begin = linear->n / 3 * 2;
+  const auto* rows_of_acc = static_cast<const float*>(acc);  // int32 is as wide
+  const std::int64_t end = row + rows;
+  while (row < end) {
+    const std::int64_t stop =
+        bf16 != nullptr && row < values_begin ? std::min(end, values_begin) : end;
+    finish.acc = rows_of_acc;
+    finish.rows = stop - row;
+    if (variant->int8) {
+      finish.w_scale = linear->w_scale.data() + row;
+      finish.row_sums = variant->int8->row_sums.data() + row;
+      finish.float_sums =
+          variant->int8->float_sums.empty() ? nullptr : variant->int8->float_sums.data() + row;
+      finish.x_scale = x_scale + panel * kSlots;
+      finish.zero_points = zero_points + panel * kSlots;
+    }
+    finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
+    const std::int64_t at = (panel * linear->n + row) * kSlots;
+    finish.residual = residual == nullptr ? nullptr : residual + at;
+    finish.floats = floats == nullptr ? nullptr : floats + at;
+    if (bf16 != nullptr) {
+      std::uint16_t* out = bf16 + panel * panels::bf16_in_panel(linear->n) + row * kSlots;
+      finish.pairs = row < values_begin ? out : nullptr;
+      finish.halves = row < values_begin ? nullptr : out;
+    }
+    ops.finish(finish);
+    rows_of_acc += finish.rows * kSlots;
+    row = stop;
+  }
+}
+
+}  // namespace sparse_runtime::encoder

@@ -1,0 +1,50 @@
+// How the product of a linear layer is cut into tasks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace sparse_runtime::encoder {
+
+struct Tiling {
+  std::int64_t panels;     // of one task, and of one kernel call
+  std::int64_t call_rows;  // of one kernel call: its accumulators should stay in the L1 or L2 cache
+  std::int64_t task_rows;  // of one task, a multiple of call_rows
+};
+
+struct ProductShape {
+  std::int64_t padded_rows;
+  std::int64_t x_panel_bytes;
+  std::int64_t panels;
+  int num_threads;
+  bool tiled;  // AMX: weights of 32 rows stay in the L1 cache while panels pass
+};
+
+inline Tiling tiling_for(const ProductShape& shape) {
+  constexpr std::int64_t kPartRows = 64;  // parts of a value's ending begin at multiples of these
+  constexpr std::int64_t kCachedInput = 800 * 1024;  // what a task may keep in the L2 cache
+  constexpr std::int64_t kMostTiledPanels = 8;
+  constexpr std::int64_t kTasksPerThread = 3;
+  const std::int64_t threads = shape.num_threads;
+  const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
+  const std::int64_t all_rows = ceil_div(shape.padded_rows, kPartRows) * kPartRows;
+  Tiling tiling{1, kPartRows, all_rows};
+  if (shape.tiled) {
+    const std::int64_t cached = std::max<std::int64_t>(1, kCachedInput / shape.x_panel_bytes);
+    const std::int64_t most = std::min(cached, kMostTiledPanels);
+    tiling.panels = std::clamp<std::int64_t>(ceil_div(shape.panels, threads), 1, most);
+    if (threads > 1 && shape.panels < threads) tiling.panels = std::min(shape.panels, most);
+    tiling.call_rows = 32;
+  }
+  const std::int64_t panel_tasks = ceil_div(shape.panels, tiling.panels);
+  // Tasks of all rows, if they share out well; they need no stage of their own for the ending.
+  const std::int64_t rounds = ceil_div(panel_tasks, threads);
+  if (10 * panel_tasks >= 9 * rounds * threads) return tiling;
+  // Else several tasks a thread, so that an uneven last round costs little.
+  const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
+  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), kPartRows) * kPartRows;
+  tiling.task_rows = std::min(rows, all_rows);
+  return tiling;
+}
+
+}  // namespace sparse_runtime::encoder

@@ -1,0 +1,90 @@
+#include "cpu/encoder/workspace.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+namespace sparse_runtime::encoder {
+namespace {
+
+constexpr std::align_val_t kAlignment{64};
+// A free block may serve a request of at least a quarter of its size.
+constexpr std::size_t kMostWaste = 4;
+// Kept between passes; a pass that needs more has its surplus freed at its end.
+constexpr std::size_t kKeptBytes = std::size_t{256} << 20;
+constexpr std::size_t kGranularity = 4096;
+
+}  // namespace
+
+Workspace::~Workspace() {
+  for (const Block& block : blocks_) ::operator delete(block.memory, kAlignment);
+}
+
+void* Workspace::take(std::size_t bytes) {
+  bytes = std::max(bytes, std::size_t{1});
+  Block* best = nullptr;
+  for (Block& block : blocks_) {
+    if (block.used || block.bytes < bytes || block.bytes / kMostWaste > bytes + kGranularity) {
+      continue;
+    }
+    if (best == nullptr || block.bytes < best->bytes) best = &block;
+  }
+  if (best != nullptr) {
+    best->used = true;
+    return best->memory;
+  }
+  const std::size_t rounded = (bytes + kGranularity - 1) / kGranularity * kGranularity;
+  blocks_.reserve(blocks_.size() + 1);
+  void* memory = ::operator new(rounded, kAlignment);
+  blocks_.push_back({memory, rounded, true});
+  return memory;
+}
+
+void Workspace::give(void* memory) {
+  for (Block& block : blocks_) {
+    if (block.memory == memory) block.used = false;
+  }
+}
+
+char* Workspace::scratch(std::size_t bytes) {
+  if (scratch_.size() < bytes) scratch_ = AlignedVector<char>(bytes);
+  return scratch_.data();
+}
+
+std::size_t Workspace::bytes() const {
+  std::size_t total = scratch_.size();
+  for (const Block& block : blocks_) total += block.bytes;
+  return total;
+}
+
+void Workspace::trim(std::size_t keep) {
+  if (bytes() <= keep) return;
+  const auto free = [](const Block& block) { return !block.used; };
+  for (const Block& block : blocks_) {
+    if (free(block)) ::operator delete(block.memory, kAlignment);
+  }
+  blocks_.erase(std::remove_if(blocks_.begin(), blocks_.end(), free), blocks_.end());
+}
+
+std::unique_ptr<Workspace> WorkspacePool::take() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (free_.empty()) return std::make_unique<Workspace>();
+  std::unique_ptr<Workspace> workspace = std::move(free_.back());
+  free_.pop_back();
+  return workspace;
+}
+
+void WorkspacePool::give(std::unique_ptr<Workspace> workspace) {
+  workspace->trim(kKeptBytes);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  free_.push_back(std::move(workspace));
+}
+
+std::size_t WorkspacePool::bytes() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::size_t total = 0;
+  for (const auto& workspace : free_) total += workspace->bytes();
+  return total;
+}
+
+}  // namespace sparse_runtime::encoder

@@ -1,0 +1,363 @@
+// Attention on AMX bf16 tiles, sixteen queries at a time.
+//
+//   scores  [16 keys][16 queries] += K [16 keys][32 features] x Q [16 pairs][16 queries][2]
+//   out [16 features][16 queries] += V [16 features][32 keys] x P [16 pairs][16 queries][2]
+//
+// Q and V are read where the linear before has left them. K is brought from pairs to one row a key
+// once a call (a transposition of 32-bit words). Keys are counted from the multiple of 32 tokens
+// before the sequence, as V's tiles are; the weights of tokens outside of it are zero, and so are
+// their values, so that nothing of a neighbour comes in.
+#include "core/panels.h"
+#include "cpu/panel_attention/kernels.h"
+#include "cpu/simd_headers.h"
+
+namespace sparse_runtime::panel_attention {
+namespace {
+
+#include "cpu/simd.h"
+
+constexpr int kPanelSlots = panels::kSlots;
+constexpr std::int64_t kStep = 32;  // keys of one value tile, features of one key tile
+constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kPairRowBytes = 4 * kPanelSlots;  // pairs form
+constexpr std::int64_t kHalfRowBytes = 2 * kPanelSlots;  // halves form
+
+struct alignas(64) TileConfig {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+std::int64_t round_up(std::int64_t x, std::int64_t to) {
+  return (x + to - 1) / to * to;
+}
+
+struct Head {
+  const char* qkv;
+  std::int64_t panel_stride;
+  std::int64_t query_row;
+  std::int64_t key_row;
+  std::int64_t value_row;
+  std::int64_t head_size;
+  std::int64_t padded;  // head_size in whole steps
+
+  const char* pairs(std::int64_t row, std::int64_t token) const {
+    return qkv + token / kPanelSlots * panel_stride + row / 2 * kPairRowBytes +
+           token % kPanelSlots * 4;
+  }
+  const char* halves(std::int64_t row, std::int64_t token) const {
+    return qkv + token / kPanelSlots * panel_stride + row * kHalfRowBytes + token % kPanelSlots * 2;
+  }
+};
+
+// Memory of one call.
+struct Scratch {
+  std::uint16_t* keys;   // [kKeyBlock][padded]
+  float* scores;         // [kKeyBlock][16]; then the weights' pairs
+  std::uint16_t* edges;  // [2][padded 16][32]: values of a block that is not whole
+  float* out;            // [padded][16]
+  float* partial;        // [padded][16]
+};
+
+// Sixteen rows of sixteen 32-bit words, transposed.
+SIMD_INLINE void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Keys [first, first + count) from pairs to rows; features beyond the head are zero.
+void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::uint16_t* keys) {
+  for (std::int64_t k = 0; k < count; k += kTileRows) {
+    for (std::int64_t d = 0; d < head.padded; d += kStep) {
+      __m512i rows[16];
+      const char* from = head.pairs(head.key_row + d, first + k);
+      for (int i = 0; i < 16; ++i) {
+        rows[i] = d + 2 * i < head.head_size ? _mm512_loadu_si512(from + i * kPairRowBytes)
+                                             : _mm512_setzero_si512();
+      }
+      transpose(rows);
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(keys + (k + i) * head.padded + d, rows[i]);
+    }
+  }
+}
+
+// scores[count][16] of the queries at `query`.
+void score(const Head& head, const std::uint16_t* keys, std::int64_t count, std::int64_t query,
+           float* scores) {
+  const char* queries = head.pairs(head.query_row, query);
+  const std::int64_t key_bytes = 2 * head.padded;
+  for (std::int64_t k = 0; k < count; k += kStep) {
+    const std::uint16_t* low = keys + k * head.padded;
+    const std::uint16_t* high = low + kTileRows * head.padded;
+    _tile_zero(0);
+    _tile_zero(1);
+    for (std::int64_t d = 0; d < head.padded; d += kStep) {
+      _tile_loadd(6, queries + d / 2 * kPairRowBytes, kPairRowBytes);
+      _tile_loadd(4, low + d, key_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, high + d, key_bytes);
+      _tile_dpbf16ps(1, 5, 6);
+    }
+    _tile_stored(0, scores + k * 16, 64);
+    _tile_stored(1, scores + (k + kTileRows) * 16, 64);
+  }
+}
+
+// 2^x for x <= 0, relative error 1e-4: half a unit of the bf16 that it becomes is 2e-3.
+SIMD_INLINE __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // NaN, the second operand, stays
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(0.0558011f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.2401645f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6931368f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+struct Softmax {
+  __m512 top;    // largest score so far, in units of log 2
+  __m512 total;  // of the weights so far
+};
+
+// Scores in, pairs of bf16 weights out, in the same memory. Keys [begin, end) are the sequence's.
+// Returns the factor by which earlier sums fade.
+__m512 weigh(float* scores, std::int64_t count, std::int64_t begin, std::int64_t end,
+             const Problem& problem, const float* bias, __mmask16 lanes, Softmax& state) {
+  constexpr float kLog2E = 1.44269504f;
+  const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
+  __m512 tops[2] = {state.top, state.top};
+  if (bias != nullptr) {
+    for (std::int64_t k = begin; k < end; ++k) {
+      const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
+      const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
+      const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
+      _mm512_storeu_ps(scores + k * 16, sum);
+      tops[k % 2] = _mm512_max_ps(sum, tops[k % 2]);
+    }
+  } else {
+    // The scale does not change which score is the largest, as long as it is not negative.
+    __m512 largest[2] = {_mm512_set1_ps(-3.0e38f), _mm512_set1_ps(-3.0e38f)};
+    for (std::int64_t k = begin; k < end; ++k) {
+      largest[k % 2] = _mm512_max_ps(_mm512_loadu_ps(scores + k * 16), largest[k % 2]);
+    }
+    tops[1] = _mm512_mul_ps(_mm512_max_ps(largest[0], largest[1]), scale);
+  }
+  const __m512 top = _mm512_max_ps(tops[0], tops[1]);
+  const __m512 fade = power_of_two(_mm512_sub_ps(state.top, top));
+  const __m512 factor = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
+  __m512 totals[2] = {_mm512_mul_ps(state.total, fade), _mm512_setzero_ps()};
+  auto* pairs = reinterpret_cast<std::uint32_t*>(scores);
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  // Rounded by half a unit up: weights are at most 1, so nothing overflows.
+  const auto weight = [&](std::int64_t k) __attribute__((always_inline)) {
+    const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor, top));
+    totals[k % 2] = _mm512_add_ps(totals[k % 2], p);
+    return _mm512_add_epi32(_mm512_castps_si512(p), half);
+  };
+  const auto put = [&](std::int64_t k, __m512i even, __m512i odd) __attribute__((always_inline)) {
+    const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(odd, upper));
+    _mm512_storeu_si512(pairs + k / 2 * 16, pair);
+  };
+  const __m512i none = _mm512_setzero_si512();
+  std::int64_t k = 0;
+  for (; k + 1 < begin; k += 2) put(k, none, none);
+  if (k < begin) {  // an odd start
+    put(k, none, k + 1 < end ? weight(k + 1) : none);
+    k += 2;
+  }
+  for (; k + 1 < end; k += 2) put(k, weight(k), weight(k + 1));
+  if (k < end) {
+    put(k, weight(k), none);
+    k += 2;
+  }
+  for (; k < count; k += 2) put(k, none, none);
+  const __m512 total = _mm512_add_ps(totals[0], totals[1]);
+  state = {top, total};
+  return fade;
+}
+
+// The values of 32 keys with those outside of [begin, end) as zero.
+void copy_edge(const Head& head, std::int64_t token, std::int64_t begin, std::int64_t end,
+               std::uint16_t* edge) {
+  const auto bits_below = [](std::int64_t n) {
+    return n <= 0 ? 0u : n >= kStep ? 0xffffffffu : (1u << n) - 1u;
+  };
+  const __mmask32 mask = bits_below(end - token) & ~bits_below(begin - token);
+  const std::int64_t rows = round_up(head.head_size, kTileRows);
+  for (std::int64_t d = 0; d < rows; ++d) {
+    const __mmask32 kept = d < head.head_size ? mask : 0;
+    _mm512_storeu_si512(edge + d * kStep,
+                        _mm512_maskz_loadu_epi16(kept, head.halves(head.value_row + d, token)));
+  }
+}
+
+// The values of a block of keys, where multiply() finds them.
+struct Values {
+  const Head& head;
+  std::int64_t first;  // token of the block's first key
+  std::int64_t begin;  // tokens of the sequence
+  std::int64_t end;
+  const std::uint16_t* edges;  // at [0] the sequence's first, at [1] its last partial step
+};
+
+// partial[feature][16] = sum over keys of V[feature][key] * P[key][query].
+void multiply(const Values& values, const float* weights, std::int64_t count, float* partial) {
+  const Head& head = values.head;
+  const std::int64_t edge_size = round_up(head.head_size, kTileRows) * kStep;
+  for (std::int64_t d = 0; d < head.head_size; d += 4 * kTileRows) {
+    const std::int64_t left = (head.head_size - d + kTileRows - 1) / kTileRows;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (std::int64_t k = 0; k < count; k += kStep) {
+      const std::int64_t token = values.first + k;
+      const char* from = head.halves(head.value_row + d, token);
+      std::int64_t row_bytes = kHalfRowBytes;
+      // Rows beyond the head are another's, or beyond the panel: those are read from a copy, too.
+      const bool whole = head.head_size % kTileRows == 0;
+      if (token < values.begin || token + kStep > values.end || !whole) {
+        const std::uint16_t* edge = values.edges;
+        if (token >= values.begin) edge += edge_size;
+        if (!whole) {
+          copy_edge(head, token, values.begin, values.end, const_cast<std::uint16_t*>(edge));
+        }
+        from = reinterpret_cast<const char*>(edge + d * kStep);
+        row_bytes = 2 * kStep;
+      }
+      _tile_loadd(6, weights + k / 2 * 16, 64);
+      _tile_loadd(4, from, row_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      if (left > 1) {
+        _tile_loadd(5, from + kTileRows * row_bytes, row_bytes);
+        _tile_dpbf16ps(1, 5, 6);
+      }
+      if (left > 2) {
+        _tile_loadd(4, from + 2 * kTileRows * row_bytes, row_bytes);
+        _tile_dpbf16ps(2, 4, 6);
+      }
+      if (left > 3) {
+        _tile_loadd(5, from + 3 * kTileRows * row_bytes, row_bytes);
+        _tile_dpbf16ps(3, 5, 6);
+      }
+    }
+    float* to = partial + d * 16;
+    _tile_stored(0, to, 64);
+    if (left > 1) _tile_stored(1, to + 16 * kTileRows, 64);
+    if (left > 2) _tile_stored(2, to + 2 * 16 * kTileRows, 64);
+    if (left > 3) _tile_stored(3, to + 3 * 16 * kTileRows, 64);
+  }
+}
+
+Scratch divide(void* memory, std::int64_t padded) {
+  Scratch s;
+  s.keys = static_cast<std::uint16_t*>(memory);
+  s.scores = reinterpret_cast<float*>(s.keys + kKeyBlock * padded);
+  s.edges = reinterpret_cast<std::uint16_t*>(s.scores + kKeyBlock * 16);
+  s.out = reinterpret_cast<float*>(s.edges + 2 * padded * kStep);
+  s.partial = s.out + padded * 16;
+  return s;
+}
+
+// Sixteen queries, those of `lanes` from token `query` on.
+void attend_vector(const Problem& problem, const Call& call, const Head& head,
+                   const Scratch& scratch, std::int64_t query, __mmask16 lanes, bool keys_ready) {
+  const std::int64_t begin = call.start, end = call.start + call.length;
+  const std::int64_t first = begin / kStep * kStep;
+  Softmax state = {_mm512_set1_ps(-3.0e38f), _mm512_setzero_ps()};
+  for (std::int64_t block = first; block < end; block += kKeyBlock) {
+    const std::int64_t left = round_up(end - block, kStep);
+    const std::int64_t count = left < kKeyBlock ? left : kKeyBlock;
+    if (!keys_ready) gather_keys(head, block, count, scratch.keys);
+    score(head, scratch.keys, count, query, scratch.scores);
+    const std::int64_t own = begin > block ? begin - block : 0;
+    const std::int64_t own_end = end - block < count ? end - block : count;
+    const float* bias = nullptr;
+    if (problem.bias != nullptr) {
+      const std::int64_t key = call.bias_start + block + own - begin;
+      bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
+             (query - begin);
+    }
+    const __m512 fade = weigh(scratch.scores, count, own, own_end, problem, bias, lanes, state);
+    multiply({head, block, begin, end, scratch.edges}, scratch.scores, count, scratch.partial);
+    for (std::int64_t d = 0; d < head.head_size; ++d) {
+      __m512 sum = _mm512_loadu_ps(scratch.partial + d * 16);
+      if (block != first) {
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(scratch.out + d * 16), fade, sum);
+      }
+      _mm512_storeu_ps(scratch.out + d * 16, sum);
+    }
+  }
+  float* out = problem.out + query / kPanelSlots * problem.out_stride +
+               head.query_row * kPanelSlots + query % kPanelSlots;
+  const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), state.total);
+  for (std::int64_t d = 0; d < head.head_size; ++d) {
+    const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scratch.out + d * 16), inverse);
+    _mm512_mask_storeu_ps(out + d * kPanelSlots, lanes, v);
+  }
+}
+
+void attend_bf16(const Problem& problem, const Call& call) {
+  const std::int64_t all = problem.heads * problem.head_size;
+  const std::int64_t row = call.head * problem.head_size;
+  const Head head = {static_cast<const char*>(problem.qkv),
+                     problem.panel_stride,
+                     row,
+                     all + row,
+                     2 * all + row,
+                     problem.head_size,
+                     round_up(problem.head_size, kStep)};
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  const Scratch scratch = divide(call.scratch, head.padded);
+  const std::int64_t begin = call.start, end = call.start + call.length;
+  const std::int64_t first = begin / kStep * kStep;
+  const std::int64_t keys = round_up(end - first, kStep);
+  const bool keys_ready = keys <= kKeyBlock;
+  if (keys_ready) gather_keys(head, first, keys, scratch.keys);
+  const std::int64_t edge_size = round_up(head.head_size, kTileRows) * kStep;
+  copy_edge(head, first, begin, end, scratch.edges);
+  copy_edge(head, (end - 1) / kStep * kStep, begin, end, scratch.edges + edge_size);
+
+  const std::int64_t from = begin + call.query, to = from + call.queries;
+  for (std::int64_t query = from / 16 * 16; query < to; query += 16) {
+    const auto below = [&](std::int64_t n) {
+      return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u;
+    };
+    const auto lanes = static_cast<__mmask16>(below(to - query) & ~below(from - query));
+    attend_vector(problem, call, head, scratch, query, lanes, keys_ready);
+  }
+  _tile_release();
+}
+
+}  // namespace
+
+extern const Kernels kAmxKernels;
+const Kernels kAmxKernels = {nullptr, attend_bf16};
+
+}  // namespace sparse_runtime::panel_attention

@@ -1,0 +1,40 @@
+#include "cpu/panel_attention/panel_attention.h"
+
+#include <algorithm>
+
+#include "core/panels.h"
+
+namespace sparse_runtime::panel_attention {
+namespace {
+
+Attend attend_float_for(Isa isa) {
+#ifdef SPARSE_RUNTIME_HAS_AVX512
+  if (isa >= Isa::kAvx512) return kAvx512Kernels.attend_float;
+#endif
+#ifdef SPARSE_RUNTIME_HAS_AVX2
+  if (isa >= Isa::kAvx2) return kAvx2Kernels.attend_float;
+#endif
+  static_cast<void>(isa);
+  return kGenericKernels.attend_float;
+}
+
+}  // namespace
+
+Attend attend_for(Isa isa, Form form) {
+  if (form == Form::kFloat) return attend_float_for(isa);
+#ifdef SPARSE_RUNTIME_HAS_AMX
+  if (isa == Isa::kAmx) return kAmxKernels.attend_bf16;
+#endif
+  return nullptr;
+}
+
+std::int64_t scratch_bytes(std::int64_t head_size) {
+  constexpr std::int64_t kFloat = sizeof(float), kHalf = sizeof(std::uint16_t), kStep = 32;
+  const std::int64_t padded = (head_size + kStep - 1) / kStep * kStep;
+  const std::int64_t in_float = kFloat * (kKeyBlock * panels::kSlots + head_size * panels::kSlots);
+  const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * kKeyBlock * 16 +
+                               kHalf * 2 * padded * kStep + kFloat * 2 * padded * 16;
+  return std::max(in_float, in_bf16);
+}
+
+}  // namespace sparse_runtime::panel_attention

@@ -1,0 +1,175 @@
+// Vectors of 32-bit lanes as wide as this translation unit's instruction set has them. To be
+// included inside an anonymous namespace, after <immintrin.h> on x86 (cpu/simd_headers.h): nothing
+// here may be merged with another unit's copy.
+//
+// Compiler vector types, so that one source serves every instruction set; intrinsics only where a
+// single instruction has no such spelling.
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float F __attribute__((vector_size(4 * kLanes)));
+typedef std::int32_t I __attribute__((vector_size(4 * kLanes)));
+typedef std::uint32_t U __attribute__((vector_size(4 * kLanes)));
+typedef std::uint8_t Bytes __attribute__((vector_size(kLanes)));
+typedef std::uint16_t Words __attribute__((vector_size(2 * kLanes)));
+
+#define SIMD_INLINE inline __attribute__((always_inline))
+
+template <typename Vec, typename Element>
+SIMD_INLINE Vec load(const Element* from) {
+  Vec v;
+  __builtin_memcpy(&v, from, sizeof(Vec));
+  return v;
+}
+
+template <typename Vec, typename Element>
+SIMD_INLINE void store(Element* to, const Vec& v) {
+  __builtin_memcpy(to, &v, sizeof(Vec));
+}
+
+SIMD_INLINE F splat(float value) {
+#if defined(__AVX512F__)
+  return (F)_mm512_set1_ps(value);
+#else
+  return F{} + value;
+#endif
+}
+
+// a * b + c, in one rounding where the instruction set can.
+SIMD_INLINE F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+  return (F)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (F)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// The second operand where the comparison with the first is false, as with NaN.
+SIMD_INLINE F least(F v, F low) {
+#if defined(__AVX512F__)
+  return (F)_mm512_min_ps((__m512)v, (__m512)low);
+#elif defined(__AVX2__)
+  return (F)_mm256_min_ps((__m256)v, (__m256)low);
+#else
+  return v < low ? v : low;
+#endif
+}
+
+SIMD_INLINE F most(F v, F high) {
+#if defined(__AVX512F__)
+  return (F)_mm512_max_ps((__m512)v, (__m512)high);
+#elif defined(__AVX2__)
+  return (F)_mm256_max_ps((__m256)v, (__m256)high);
+#else
+  return v > high ? v : high;
+#endif
+}
+
+// The nearest integer, ties to even, of |x| <= 2^22.
+SIMD_INLINE F round_even(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+  const F shift = splat(12582912.0f);  // 1.5 * 2^23 leaves no bits for a fraction
+  return (x + shift) - shift;
+#endif
+}
+
+SIMD_INLINE I to_int(F x) {
+#if defined(__AVX512F__)
+  return (I)_mm512_cvttps_epi32((__m512)x);
+#else
+  return __builtin_convertvector(x, I);
+#endif
+}
+
+// The nearest integer, ties to even (the rounding mode that every process begins with), of
+// |x| <= 2^22.
+SIMD_INLINE I to_nearest(F x) {
+#if defined(__AVX512F__)
+  return (I)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (I)_mm256_cvtps_epi32((__m256)x);
+#else
+  return to_int(round_even(x));
+#endif
+}
+
+SIMD_INLINE F to_float(I x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_cvtepi32_ps((__m512i)x);
+#else
+  return __builtin_convertvector(x, F);
+#endif
+}
+
+SIMD_INLINE F square_root(F x) {
+#if defined(__AVX512F__)
+  return (F)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (F)_mm256_sqrt_ps((__m256)x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// e^x for x <= 88, 0 below -87.3; relative error below 2e-7. Range reduction by ln 2 in two parts,
+// then a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2] (Taylor, remainder 1.6e-7 * r).
+SIMD_INLINE F exponential(F x) {
+  const F lowest = splat(-87.33654f);
+  const I alive = x > lowest;
+  x = most(x, lowest);
+  const F n = round_even(x * 1.44269504f);
+  F r = fma(n, splat(-0.693359375f), x);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r + 1.0f);
+#if defined(__AVX512F__)
+  const F y = (F)_mm512_scalef_ps((__m512)p, (__m512)n);
+  return (F)_mm512_maskz_mov_ps(_mm512_movepi32_mask((__m512i)alive), (__m512)y);
+#else
+  const F y = p * (F)((to_int(n) + 127) << 23);
+  return (F)((I)y & alive);
+#endif
+}
+
+// Float bits -> bf16 in the low half of each lane, nearest even; NaN stays NaN.
+SIMD_INLINE U to_bf16(F x) {
+  const U bits = (U)x;
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return x == x ? rounded : (bits >> 16) | 0x40u;
+}
+
+// Both as bf16, the first in the low half of each lane. (The instruction takes denormals for zero.)
+SIMD_INLINE U to_pair(F even, F odd) {
+#if defined(__AVX512BF16__)
+  const __m512i halves = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
+                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return (U)_mm512_permutexvar_epi16(order, halves);
+#else
+  return to_bf16(even) | to_bf16(odd) << 16;
+#endif
+}
+
+SIMD_INLINE Words to_halves(F x) {
+#if defined(__AVX512BF16__)
+  return (Words)_mm512_cvtneps_pbh((__m512)x);
+#else
+  return __builtin_convertvector(to_bf16(x), Words);
+#endif
+}

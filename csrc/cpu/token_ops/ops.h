@@ -1,0 +1,496 @@
+// The token operations over vectors of any width; each instruction set's unit includes this file
+// within its anonymous namespace, after cpu/simd.h.
+
+constexpr int kPanelSlots = panels::kSlots;
+
+// x * Phi(x): GELU in its erf form. Phi(-t) ~ P(t)^16 for 0 <= t <= 6;
+// docs/kernels/token_ops.md describes the fit and its error (1e-7).
+SIMD_INLINE F gelu(F x) {
+  const F size = (F)((I)x & 0x7fffffff);
+  const F t = least(size, splat(6.0f));  // NaN: 6
+  F p = splat(-0x1.003a3ap-25f);
+  p = fma(p, t, splat(0x1.e45960p-21f));
+  p = fma(p, t, splat(-0x1.2f1c3cp-17f));
+  p = fma(p, t, splat(-0x1.f74714p-19f));
+  p = fma(p, t, splat(0x1.3661c2p-11f));
+  p = fma(p, t, splat(-0x1.4c651cp-10f));
+  p = fma(p, t, splat(-0x1.247a16p-6f));
+  p = fma(p, t, splat(-0x1.87352ap-5f));
+  p = fma(p, t, splat(0x1.ea4afcp-1f));
+  p = p * p;
+  p = p * p;
+  p = p * p;
+  p = p * p;
+  // x Phi(x) = max(x, 0) - |x| Phi(-|x|); beyond 6 the second term stays at 6e-9. NaN, the second
+  // operand of the maximum, stays.
+  return fma(-t, p, most(F{}, x));
+}
+
+// tanh(x) = sign(x) * (1 - 2 / (e^2|x| + 1)); below 0.25 an odd Taylor polynomial, where that
+// difference would lose digits.
+SIMD_INLINE F hyperbolic_tangent(F x) {
+  const F size = (F)((I)x & 0x7fffffff);
+  const F t = least(size, splat(10.0f));
+  const F far = 1.0f - 2.0f / (exponential(t + t) + 1.0f);
+  const F square = t * t;
+  F near = splat(62.0f / 2835.0f);
+  near = fma(near, square, splat(-17.0f / 315.0f));
+  near = fma(near, square, splat(2.0f / 15.0f));
+  near = fma(near, square, splat(-1.0f / 3.0f));
+  near = fma(near * square, t, t);
+  const F y = t < 0.25f ? near : far;
+  const F signed_y = (F)((I)y | ((I)x & ~0x7fffffff));
+  return x == x ? signed_y : x;
+}
+
+SIMD_INLINE F sigmoid(F x) {
+  // The exponential's argument stays in range; beyond, the quotient is 0 or 1 to float precision.
+  const F t = least(most(-x, splat(-80.0f)), splat(80.0f));
+  return 1.0f / (1.0f + exponential(t));
+}
+
+template <Activation kActivation>
+SIMD_INLINE F activate(F v) {
+  if (kActivation == Activation::kRelu) return v < 0.0f ? F{} : v;  // keeps NaN
+  if (kActivation == Activation::kGelu) return gelu(v);
+  if (kActivation == Activation::kTanh) return hyperbolic_tangent(v);
+  if (kActivation == Activation::kSilu) return v * sigmoid(v);
+  if (kActivation == Activation::kGeluTanh) {
+    // (1 + tanh(x)) / 2 is the sigmoid of 2 x; x = sqrt(2 / pi) (v + 0.044715 v^3).
+    return v * sigmoid(v * fma(v * v, splat(0.0713548162726f), splat(1.59576912161f)));
+  }
+  return v;
+}
+
+// Some lane groups of slots, all rows: what does not change from row to row stays in registers.
+template <bool kInteger, Activation kActivation, int kGroups>
+void finish_slots(const Finish& finish, int slot) {
+  // A copy of our own: stores through its pointers cannot change it, so its members stay in
+  // registers.
+  const Finish f = finish;
+  const auto* sums = static_cast<const std::uint32_t*>(f.acc);
+  const auto* products = static_cast<const float*>(f.acc);
+  F x_scale[kGroups], low[kGroups], high[kGroups];
+  U zero_points[kGroups];
+  F float_points[kGroups];
+  F poison[kGroups] = {};  // NaN once a value was not finite
+  F even[kGroups] = {};    // an even row, waiting for its neighbour
+  for (int g = 0; g < kGroups; ++g) {
+    const int at = slot + g * kLanes;
+    x_scale[g] = kInteger ? load<F>(f.x_scale + at) : F{};
+    zero_points[g] = kInteger ? load<U>(f.zero_points + at) : U{};
+    float_points[g] = -to_float((I)zero_points[g]);
+    low[g] = f.low != nullptr ? load<F>(f.low + at) : F{};
+    high[g] = f.low != nullptr ? load<F>(f.high + at) : F{};
+  }
+  for (std::int64_t r = 0; r < f.rows; ++r) {
+    const std::int64_t row = r * kPanelSlots + slot;
+    F v[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      const std::int64_t at = row + g * kLanes;
+      if (kInteger && f.float_sums != nullptr) {
+        v[g] = fma(float_points[g], splat(f.float_sums[r]), to_float(load<I>(sums + at)));
+        v[g] = v[g] * x_scale[g] * f.w_scale[r];
+      } else if (kInteger) {
+        // Unsigned: products and differences beyond int32 cancel modulo 2^32.
+        const U sum =
+            load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
+        v[g] = to_float((I)sum) * x_scale[g] * f.w_scale[r];
+      } else {
+        v[g] = load<F>(products + at);
+      }
+    }
+    if (f.bias != nullptr) {
+      for (int g = 0; g < kGroups; ++g) v[g] = v[g] + f.bias[r];
+    }
+    for (int g = 0; g < kGroups; ++g) v[g] = activate<kActivation>(v[g]);
+    if (f.residual != nullptr) {
+      for (int g = 0; g < kGroups; ++g) v[g] = v[g] + load<F>(f.residual + row + g * kLanes);
+    }
+    if (f.floats != nullptr) {
+      for (int g = 0; g < kGroups; ++g) store(f.floats + row + g * kLanes, v[g]);
+    }
+    if (f.low != nullptr) {
+      for (int g = 0; g < kGroups; ++g) {
+        low[g] = least(v[g], low[g]);
+        high[g] = most(v[g], high[g]);
+        poison[g] = fma(v[g], F{}, poison[g]);
+      }
+    }
+    for (int g = 0; f.pairs != nullptr && g < kGroups; ++g) {
+      if (r % 2 == 0) {
+        even[g] = v[g];
+      } else {
+        store(f.pairs + (r - 1) * kPanelSlots + 2 * (slot + g * kLanes), to_pair(even[g], v[g]));
+      }
+    }
+    for (int g = 0; f.halves != nullptr && g < kGroups; ++g) {
+      store(f.halves + row + g * kLanes, to_halves(v[g]));
+    }
+  }
+  for (int g = 0; f.low != nullptr && g < kGroups; ++g) {
+    store(f.low + slot + g * kLanes, low[g] + poison[g]);
+    store(f.high + slot + g * kLanes, high[g] + poison[g]);
+  }
+}
+
+template <bool kInteger, Activation kActivation>
+void finish_panel(const Finish& f) {
+  const int end = f.vectors * panels::kVector;
+  int slot = 0;
+  for (; slot + 2 * kLanes <= end; slot += 2 * kLanes) {
+    finish_slots<kInteger, kActivation, 2>(f, slot);
+  }
+  for (; slot < end; slot += kLanes) finish_slots<kInteger, kActivation, 1>(f, slot);
+}
+
+template <bool kInteger>
+void finish_as(const Finish& f) {
+  switch (f.activation) {
+    case Activation::kNone:
+      return finish_panel<kInteger, Activation::kNone>(f);
+    case Activation::kRelu:
+      return finish_panel<kInteger, Activation::kRelu>(f);
+    case Activation::kGelu:
+      return finish_panel<kInteger, Activation::kGelu>(f);
+    case Activation::kTanh:
+      return finish_panel<kInteger, Activation::kTanh>(f);
+    case Activation::kSilu:
+      return finish_panel<kInteger, Activation::kSilu>(f);
+    case Activation::kGeluTanh:
+      return finish_panel<kInteger, Activation::kGeluTanh>(f);
+  }
+}
+
+void finish(const Finish& f) {
+  return f.w_scale != nullptr ? finish_as<true>(f) : finish_as<false>(f);
+}
+
+// Some lane groups side by side, so that rows are read whole.
+template <int kGroups>
+void moments_of(const Moments& moments, int slot) {
+  constexpr int kParts = 2;  // independent sums, for latency and accuracy
+  const Moments m = moments;
+  const float* x = m.x + slot;
+  F sums[kParts][kGroups] = {};
+  for (std::int64_t i = 0; i < m.rows; ++i) {
+    for (int g = 0; g < kGroups; ++g) {
+      sums[i % kParts][g] = sums[i % kParts][g] + load<F>(x + i * kPanelSlots + g * kLanes);
+    }
+  }
+  F mean[kGroups];
+  F squares[kParts][kGroups] = {};
+  for (int g = 0; g < kGroups; ++g) {
+    mean[g] = (sums[0][g] + sums[1][g]) / static_cast<float>(m.rows);
+  }
+  for (std::int64_t i = 0; i < m.rows; ++i) {
+    for (int g = 0; g < kGroups; ++g) {
+      const F d = load<F>(x + i * kPanelSlots + g * kLanes) - mean[g];
+      squares[i % kParts][g] = fma(d, d, squares[i % kParts][g]);
+    }
+  }
+  for (int g = 0; g < kGroups; ++g) {
+    store(m.mean + slot + g * kLanes, mean[g]);
+    store(m.deviation + slot + g * kLanes, squares[0][g] + squares[1][g]);
+  }
+}
+
+template <int kGroups>
+void normalize_of(const Normalize& normalize, int slot) {
+  const Normalize n = normalize;
+  F mean[kGroups], inverse[kGroups], low[kGroups], high[kGroups], poison[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    mean[g] = load<F>(n.mean + slot + g * kLanes);
+    inverse[g] = load<F>(n.inverse + slot + g * kLanes);
+    low[g] = splat(__builtin_inff());
+    high[g] = -low[g];
+    poison[g] = F{};
+  }
+  for (std::int64_t i = 0; i < n.rows; ++i) {
+    const F weight = splat(n.weight[i]), bias = splat(n.bias[i]);
+    float* x = n.x + i * kPanelSlots + slot;
+    for (int g = 0; g < kGroups; ++g) {
+      const F y = fma((load<F>(x + g * kLanes) - mean[g]) * inverse[g], weight, bias);
+      store(x + g * kLanes, y);
+      low[g] = least(y, low[g]);
+      high[g] = most(y, high[g]);
+      poison[g] = fma(y, F{}, poison[g]);
+    }
+  }
+  for (int g = 0; g < kGroups; ++g) {
+    store(n.low + slot + g * kLanes, low[g] + poison[g]);
+    store(n.high + slot + g * kLanes, high[g] + poison[g]);
+  }
+}
+
+template <int kGroups>
+void range_of(const float* x, std::int64_t rows, int slot, float* low_out, float* high_out) {
+  F low[kGroups], high[kGroups], poison[kGroups];
+  for (int g = 0; g < kGroups; ++g) {
+    low[g] = splat(__builtin_inff());
+    high[g] = -low[g];
+    poison[g] = F{};
+  }
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (int g = 0; g < kGroups; ++g) {
+      const F v = load<F>(x + i * kPanelSlots + slot + g * kLanes);
+      low[g] = least(v, low[g]);
+      high[g] = most(v, high[g]);
+      poison[g] = fma(v, F{}, poison[g]);
+    }
+  }
+  for (int g = 0; g < kGroups; ++g) {
+    store(low_out + slot + g * kLanes, low[g] + poison[g]);
+    store(high_out + slot + g * kLanes, high[g] + poison[g]);
+  }
+}
+
+// Calls wide(slot) for each four lane groups of the vectors in use and one(slot) for the others.
+template <typename Wide, typename One>
+SIMD_INLINE void over_slots(int vectors, const Wide& wide, const One& one) {
+  const int end = vectors * panels::kVector;
+  int slot = 0;
+  for (; slot + 4 * kLanes <= end; slot += 4 * kLanes) wide(slot);
+  for (; slot < end; slot += kLanes) one(slot);
+}
+
+void moments(const Moments& m) {
+  over_slots(
+      m.vectors, [&](int slot) { moments_of<4>(m, slot); },
+      [&](int slot) { moments_of<1>(m, slot); });
+}
+
+void normalize(const Normalize& n) {
+  over_slots(
+      n.vectors, [&](int slot) { normalize_of<4>(n, slot); },
+      [&](int slot) { normalize_of<1>(n, slot); });
+}
+
+void range(const float* x, std::int64_t rows, int vectors, float* low, float* high) {
+  over_slots(
+      vectors, [&](int slot) { range_of<4>(x, rows, slot, low, high); },
+      [&](int slot) { range_of<1>(x, rows, slot, low, high); });
+}
+
+// How one lane group is quantized: q = round_even(clamp(x * factor)) + offset. The static scheme
+// divides by its scale instead, as the reference does.
+struct Rule {
+  F factor;  // static: the scale
+  F least_value;
+  F most_value;
+  I offset;
+};
+
+template <bool kStatic>
+SIMD_INLINE U quantized(const Rule& rule, F x) {
+  F v = kStatic ? x / rule.factor : x * rule.factor;
+  // A NaN becomes zero. (In the dynamic schemes it makes its whole token's range NaN, and the
+  // comparison with the lower bound, then 0, takes care of it.)
+  if (kStatic) v = (F)((I)v & (I)(v == v));
+  // The bounds are integers, so clamping before rounding is the same as after it.
+  v = least(most(v, rule.least_value), rule.most_value);
+  return (U)(to_nearest(v) + rule.offset);
+}
+
+// Fills scale and zero points of one lane group; see kernels/linear/reference.py.
+SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
+  Rule rule = {};
+  F scale, zero;
+  if (q.quantization.scheme == Scheme::kStatic) {
+    rule.factor = scale = splat(q.quantization.scale);
+    zero = splat(static_cast<float>(q.quantization.zero_point));
+    rule.least_value = -zero;
+    rule.most_value = 255.0f - zero;
+  } else if (q.quantization.scheme == Scheme::kSymmetric) {
+    const F amax = most(high, -low);  // both are NaN or neither
+    const F floor = splat(127.0f * 0x1p-126f);
+    const F clamped = amax < floor ? floor : amax;  // NaN stays
+    const I finite = amax - amax == 0.0f;
+    rule.factor = (F)((I)(127.0f / clamped) & finite);
+    scale = amax == 0.0f ? splat(1.0f) : clamped / 127.0f;
+    zero = splat(128.0f);
+    // A token that is not finite: zeros.
+    rule.least_value = (F)((I)splat(-127.0f) & finite);
+    rule.most_value = (F)((I)splat(127.0f) & finite);
+  } else {
+    const F tiny = splat(0x1p-126f);
+    low = low < 0.0f ? low : (low == low ? F{} : low);
+    high = high > 0.0f ? high : (high == high ? F{} : high);
+    const F wanted = high / 255.0f - low / 255.0f;
+    scale = wanted < tiny ? tiny : wanted;
+    scale = low == high ? splat(1.0f) : scale;
+    const I finite = wanted - wanted == 0.0f;
+    const F inverse = 1.0f / scale;
+    const F rounded = round_even(least(-low * inverse, splat(255.0f)));
+    zero = (F)((I)rounded & finite);
+    const F nan = splat(__builtin_nanf(""));
+    scale = finite ? scale : nan;
+    rule.factor = (F)((I)inverse & finite);
+    rule.least_value = -zero;
+    rule.most_value = (F)((I)(255.0f - zero) & finite);
+  }
+  store(q.scale + slot, scale);
+  rule.offset = to_int(zero);
+  store(q.zero_points + slot, rule.offset);
+  return rule;
+}
+
+SIMD_INLINE Rule rule_for(const Quantize& q, int slot) {
+  if (q.quantization.scheme == Scheme::kStatic) return make_rule(q, slot, F{}, F{});
+  return make_rule(q, slot, load<F>(q.low + slot), load<F>(q.high + slot));
+}
+
+// Four features of a slot make the four bytes of its lane. Rows are read whole.
+template <bool kStatic>
+void quantize_grouped(const Quantize& quantize) {
+  constexpr int kMostGroups = kPanelSlots / kLanes;
+  const Quantize q = quantize;  // as in finish_slots
+  const int groups = q.vectors * panels::kVector / kLanes;
+  Rule rules[kMostGroups];
+  for (int g = 0; g < groups; ++g) rules[g] = rule_for(q, g * kLanes);
+  const std::int64_t padded = panels::padded_features(q.rows);
+  std::int64_t i = 0;
+  for (; i + 4 <= q.rows; i += 4) {
+    const float* x = q.x + i * kPanelSlots;
+    for (int g = 0; g < groups; ++g, x += kLanes) {
+      U word = quantized<kStatic>(rules[g], load<F>(x));
+      word |= quantized<kStatic>(rules[g], load<F>(x + kPanelSlots)) << 8;
+      word |= quantized<kStatic>(rules[g], load<F>(x + 2 * kPanelSlots)) << 16;
+      word |= quantized<kStatic>(rules[g], load<F>(x + 3 * kPanelSlots)) << 24;
+      store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
+    }
+  }
+  for (; i < padded; i += 4) {
+    for (int g = 0; g < groups; ++g) {
+      U word = {};
+      for (std::int64_t j = i; j < i + 4 && j < q.rows; ++j) {
+        const F v = load<F>(q.x + j * kPanelSlots + g * kLanes);
+        word |= quantized<kStatic>(rules[g], v) << (8 * (j - i));
+      }
+      store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
+    }
+  }
+}
+
+// Where the four bytes of slots 4 g .. 4 g + 3 begin in a plain row.
+SIMD_INLINE int plain_word(int slot) {
+  return 16 * (slot % 16 / 4) + 4 * (slot / 16);
+}
+
+template <bool kStatic>
+void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
+  const Quantize q = quantize;
+  const Rule rule = given;
+  const std::int64_t padded = panels::padded_features(q.rows);
+  for (std::int64_t i = 0; i < padded; ++i) {
+    Bytes bytes = {};
+    if (i < q.rows) {
+      const U whole = quantized<kStatic>(rule, load<F>(q.x + i * kPanelSlots + slot));
+      bytes = __builtin_convertvector(whole, Bytes);
+    }
+    std::uint8_t words[kLanes];
+    store(words, bytes);
+    for (int lane = 0; lane < kLanes; lane += 4) {
+      __builtin_memcpy(q.q + i * kPanelSlots + plain_word(slot + lane), words + lane, 4);
+    }
+  }
+}
+
+#if defined(__AVX512BW__)
+// All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows.
+template <bool kStatic>
+void quantize_plain_panel(const Quantize& quantize) {
+  const Quantize q = quantize;
+  const Rule rules[4] = {rule_for(q, 0), rule_for(q, 16), rule_for(q, 32), rule_for(q, 48)};
+  const std::int64_t padded = panels::padded_features(q.rows);
+  for (std::int64_t i = 0; i < q.rows; ++i) {
+    __m512i whole[4];
+    for (int v = 0; v < 4; ++v) {
+      whole[v] = (__m512i)quantized<kStatic>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
+    }
+    const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
+    const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
+    _mm512_storeu_si512(q.q + i * kPanelSlots, _mm512_packus_epi16(low, high));
+  }
+  for (std::int64_t i = q.rows; i < padded; ++i) store(q.q + i * kPanelSlots, F{});
+}
+#endif
+
+template <bool kStatic>
+void quantize_as(const Quantize& q) {
+  if (!q.plain) return quantize_grouped<kStatic>(q);
+#if defined(__AVX512BW__)
+  if (q.vectors == panels::kVectors) return quantize_plain_panel<kStatic>(q);
+#endif
+  for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
+    quantize_plain<kStatic>(q, slot, rule_for(q, slot));
+  }
+}
+
+void quantize(const Quantize& q) {
+  return q.quantization.scheme == Scheme::kStatic ? quantize_as<true>(q) : quantize_as<false>(q);
+}
+
+void to_pairs(const float* x, std::int64_t rows, int vectors, std::uint16_t* y) {
+  const std::int64_t padded = panels::padded_features(rows);
+  for (std::int64_t i = 0; i < padded; i += 2) {
+    for (int slot = 0; slot < vectors * panels::kVector; slot += kLanes) {
+      const F even = i < rows ? load<F>(x + i * kPanelSlots + slot) : F{};
+      const F odd = i + 1 < rows ? load<F>(x + (i + 1) * kPanelSlots + slot) : F{};
+      store(y + i * kPanelSlots + 2 * slot, to_pair(even, odd));
+    }
+  }
+}
+
+// Blocks of this many features are gathered row by row and written column by column.
+constexpr int kBlock = 16;
+
+void embed(const Embed& e) {
+  float block[panels::kVector][kBlock];
+  for (std::int64_t first = 0; first < e.features; first += kBlock) {
+    const auto width = static_cast<int>(e.features - first < kBlock ? e.features - first : kBlock);
+    for (int t = 0; t < panels::kVector; ++t) {
+      for (int i = 0; i < kBlock; ++i) block[t][i] = 0.0f;
+      for (int c = 0; t < e.tokens && c < e.count; ++c) {
+        const float* row = e.tables[c] + e.ids[c][t] * e.features + first;
+        for (int i = 0; i < width; ++i) block[t][i] = block[t][i] + row[i];
+      }
+    }
+    for (int i = 0; i < width; ++i) {
+      float* y = e.y + (first + i) * kPanelSlots + e.vector * panels::kVector;
+      for (int t = 0; t < panels::kVector; ++t) y[t] = block[t][i];
+    }
+  }
+}
+
+void to_rows(const float* panel, std::int64_t features, int tokens, float* rows,
+             std::int64_t stride) {
+  float block[kPanelSlots][kBlock];
+  for (std::int64_t first = 0; first < features; first += kBlock) {
+    const auto width = static_cast<int>(features - first < kBlock ? features - first : kBlock);
+    for (int i = 0; i < width; ++i) {
+      for (int t = 0; t < tokens; ++t) block[t][i] = panel[(first + i) * kPanelSlots + t];
+    }
+    for (int t = 0; t < tokens; ++t) {
+      __builtin_memcpy(rows + t * stride + first, block[t], sizeof(float) * width);
+    }
+  }
+}
+
+void from_rows(const float* rows, std::int64_t stride, std::int64_t features, int tokens,
+               float* panel) {
+  float block[kPanelSlots][kBlock];
+  const int slots = (tokens + panels::kVector - 1) / panels::kVector * panels::kVector;
+  for (int t = tokens; t < slots; ++t) {
+    for (int i = 0; i < kBlock; ++i) block[t][i] = 0.0f;
+  }
+  for (std::int64_t first = 0; first < features; first += kBlock) {
+    const auto width = static_cast<int>(features - first < kBlock ? features - first : kBlock);
+    for (int t = 0; t < tokens; ++t) {
+      __builtin_memcpy(block[t], rows + t * stride + first, sizeof(float) * width);
+    }
+    for (int i = 0; i < width; ++i) {
+      for (int t = 0; t < slots; ++t) panel[(first + i) * kPanelSlots + t] = block[t][i];
+    }
+  }
+}

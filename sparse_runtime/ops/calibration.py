@@ -1,0 +1,191 @@
+"""What each device layout costs on this machine: measured once, kept in the user's cache.
+
+A kernel's time on one panel is close to ``per_unit * units + per_row * rows``; two weights of
+different density give both numbers. See docs/kernels/cost_model.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from .native import extension
+
+VERSION = 1
+"""Of the file; another is measured anew."""
+
+INT8_LAYOUTS = (
+    "dense",
+    "band4_grouped",
+    "band4_gathered",
+    "band1_grouped",
+    "band1_gathered",
+    "tiles",
+    "tile_bits",
+)
+FLOAT_LAYOUTS = ("dense32", "sparse32")
+FEW, MANY = "few", "many"
+"""One vector of 16 tokens, and whole panels of 64."""
+
+_ROWS, _COLUMNS = 256, 768
+_DENSITIES = (0.3, 0.06)
+_REPEATS = 12
+_TILED_PANELS = 4  # AMX layouts reuse a tile for several panels
+_SHAPES = {FEW: (1, 1), MANY: (1, 4)}  # panels, vectors of the last
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one kernel on one panel.
+
+    Attributes:
+        per_unit: for each unit that it multiplies.
+        per_row: for each row of the weight.
+    """
+
+    per_unit: float
+    per_row: float
+
+    def seconds(self, units: int, rows: int) -> float:
+        """Predicted time on one panel, one thread."""
+        return self.per_unit * units + self.per_row * rows
+
+
+Costs = dict[str, dict[str, Cost]]
+"""By layout, then by FEW or MANY; layouts that do not run here are missing."""
+
+
+@cache
+def machine_costs() -> Costs:
+    """This machine's costs: from the cache file, or measured now (below a second) and kept."""
+    path = cache_file()
+    try:
+        return _decode(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not there yet, or of another version
+    costs = measure()
+    try:
+        _write(path, costs)
+    except OSError as error:  # a read-only home: measured again next time
+        logger.info("cost model not kept: %s", error)
+    return costs
+
+
+def cache_file() -> Path:
+    """Where the costs of this CPU and instruction set are kept."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    names = [row["name"] for row in extension().isas() if row["available"]]
+    wanted = os.environ.get("SPARSE_RUNTIME_ISA", "auto")
+    key = json.dumps([platform.machine(), _cpu_name(), names, wanted, extension().build_info()])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    return root / "sparse_runtime" / f"cpu-costs-{digest}.json"
+
+
+def measure() -> Costs:
+    """Time every layout that runs here on two small weights, on one thread."""
+    rng = np.random.default_rng(0)
+    full = rng.integers(1, 128, (_ROWS, _COLUMNS)).astype(np.int8)
+    weights = [full * (rng.random(full.shape) < density) for density in _DENSITIES]
+    weights = [weight.astype(np.int8) for weight in weights]
+    counts = [extension().int8_panels_count(w.ctypes.data, _ROWS, _COLUMNS) for w in weights]
+    costs: Costs = {}
+    for layout in INT8_LAYOUTS:
+        if extension().int8_panels_runs(layout):
+            costs[layout] = _measure_int8(layout, weights, [count[layout] for count in counts])
+    floats = [weight.astype(np.float32) for weight in weights]
+    for layout in FLOAT_LAYOUTS:
+        units = [_ROWS * _COLUMNS] * 2
+        if layout == "sparse32":
+            units = [count["nonzeros"] for count in counts]
+        costs[layout] = _measure_float(layout, floats, units)
+    return costs
+
+
+def _measure_int8(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
+    packed = [extension().int8_panels_pack(w.ctypes.data, _ROWS, _COLUMNS, layout) for w in weights]
+    tiled = layout in ("tiles", "tile_bits")
+    return {
+        regime: _fit(
+            [
+                extension().int8_panels_seconds(w, _panels(tiled, regime), vectors, _REPEATS)
+                / _panels(tiled, regime)
+                for w in packed
+            ],
+            units,
+        )
+        for regime, (_, vectors) in _SHAPES.items()
+    }
+
+
+def _measure_float(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
+    packed = [
+        extension().float_panels_pack(w.ctypes.data, _ROWS, _COLUMNS, layout) for w in weights
+    ]
+    return {
+        regime: _fit(
+            [extension().float_panels_seconds(w, 1, vectors, _REPEATS) for w in packed], units
+        )
+        for regime, (_, vectors) in _SHAPES.items()
+    }
+
+
+def _panels(tiled: bool, regime: str) -> int:
+    return _TILED_PANELS if tiled and regime == MANY else 1
+
+
+def _fit(seconds: list[float], units: list[int]) -> Cost:
+    """The line through two measurements; through the origin where units do not differ."""
+    if units[0] == units[1]:
+        return Cost(per_unit=min(seconds) / units[0], per_row=0.0)
+    slope = max((seconds[0] - seconds[1]) / (units[0] - units[1]), 0.0)
+    return Cost(per_unit=slope, per_row=max(seconds[1] - slope * units[1], 0.0) / _ROWS)
+
+
+def _decode(data: dict[str, object]) -> Costs:
+    if data["version"] != VERSION:
+        raise ValueError("another version")
+    costs = data["costs"]
+    if not isinstance(costs, dict):
+        raise TypeError("costs: expected an object")
+    return {
+        layout: {regime: Cost(**cost) for regime, cost in regimes.items()}
+        for layout, regimes in costs.items()
+    }
+
+
+def _write(path: Path, costs: Costs) -> None:
+    """Atomically: several processes may calibrate at the same time."""
+    text = json.dumps(
+        {
+            "version": VERSION,
+            "cpu": _cpu_name(),
+            "costs": {
+                layout: {regime: asdict(cost) for regime, cost in regimes.items()}
+                for layout, regimes in costs.items()
+            },
+        },
+        indent=1,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")

@@ -1,0 +1,185 @@
+"""The CPU backend: activations in panels of tokens from the embedding to the head.
+
+Operations are recorded (``_C.Forward``) and run together when rows are asked for, so that each
+can hand its result over in the form that its reader wants (docs/kernels/encoder.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backends import Activation, Backend
+from .cpu_panels import ISA, PanelLinear
+from .native import address, extension
+from .types import Norm, PreparedLinear, TokenBatch
+
+
+@dataclass(frozen=True)
+class PanelActivation:
+    """A recorded value of one forward pass.
+
+    Attributes:
+        run: the pass, and what must stay alive until it has run.
+        value: the ``_C.PanelValue``.
+    """
+
+    run: Pass
+    value: Any
+
+
+class Pass:
+    """One ``_C.Forward`` with the tensors whose addresses it holds."""
+
+    def __init__(self, batch: TokenBatch, pool: Any) -> None:
+        self.batch = batch
+        self.tokens = len(batch.index)
+        self.lengths = [length for length in batch.lengths if length]  # masked rows have none
+        starts = [0, *accumulate(self.lengths)][:-1]
+        self.positions = batch.row_positions[starts].tolist()
+        self.forward = extension().Forward(
+            self.lengths, self.positions, torch.get_num_threads(), ISA, pool
+        )
+        self.kept: list[object] = []
+
+    def is_consecutive(self) -> bool:
+        """Whether each sequence's tokens sit side by side in the padded input."""
+        at, end = self.batch.row_positions, 0
+        for length, first in zip(self.lengths, self.positions, strict=True):
+            end += length
+            if int(at[end - 1]) - first != length - 1:
+                return False
+        return True
+
+    def from_rows(self, rows: Tensor, norm: Any = None) -> PanelActivation:
+        """Float [tokens, features] -> a value."""
+        rows = rows.to(torch.float32).contiguous()
+        self.kept.append(rows)
+        value = self.forward.from_rows(address(rows), rows.shape[1], rows.shape[1], norm)
+        return PanelActivation(self, value)
+
+    def to_rows(self, x: PanelActivation) -> Tensor:
+        """Run what is recorded; float32 [tokens, features]."""
+        rows = torch.empty(self.tokens, x.value.features)
+        self.forward.to_rows(x.value, address(rows), rows.shape[1])
+        self.forward.run()
+        self.kept.clear()
+        return rows
+
+
+class CpuBackend(Backend):
+    """C++ kernels over panels of tokens; layers that they do not run take the way through rows."""
+
+    name = "cpu"
+    # Activations of more would leave the caches between one layer's stages.
+    most_tokens = 1024
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
+        super().__init__(device, dtype, choice)
+        self._pool = extension().WorkspacePool()
+        self._norms: dict[int, tuple[Norm, Any]] = {}
+        self._biases: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def embed(
+        self,
+        batch: TokenBatch,
+        ids: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
+        norm: Norm | None,
+    ) -> Activation:
+        run = Pass(batch, self._pool)
+        columns = [column.contiguous() for column in ids]
+        rows = [table.to(torch.float32).contiguous() for table in tables]
+        run.kept += [columns, rows]
+        value = run.forward.embed(
+            [address(table) for table in rows],
+            [table.shape[0] for table in rows],
+            [address(column) for column in columns],
+            rows[0].shape[1],
+            self._norm(norm),
+        )
+        return PanelActivation(run, value)
+
+    def linear(
+        self,
+        x: Activation,
+        layer: PreparedLinear | nn.Module,
+        *,
+        activation: str | None = None,
+        residual: Activation | None = None,
+        norm: Norm | None = None,
+    ) -> Activation:
+        run = x.run
+        if not isinstance(layer, PanelLinear):
+            added = None if residual is None else self.to_tokens(residual)
+            return run.from_rows(layer(self.to_tokens(x), activation, added), self._norm(norm))
+        value = run.forward.linear(
+            x.value,
+            layer.handle,
+            activation or "none",
+            None if residual is None else residual.value,
+            self._norm(norm),
+        )
+        return PanelActivation(run, value)
+
+    def attention(
+        self,
+        qkv: Activation,
+        batch: TokenBatch,
+        *,
+        heads: int,
+        scale: float,
+        bias: Tensor | None = None,
+    ) -> Activation:
+        run = qkv.run
+        if bias is None:
+            return PanelActivation(run, run.forward.attention(qkv.value, heads, scale))
+        if not run.is_consecutive():
+            return run.from_rows(attend_rows(self.to_tokens(qkv), batch, heads, scale, bias))
+        by_key = self._bias_by_key(bias)
+        value = run.forward.attention(qkv.value, heads, scale, address(by_key), by_key.shape[1])
+        run.kept.append(by_key)
+        return PanelActivation(run, value)
+
+    def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
+        return Pass(batch, self._pool).from_rows(tokens)
+
+    def to_tokens(self, x: Activation) -> Tensor:
+        return x.run.to_rows(x).to(self.dtype)
+
+    def _norm(self, norm: Norm | None) -> Any:
+        if norm is None:
+            return None
+        known = self._norms.get(id(norm))
+        if known is None:
+            weight, bias = norm.weight.float().contiguous(), norm.bias.float().contiguous()
+            handle = extension().PanelNorm(address(weight), address(bias), weight.numel(), norm.eps)
+            known = self._norms[id(norm)] = (norm, handle)
+        return known[1]
+
+    def _bias_by_key(self, bias: Tensor) -> Tensor:
+        """float32 [heads, keys, queries] of a bias [heads, queries, keys]; the last is kept."""
+        known = self._biases.get(id(bias))
+        if known is None:
+            self._biases = {id(bias): (bias, bias.float().transpose(1, 2).contiguous())}
+            known = self._biases[id(bias)]
+        return known[1]
+
+
+def attend_rows(qkv: Tensor, batch: TokenBatch, heads: int, scale: float, bias: Tensor) -> Tensor:
+    """PyTorch's attention on rows, for sequences with padding between their tokens."""
+    outputs, start = [], 0
+    for length in batch.lengths:
+        stop = start + length
+        q, k, v = qkv[start:stop].unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+        at = batch.row_positions[start:stop]
+        mask = bias[:, at.unsqueeze(1), at].to(qkv.dtype)
+        context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        outputs.append(context.transpose(0, 1).flatten(1))
+        start = stop
+    return torch.cat(outputs)

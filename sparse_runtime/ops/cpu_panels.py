@@ -1,0 +1,194 @@
+"""Linear layers on the CPU over panels of tokens (docs/kernels): integer and float weights.
+
+A layer is held by a C++ object in the device layout, or layouts, that :mod:`.layouts` chose.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..spec import ActivationSpec
+from .layouts import LayoutChoice, choose_layouts
+from .native import address, extension, rows_of, unavailable
+from .types import Candidate, LinearRequest, PreparedLinear
+
+if TYPE_CHECKING:
+    from .. import _C
+
+ISA = "auto"  # the extension picks the best the machine runs, or what SPARSE_RUNTIME_ISA says
+SIGNED_OFFSET = 128  # a signed value q is stored as q + 128 with zero point 128
+PANEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Activations that may be computed in float32 inside and rounded at the door."""
+
+
+class PanelLinear(PreparedLinear):
+    """One or several layers that read the same input, held by C++.
+
+    Attributes:
+        handle: the ``_C.PanelLinear``.
+        choices: the device layouts, each with the number of tokens up to which it runs.
+        key: its number in this process, for traced graphs.
+    """
+
+    candidate = "cpu.panels"
+
+    def __init__(self, request: LinearRequest) -> None:
+        super().__init__(request.name, request.in_features, request.out_features)
+        bias = request.stacked_bias()
+        weight = stacked_weight(request)
+        self.choices = choose_layouts(request, weight)
+        activations = request.weights[0].packed.spec.activations
+        if activations is None:
+            self.handle = _float_handle(request.name, weight, bias, self.choices)
+        else:
+            scales = torch.cat([w.packed.row_scales() for w in request.weights])
+            self.handle = _int8_handle(
+                request.name, weight, scales, bias, activations, self.choices
+            )
+        self._pool = extension().WorkspacePool()
+        self.key = _register(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the device layouts, scales and bias."""
+        return int(self.handle.bytes)
+
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        # The dispatcher costs more than a small layer, so only traced calls go through it.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
+            return panel_linear_op(x, self.key, self.out_features, activation, residual)
+        return self.run(x, activation, residual)
+
+    def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        """:meth:`forward` without the dispatcher."""
+        self.check(x, activation, residual)
+        tokens = x.shape[0]
+        rows = rows_of(x)
+        added = None if residual is None else rows_of(residual)
+        y = torch.empty(tokens, self.out_features)
+        if tokens and self.out_features:
+            self.handle.apply(
+                address(rows),
+                rows.stride(0),
+                tokens,
+                activation or "none",
+                address(added),
+                0 if added is None else added.stride(0),
+                address(y),
+                self.out_features,
+                torch.get_num_threads(),
+                ISA,
+                self._pool,
+            )
+        return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+
+def stacked_weight(request: LinearRequest) -> Tensor:
+    """int8 (quantized inputs) or float32 [all outputs, in], contiguous."""
+    if request.is_integer:
+        return torch.cat([w.packed.unpack() for w in request.weights]).contiguous()
+    return torch.cat([w.packed.dequantize(torch.float32) for w in request.weights]).contiguous()
+
+
+def _int8_handle(
+    name: str,
+    weight: Tensor,
+    scales: Tensor,
+    bias: Tensor | None,
+    activations: ActivationSpec,
+    choices: tuple[LayoutChoice, ...],
+) -> _C.PanelLinear:
+    scales = scales.float().contiguous()
+    rows, columns = weight.shape
+    variants = [
+        (c.most_tokens, extension().int8_panels_pack(address(weight), rows, columns, c.layout))
+        for c in choices
+    ]
+    scheme = "symmetric" if activations.dtype == "int8" else "asymmetric"
+    scale, zero_point = 1.0, 0
+    if activations.scheme == "static":
+        scheme, scale = "static", activations.scale
+        zero_point = activations.zero_point + (SIGNED_OFFSET if activations.dtype == "int8" else 0)
+    return extension().PanelLinear(
+        name, variants, address(scales), address(bias), scheme, scale, zero_point
+    )
+
+
+def _float_handle(
+    name: str, weight: Tensor, bias: Tensor | None, choices: tuple[LayoutChoice, ...]
+) -> _C.PanelLinear:
+    rows, columns = weight.shape
+    variants = [
+        (c.most_tokens, extension().float_panels_pack(address(weight), rows, columns, c.layout))
+        for c in choices
+    ]
+    return extension().PanelLinear(name, variants, address(bias))
+
+
+# The operator that torch.compile sees names a layer by a number: C++ objects cannot travel
+# through a traced graph.
+_LAYERS: weakref.WeakValueDictionary[int, PanelLinear] = weakref.WeakValueDictionary()
+_next_key = 0
+
+
+def _register(layer: PanelLinear) -> int:
+    global _next_key
+    _next_key += 1
+    _LAYERS[_next_key] = layer
+    return _next_key
+
+
+@torch.library.custom_op("sparse_runtime::panel_linear", mutates_args=(), device_types="cpu")
+def panel_linear_op(
+    x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    """A prepared layer of this process, as torch.compile and torch.export see it."""
+    layer = _LAYERS.get(key)
+    if layer is None or layer.out_features != out_features:
+        raise RuntimeError(
+            f"sparse_runtime::panel_linear: layer {key} is not alive in this process; trace the "
+            "module again"
+        )
+    return layer.run(x, activation, residual)
+
+
+@panel_linear_op.register_fake
+def _(
+    x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
+) -> Tensor:
+    return x.new_empty(x.shape[0], out_features)
+
+
+class CpuPanelsCandidate(Candidate):
+    """Every structure and value type, in the device layout that suits its zeros."""
+
+    name: ClassVar[str] = "cpu.panels"
+    backend: ClassVar[str] = "cpu"
+
+    def unavailable(self) -> str | None:
+        return unavailable()
+
+    def rejects(self, request: LinearRequest) -> str | None:
+        if request.device.type != "cpu":
+            return f"runs on cpu, the layer is on {request.device.type}"
+        if not request.is_integer and request.dtype not in PANEL_DTYPES:
+            return f"computes in float32, the activations are {str(request.dtype)[6:]}"
+        if request.in_features > extension().PANEL_MAX_K:
+            return f"takes up to {extension().PANEL_MAX_K} inputs"
+        if not request.in_features or not request.out_features:
+            return "the weight is empty"
+        return None
+
+    def note(self, request: LinearRequest) -> str:
+        choices = choose_layouts(request, stacked_weight(request))
+        lines = "; ".join(choice.explain() for choice in choices)
+        return f"C++ kernels over panels of 64 tokens: {lines}"
+
+    def prepare(self, request: LinearRequest) -> PreparedLinear:
+        return PanelLinear(request)

@@ -1,0 +1,161 @@
+"""Attention over panels against a float64 oracle, every form on every instruction set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_runtime import _C
+
+ISAS = [row["name"] for row in _C.isas() if row["available"]]
+RUNS = [
+    (isa, form) for isa in ISAS for form in ("float", "bf16") if _C.panel_attention_runs(form, isa)
+]
+SLOTS = 64
+TOLERANCE = {"float": 3e-6, "bf16": 1.2e-2}  # of the largest value; bf16 keeps 8 bits
+
+
+def to_panels(qkv: torch.Tensor, form: str) -> torch.Tensor:
+    """float32 [tokens, 3 * features] -> panels; unused slots hold NaN."""
+    tokens, features = qkv.shape
+    panels = -(-tokens // SLOTS)
+    full = torch.full((panels * SLOTS, features), float("nan"))
+    full[:tokens] = qkv
+    full = full.reshape(panels, SLOTS, features).transpose(1, 2).contiguous()
+    if form == "float":
+        return full
+    halves = full.to(torch.bfloat16)
+    padded = torch.zeros(panels, -(-features // 64) * 64, SLOTS, dtype=torch.bfloat16)
+    keys_end = features // 3 * 2
+    pairs = halves[:, :keys_end].reshape(panels, keys_end // 2, 2, SLOTS).transpose(2, 3)
+    padded[:, :keys_end] = pairs.reshape(panels, keys_end, SLOTS)
+    padded[:, keys_end:features] = halves[:, keys_end:]
+    return padded
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """The same contents on a cache line."""
+    room = torch.empty(tensor.numel() + 64, dtype=tensor.dtype)
+    skip = (-room.data_ptr() % 64) // tensor.element_size()
+    out = room[skip : skip + tensor.numel()].view(tensor.shape)
+    return out.copy_(tensor)
+
+
+def oracle(qkv: torch.Tensor, heads: int, scale: float, bias: torch.Tensor | None) -> torch.Tensor:
+    """One sequence, float64 [length, features]."""
+    q, k, v = qkv.double().unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+    scores = q @ k.transpose(1, 2) * scale
+    if bias is not None:
+        scores = scores + bias.double()
+    return (scores.softmax(-1) @ v).transpose(0, 1).flatten(1)
+
+
+def run(
+    qkv: torch.Tensor,
+    lengths: list[int],
+    heads: int,
+    scale: float,
+    form: str,
+    isa: str,
+    *,
+    bias: torch.Tensor | None = None,
+    cuts: int = 1,
+) -> torch.Tensor:
+    """All heads of all sequences; each sequence's queries in ``cuts`` calls."""
+    tokens, width = qkv.shape
+    panels = aligned(to_panels(qkv, form))
+    features = width // 3
+    out = aligned(torch.full((panels.shape[0], features, SLOTS), 1e9))
+    by_key = None if bias is None else bias.transpose(1, 2).contiguous()
+    span = 0 if bias is None else bias.shape[1]
+    start = 0
+    for length in lengths:
+        for head in range(heads):
+            for cut in range(cuts):
+                first, end = length * cut // cuts, length * (cut + 1) // cuts
+                if first == end:
+                    continue
+                _C.panel_attention(
+                    form, panels.data_ptr(), tokens, heads, features // heads, scale,
+                    0 if by_key is None else by_key.data_ptr(), span, out.data_ptr(),
+                    head, start, length, 0, first, end - first, isa,
+                )  # fmt: skip
+        start += length
+    rows = out.transpose(1, 2).reshape(-1, features)
+    assert bool((rows[start:] == 1e9).all()), "a slot beyond the sequences was written"
+    return rows[:start]
+
+
+CASES = [
+    ([1], 2, 32),  # one token
+    ([2, 3, 5, 1, 7], 2, 16),  # five sequences in two vectors; half a step of features
+    ([15, 16, 17, 31], 1, 64),  # around a vector
+    ([33, 63, 64, 65], 2, 32),  # around a step and a panel, none aligned
+    ([127, 129], 1, 64),  # several panels
+    ([5, 384], 1, 32),  # many panels from an odd start
+    ([9, 1100], 1, 32),  # more keys than one block
+    ([40, 23], 3, 26),  # head size off every tile
+    ([70], 1, 160),  # more features than the tiles hold at a time
+]
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
+@pytest.mark.parametrize(("lengths", "heads", "head_size"), CASES)
+def test_close_to_the_oracle(
+    isa: str, form: str, lengths: list[int], heads: int, head_size: int
+) -> None:
+    torch.manual_seed(sum(lengths))
+    qkv = torch.randn(sum(lengths), 3 * heads * head_size)
+    scale = head_size**-0.5
+    got = run(qkv, lengths, heads, scale, form, isa, cuts=1 + len(lengths) % 3)
+    expected = torch.cat([oracle(part, heads, scale, None) for part in qkv.split(lengths)])
+    error = float((got.double() - expected).abs().max())
+    assert error <= TOLERANCE[form] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
+def test_bias_is_added_by_position(isa: str, form: str) -> None:
+    torch.manual_seed(0)
+    lengths, heads, head_size, span = [5, 21, 50], 2, 32, 50  # vectors that hold two sequences
+    qkv = torch.randn(sum(lengths), 3 * heads * head_size)
+    bias = 3 * torch.randn(heads, span, span)
+    got = run(qkv, lengths, heads, 0.2, form, isa, bias=bias)
+    parts = qkv.split(lengths)
+    expected = torch.cat([oracle(p, heads, 0.2, bias[:, : len(p), : len(p)]) for p in parts])
+    error = float((got.double() - expected).abs().max())
+    assert error <= TOLERANCE[form] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
+def test_large_scores_do_not_overflow(isa: str, form: str) -> None:
+    """Scores to +-400: exp() of any of them alone is infinite or zero."""
+    torch.manual_seed(1)
+    qkv = torch.randn(90, 96).round()  # exact in bf16, so that the softmax picks the same keys
+    qkv[:, :64] *= 8
+    got = run(qkv, [90], 1, 1.0, form, isa)
+    expected = oracle(qkv, 1, 1.0, None)
+    assert float((got.double() - expected).abs().max()) <= 2 * TOLERANCE[form] * 4
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
+def test_nan_stays_in_its_sequence(isa: str, form: str) -> None:
+    torch.manual_seed(2)
+    lengths = [10, 12, 30]  # the second shares vectors and steps with both others
+    qkv = torch.randn(52, 96)
+    clean = run(qkv, lengths, 1, 0.2, form, isa)
+    qkv[15] = float("nan")
+    got = run(qkv, lengths, 1, 0.2, form, isa)
+    assert bool(got[10:22].isnan().all())
+    torch.testing.assert_close(got[:10], clean[:10], rtol=0, atol=0)
+    torch.testing.assert_close(got[22:], clean[22:], rtol=0, atol=0)
+
+
+def test_bad_arguments_are_named() -> None:
+    x = np.zeros(64 * 6, dtype=np.float32)
+    arguments = [x.ctypes.data, 4, 1, 2, 1.0, 0, 0, x.ctypes.data, 0, 0, 4, 0, 0, 4, "generic"]
+    with pytest.raises(ValueError, match='form: expected float or bf16; got "half"'):
+        _C.panel_attention("half", *arguments)
+    arguments[10] = 5
+    with pytest.raises(ValueError, match=r"length: expected a value in 1..4; got 5"):
+        _C.panel_attention("float", *arguments)
