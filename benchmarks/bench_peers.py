@@ -1,0 +1,279 @@
+"""Whole encoders against the peers that read the same checkpoint: milliseconds and ratios.
+
+    python benchmarks/bench_peers.py --dir ~/peers --shapes bert-base minilm
+
+Every contender is one process with one model (benchmarks/peers/worker.py) in an environment of its
+own (benchmarks/peers/install.sh). Rounds interleave them; a cell is the median of all rounds. Ours
+is compared with the reference backend, and each peer with its own float32 output, before a time
+counts. docs/benchmarks.md describes the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+WORKLOADS = ((1, 128), (8, 128), (32, 128), (1, 384))
+# Which environment runs a peer.
+HOMES = {
+    "openvino": "ov",
+    "onnxruntime": "ov",
+    "deepsparse": "ds",
+    "transformers": "ours",
+    "sparse-runtime": "ours",
+}
+# checkpoint -> our packed form, and the peers that take part.
+ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "dense int8": ("int8", ("openvino:int8", "deepsparse:int8", "onnxruntime:int8")),
+    "dense bf16": ("bf16", ("openvino:bf16", "transformers:bf16")),
+    "dense fp32": ("fp32", ("openvino:fp32", "onnxruntime:fp32", "transformers:fp32")),
+    "block1x4-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "block4x1-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "block1x4-80 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "block4x1-80 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "unstructured-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "unstructured-90 fp32": ("fp32", ("deepsparse:fp32", "openvino:fp32")),
+    "unstructured-95 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "unstructured-97 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+}
+# Quantized and pruned random weights: a wrong graph gives another direction altogether.
+LEAST_COSINE = {"int8": 0.9, "bf16": 0.99, "fp32": 0.9999}
+LEAST_COSINE_TO_REFERENCE = 0.999
+
+@dataclass(frozen=True)
+class PeerRecord:
+    """One cell of the table.
+
+    Attributes:
+        shape: encoder shape.
+        row: checkpoint and precision.
+        contender: peer or "sparse-runtime".
+        version: of its libraries.
+        batch: sequences.
+        seq: tokens of each.
+        threads: it was given.
+        p50_ms: median of all passes.
+        min_ms: fastest pass.
+        passes: how many.
+        cosine: of its output with what it is checked against; None where that did not run.
+    """
+
+    shape: str
+    row: str
+    contender: str
+    version: str
+    batch: int
+    seq: int
+    threads: int
+    p50_ms: float
+    min_ms: float
+    passes: int
+    cosine: float | None
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, home: Path, peer: str, model: Path, threads: int) -> None:
+        environment = HOMES[peer.partition(":")[0]]
+        python = sys.executable if environment == "ours" else str(home / environment / "bin/python")
+        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.peer = peer
+        self.process = subprocess.Popen(
+            [python, str(HERE / "peers" / "worker.py"), peer, str(model), str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=variables,
+        )
+        first = self._read()
+        self.error = first.get("error")
+        self.version = str(first.get("ready", ""))
+
+    def _read(self) -> dict[str, object]:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        return json.loads(line) if line else {"error": "the process ended"}
+
+    def run(self, batch: int, seq: int, runs: int, save: str = "") -> dict[str, object]:
+        """Let it make ``runs`` passes; {"seconds": [...]} or {"error": ...}."""
+        order = {"batch": batch, "seq": seq, "runs": runs, "seed": batch + seq, "save": save}
+        if self.process.stdin is None or self.process.poll() is not None:
+            return {"error": "the process ended"}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    """Of two outputs as one vector each."""
+    a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+def run_row(
+    home: Path, shape: str, row: str, threads: int, rounds: int, seconds: float
+) -> list[PeerRecord]:
+    """Measure one row of the table: every workload, every contender."""
+    checkpoint, _, precision = row.partition(" ")
+    name = shape + ("-dense" if checkpoint == "dense" else f"-sparse-{checkpoint}")
+    model = home / "models" / name
+    form, peers = ROWS[row]
+    workers = [Worker(home, "sparse-runtime:cpu", model / form, threads)]
+    workers += [Worker(home, peer, model, threads) for peer in peers]
+    for worker in workers:
+        if worker.error:
+            print(f"  {row}: {worker.peer} does not run: {worker.error}", file=sys.stderr)
+    alive = [worker for worker in workers if not worker.error]
+    checks = _checks(home, model, form, threads)
+    records = []
+    try:
+        for batch, seq in WORKLOADS:
+            records += _run_workload(alive, checks, shape, row, batch, seq, rounds, seconds, threads)
+    finally:
+        for worker in [*workers, *checks.values()]:
+            worker.close()
+    return records
+
+def _checks(home: Path, model: Path, form: str, threads: int) -> dict[str, Worker]:
+    """Whom outputs are compared with: ours with the reference, peers with float32."""
+    return {
+        "ours": Worker(home, "sparse-runtime:reference", model / form, threads),
+        "peers": Worker(home, "transformers:fp32", model, threads),
+    }
+
+def _run_workload(
+    alive: list[Worker],
+    checks: dict[str, Worker],
+    shape: str,
+    row: str,
+    batch: int,
+    seq: int,
+    rounds: int,
+    seconds: float,
+    threads: int,
+) -> list[PeerRecord]:
+    times: dict[str, list[float]] = {worker.peer: [] for worker in alive}
+    cosines: dict[str, float | None] = {worker.peer: None for worker in alive}
+    if (batch, seq) == WORKLOADS[0]:
+        cosines = _verify(alive, checks, batch, seq, row)
+    for worker in alive:
+        warm = worker.run(batch, seq, 2)
+        if "error" in warm:
+            print(f"  {row}: {worker.peer}: {warm['error']}", file=sys.stderr)
+            times.pop(worker.peer)
+            continue
+        fastest = min(warm["seconds"])  # type: ignore[call-overload]
+        times[worker.peer] = []
+        worker.passes = max(2, min(20, int(seconds / fastest)))  # type: ignore[attr-defined]
+    for _ in range(rounds):
+        for worker in alive:
+            if worker.peer in times:
+                answer = worker.run(batch, seq, worker.passes)  # type: ignore[attr-defined]
+                times[worker.peer] += answer.get("seconds", [])  # type: ignore[arg-type]
+    versions = {worker.peer: worker.version for worker in alive}
+    return [
+        PeerRecord(
+            shape, row, peer, versions[peer], batch, seq, threads,
+            1e3 * statistics.median(passes), 1e3 * min(passes), len(passes), cosines.get(peer),
+        )
+        for peer, passes in times.items()
+        if passes
+    ]  # fmt: skip
+
+def _verify(
+    alive: list[Worker], checks: dict[str, Worker], batch: int, seq: int, row: str
+) -> dict[str, float | None]:
+    """Cosines with the reference and with float32; raises ValueError for a wrong output."""
+    found: dict[str, float | None] = {}
+    with tempfile.TemporaryDirectory() as folder:
+
+        def output(worker: Worker, name: str) -> np.ndarray | None:
+            path = f"{folder}/{name}.npy"
+            answer = worker.run(batch, seq, 1, path)
+            return None if "error" in answer else np.load(path)
+
+        truth = {name: output(worker, name) for name, worker in checks.items()}
+        for i, worker in enumerate(alive):
+            got = output(worker, f"out{i}")
+            ours = worker.peer.startswith("sparse-runtime")
+            expected = truth["ours" if ours else "peers"]
+            if got is None or expected is None:
+                found[worker.peer] = None
+                continue
+            found[worker.peer] = value = cosine(got, expected)
+            precision = worker.peer.partition(":")[2]
+            least = LEAST_COSINE_TO_REFERENCE if ours else LEAST_COSINE[precision]
+            if not value >= least:
+                print(f"  {row}: {worker.peer}: cosine {value:.4f}, below {least}", file=sys.stderr)
+                if ours:
+                    raise ValueError(f"{row}: our output is wrong: cosine {value}")
+    return found
+
+def show(records: list[PeerRecord]) -> None:
+    """Print a table: ours, the fastest peer, the ratio; then each row's geometric mean."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="encoder forward, ms (median)")
+    for column in ("shape", "checkpoint", "threads", "workload", "ours", "fastest peer", "ratio"):
+        table.add_column(column, justify="left" if column in ("shape", "checkpoint") else "right")
+    ratios: dict[tuple[str, str, int], list[float]] = {}
+    keys = dict.fromkeys((r.shape, r.row, r.threads, r.batch, r.seq) for r in records)
+    for key in keys:
+        cells = [r for r in records if (r.shape, r.row, r.threads, r.batch, r.seq) == key]
+        ours = next((r for r in cells if r.contender.startswith("sparse-runtime")), None)
+        peers = [r for r in cells if r is not ours]
+        if ours is None or not peers:
+            continue
+        best = min(peers, key=lambda r: r.p50_ms)
+        ratio = best.p50_ms / ours.p50_ms
+        ratios.setdefault(key[:3], []).append(ratio)
+        table.add_row(
+            key[0], key[1], str(key[2]), f"({key[3]}, {key[4]})", f"{ours.p50_ms:.2f}",
+            f"{best.contender} {best.p50_ms:.2f}", f"{ratio:.2f}x",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for (shape, row, threads), values in ratios.items():
+        mean = float(np.exp(np.mean(np.log(values))))
+        console.print(f"{shape:10} {row:22} {threads} threads: {mean:.2f}x (least {min(values):.2f}x)")
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--dir", type=Path, required=True, help="environments and models")
+    parser.add_argument("--shapes", nargs="+", default=["bert-base", "minilm"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[4, 1])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one contender in one round")
+    parser.add_argument("--json", type=Path, help="append the records to this JSON-lines file")
+    options = parser.parse_args()
+    records: list[PeerRecord] = []
+    for shape in options.shapes:
+        for threads in options.threads:
+            for row in options.rows:
+                print(f"{shape} {row} {threads} threads", file=sys.stderr)
+                found = run_row(options.dir, shape, row, threads, options.rounds, options.seconds)
+                records += found
+                if options.json:
+                    with options.json.open("a", encoding="utf-8") as file:
+                        for record in found:
+                            file.write(json.dumps({"kind": "peer", **asdict(record)}) + "\n")
+    show(records)
+
+if __name__ == "__main__":
+    main()
