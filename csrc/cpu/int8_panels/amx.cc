@@ -2,8 +2,9 @@
 // slots. A tile of activations is read straight from a grouped panel (rows 256 bytes apart), a tile
 // of sums is stored straight to acc.
 //
-// Two bands of 16 outputs (a block) times two vectors of 16 slots are one pass: four sums stay in
-// tile registers while the inputs go by, and each loaded tile is used twice.
+// A block of two bands is worked on in chunks of columns whose tiles stay in the L1 cache while the
+// panels pass. Meanwhile the next chunk is prepared, a few rows beside each column's products:
+// fetched from memory (kTiles), or expanded into the other half of the scratch (kTileBits).
 #include <immintrin.h>
 
 #include <cstdint>
@@ -14,190 +15,264 @@
 namespace sparse_runtime::int8_panels {
 namespace {
 
-#define SPARSE_RUNTIME_INLINE inline __attribute__((always_inline))
+#include "cpu/int8_panels/amx_pass.h"
 
-constexpr std::int64_t kRows = 16;          // of a tile
-constexpr std::int64_t kRowBytes = 64;      // of a tile
-constexpr std::int64_t kTileBytes = kRows * kRowBytes;
-constexpr std::int64_t kGroupBytes = 4 * panels::kSlots;  // from one group of a panel to the next
-constexpr std::int64_t kColumnBytes = kRows * kGroupBytes;
-constexpr std::int64_t kAccRowBytes = panels::kSlots * 4;
+constexpr std::int64_t kChunkTiles = kScratchBytes / 2 / kTileBytes;
+// Activations that pass again and again should leave room for the rest in the L2 cache of 2 MB.
+constexpr std::int64_t kPassingBytes = 1024 * 1024;
 
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig kConfig;
-
-// Tiles of some columns of a block. The first `common` columns are those of both bands.
-struct Chunk {
-  const std::int8_t* tiles[2];
-  const std::uint16_t* columns[2];
-  std::int64_t common;
-  std::int64_t count[2];
-};
-
-// Registers: 0, 1 sums of band 0; 2, 3 sums of band 1; 4, 5 weights; 6, 7 activations.
-
-template <int kVectors>
-SPARSE_RUNTIME_INLINE void clear_sums() {
-  _tile_zero(0);
-  _tile_zero(2);
-  if (kVectors == 2) {
-    _tile_zero(1);
-    _tile_zero(3);
-  }
+SPARSE_RUNTIME_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
 }
 
-template <int kVectors>
-SPARSE_RUNTIME_INLINE void load_sums(const std::int32_t* acc) {
-  const std::int32_t* band1 = acc + kRows * panels::kSlots;
-  _tile_loadd(0, acc, kAccRowBytes);
-  _tile_loadd(2, band1, kAccRowBytes);
-  if (kVectors == 2) {
-    _tile_loadd(1, acc + panels::kVector, kAccRowBytes);
-    _tile_loadd(3, band1 + panels::kVector, kAccRowBytes);
-  }
-}
+// The chunks of a call, block after block.
+class Chunks {
+ public:
+  Chunks(const WeightView& w, const Call& call) : w_(w), call_(call) { begin_block(); }
 
-template <int kVectors>
-SPARSE_RUNTIME_INLINE void store_sums(std::int32_t* acc) {
-  std::int32_t* band1 = acc + kRows * panels::kSlots;
-  _tile_stored(0, acc, kAccRowBytes);
-  _tile_stored(2, band1, kAccRowBytes);
-  if (kVectors == 2) {
-    _tile_stored(1, acc + panels::kVector, kAccRowBytes);
-    _tile_stored(3, band1 + panels::kVector, kAccRowBytes);
-  }
-}
+  bool done() const { return row_ == call_.rows; }
 
-// Columns of both bands. The loads of the next column stand as early as their registers are free:
-// they, not the products, would else be waited for.
-template <int kVectors, class Aside>
-SPARSE_RUNTIME_INLINE void multiply_common(const Chunk& chunk, const std::uint8_t* x,
-                                           Aside& aside) {
-  if (chunk.common == 0) return;
-  const std::int8_t* w0 = chunk.tiles[0];
-  const std::int8_t* w1 = chunk.tiles[1];
-  const std::uint8_t* column = x + chunk.columns[0][0] * kColumnBytes;
-  _tile_loadd(6, column, kGroupBytes);
-  _tile_loadd(4, w0, kRowBytes);
-  _tile_loadd(5, w1, kRowBytes);
-  if (kVectors == 2) _tile_loadd(7, column + kRowBytes, kGroupBytes);
-  for (std::int64_t i = 1; i < chunk.common; ++i) {
-    column = x + chunk.columns[0][i] * kColumnBytes;
-    w0 += kTileBytes;
-    w1 += kTileBytes;
-    _tile_dpbsud(0, 4, 6);
-    _tile_dpbsud(2, 5, 6);
-    _tile_loadd(6, column, kGroupBytes);
-    if (kVectors == 2) _tile_dpbsud(1, 4, 7);
-    _tile_loadd(4, w0, kRowBytes);
-    if (kVectors == 2) _tile_dpbsud(3, 5, 7);
-    _tile_loadd(5, w1, kRowBytes);
-    if (kVectors == 2) _tile_loadd(7, column + kRowBytes, kGroupBytes);
-    aside.step();
-  }
-  _tile_dpbsud(0, 4, 6);
-  _tile_dpbsud(2, 5, 6);
-  if (kVectors == 2) {
-    _tile_dpbsud(1, 4, 7);
-    _tile_dpbsud(3, 5, 7);
-  }
-  aside.step();
-}
-
-// Columns of one band alone.
-template <int kBand, int kVectors, class Aside>
-SPARSE_RUNTIME_INLINE void multiply_alone(const Chunk& chunk, const std::uint8_t* x,
-                                          Aside& aside) {
-  for (std::int64_t i = chunk.common; i < chunk.count[kBand]; ++i) {
-    const std::uint8_t* column = x + chunk.columns[kBand][i] * kColumnBytes;
-    _tile_loadd(4, chunk.tiles[kBand] + i * kTileBytes, kRowBytes);
-    _tile_loadd(6, column, kGroupBytes);
-    if (kVectors == 2) _tile_loadd(7, column + kRowBytes, kGroupBytes);
-    if (kBand == 0) {
-      _tile_dpbsud(0, 4, 6);
-      if (kVectors == 2) _tile_dpbsud(1, 4, 7);
-    } else {
-      _tile_dpbsud(2, 4, 6);
-      if (kVectors == 2) _tile_dpbsud(3, 4, 7);
+  Chunk next() {
+    Chunk chunk;
+    chunk.row = row_;
+    chunk.first = taken_[0] + taken_[1] == 0;
+    chunk.common = smaller(common_left_, chunk_tiles_ / 2);
+    common_left_ -= chunk.common;
+    std::int64_t room = chunk_tiles_ - 2 * chunk.common;
+    for (int band = 0; band < 2; ++band) {
+      const std::int64_t left = tiles_[band] - taken_[band] - chunk.common;
+      const std::int64_t alone = common_left_ == 0 ? smaller(room, left) : 0;
+      room -= alone;
+      chunk.first_tile[band] = starts()[band] + taken_[band];
+      chunk.count[band] = chunk.common + alone;
+      taken_[band] += chunk.count[band];
     }
-    aside.step();
+    if (taken_[0] == tiles_[0] && taken_[1] == tiles_[1]) {
+      row_ += kRowBlock;
+      begin_block();
+    }
+    return chunk;
   }
+
+ private:
+  const std::int32_t* starts() const { return w_.starts + (call_.row + row_) / kRows; }
+
+  void begin_block() {
+    if (done()) return;
+    for (int band = 0; band < 2; ++band) {
+      tiles_[band] = starts()[band + 1] - starts()[band];
+      taken_[band] = 0;
+    }
+    const std::uint16_t* columns = w_.index + starts()[0];
+    common_left_ = 0;
+    while (common_left_ < smaller(tiles_[0], tiles_[1]) &&
+           columns[common_left_] == columns[tiles_[0] + common_left_]) {
+      ++common_left_;
+    }
+    // As many as needed, equally large, even: columns of both bands are not divided.
+    const std::int64_t tiles = tiles_[0] + tiles_[1];
+    const std::int64_t chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
+    chunk_tiles_ = chunks == 0 ? 0 : ((tiles + chunks - 1) / chunks + 1) / 2 * 2;
+  }
+
+  const WeightView& w_;
+  const Call& call_;
+  std::int64_t row_ = 0;  // of the call
+  std::int64_t tiles_[2];
+  std::int64_t taken_[2];
+  std::int64_t common_left_;
+  std::int64_t chunk_tiles_;
+};
+
+// Prepares a chunk a quarter of a tile at a time. Source supplies
+//   void begin(tile)         the next four quarters are this tile's
+//   void quarter(number)
+template <class Source>
+class Preparation {
+ public:
+  SPARSE_RUNTIME_INLINE Preparation(Source& source, const Chunk& chunk, std::int64_t quarters_a_step)
+      : source_(source),
+        tile_(chunk.first_tile[0]),
+        tiles_left_(chunk.count[0]),
+        then_tile_(chunk.first_tile[1]),
+        then_tiles_(chunk.count[1]),
+        quarters_left_(4 * (chunk.count[0] + chunk.count[1])),
+        quarters_a_step_(quarters_a_step) {}
+
+  SPARSE_RUNTIME_INLINE void step() { work(smaller(quarters_left_, quarters_a_step_)); }
+  SPARSE_RUNTIME_INLINE void finish() {
+    work(quarters_left_);
+    // The compiler does not know that tile loads read memory.
+    __asm__ volatile("" ::: "memory");
+  }
+
+ private:
+  SPARSE_RUNTIME_INLINE void work(std::int64_t quarters) {
+    quarters_left_ -= quarters;
+    for (; quarters > 0; --quarters) {
+      if (quarter_ == 0) begin_tile();
+      source_.quarter(quarter_);
+      quarter_ = (quarter_ + 1) % 4;
+    }
+  }
+
+  SPARSE_RUNTIME_INLINE void begin_tile() {
+    if (tiles_left_ == 0) {
+      tile_ = then_tile_;
+      tiles_left_ = then_tiles_;
+    }
+    source_.begin(tile_);
+    ++tile_;
+    --tiles_left_;
+  }
+
+  Source& source_;
+  std::int64_t tile_;
+  std::int64_t tiles_left_;
+  std::int64_t then_tile_;
+  std::int64_t then_tiles_;
+  std::int64_t quarters_left_;
+  std::int64_t quarters_a_step_;
+  int quarter_ = 0;
+};
+
+// kTiles: the tiles are used where they lie; preparing fetches them into the L2 cache.
+class StoredTiles {
+ public:
+  StoredTiles(const WeightView& w, const Call&) : w_(w) {}
+  void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+    for (int band = 0; band < 2; ++band) tiles[band] = w_.values + chunk.first_tile[band] * kTileBytes;
+  }
+  SPARSE_RUNTIME_INLINE void begin(std::int64_t tile) { next_ = w_.values + tile * kTileBytes; }
+  SPARSE_RUNTIME_INLINE void quarter(int) {
+#pragma GCC unroll 4
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(next_ + line * kRowBytes, 0, 2);
+    next_ += 4 * kRowBytes;
+  }
+
+ private:
+  const WeightView& w_;
+  const std::int8_t* next_ = nullptr;
+};
+
+// kTileBits: preparing expands the tiles into that half of the scratch which the products do not
+// read at the time.
+class ExpandedTiles {
+ public:
+  ExpandedTiles(const WeightView& w, const Call& call)
+      : w_(w), half_{static_cast<std::int8_t*>(call.scratch),
+                     static_cast<std::int8_t*>(call.scratch) + kScratchBytes / 2},
+        to_(half_[0]) {}
+
+  // From now on the chunk just prepared is multiplied and the other half filled.
+  void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+    tiles[0] = half_[filling_];
+    tiles[1] = half_[filling_] + chunk.count[0] * kTileBytes;
+    filling_ = 1 - filling_;
+    to_ = half_[filling_];
+  }
+
+  SPARSE_RUNTIME_INLINE void begin(std::int64_t tile) {
+    mask_ = w_.masks + tile * kRows;
+    from_ = w_.values + w_.offsets[tile];
+  }
+
+  SPARSE_RUNTIME_INLINE void quarter(int number) {
+    __builtin_prefetch(number % 2 == 0 ? reinterpret_cast<const char*>(mask_) + kAhead
+                                       : reinterpret_cast<const char*>(from_) + kAhead);
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+      const __m512i bytes = _mm512_loadu_si512(from_);
+      _mm512_store_si512(to_ + row * kRowBytes, _mm512_maskz_expand_epi8(mask_[row], bytes));
+      from_ += __builtin_popcountll(mask_[row]);
+    }
+    mask_ += 4;
+    to_ += 4 * kRowBytes;
+  }
+
+ private:
+  static constexpr std::int64_t kAhead = 2048;
+  const WeightView& w_;
+  std::int8_t* const half_[2];
+  int filling_ = 0;
+  std::int8_t* to_;
+  const std::uint64_t* mask_ = nullptr;
+  const std::int8_t* from_ = nullptr;
+};
+
+SPARSE_RUNTIME_INLINE std::int64_t pass_count(const Call& call) {
+  return (call.panels - 1) * (panels::kVectors / 2) + (call.last_vectors + 1) / 2;
 }
 
-template <int kVectors, class Aside>
-SPARSE_RUNTIME_INLINE void multiply(const Chunk& chunk, const std::uint8_t* x, std::int32_t* acc,
-                                    bool first, Aside& aside) {
-  if (first) {
-    clear_sums<kVectors>();
-  } else {
-    load_sums<kVectors>(acc);
-  }
-  multiply_common<kVectors>(chunk, x, aside);
-  multiply_alone<0, kVectors>(chunk, x, aside);
-  multiply_alone<1, kVectors>(chunk, x, aside);
-  store_sums<kVectors>(acc);
-}
-
-// acc (of the block's first row) += or, for the first chunk of a block, = the chunk's products.
+// acc (of the chunk's block) += or, for the first chunk of a block, = the chunk's products.
 template <class Aside>
-SPARSE_RUNTIME_INLINE void multiply_panels(const Chunk& chunk, const Call& call, std::int32_t* acc,
-                                           bool first, Aside& aside) {
+SPARSE_RUNTIME_INLINE void multiply_panels(const WeightView& w, const Call& call,
+                                           const Chunk& chunk,
+                                           const std::int8_t* const (&tiles)[2], Aside& aside) {
+  Operands o;
+  for (int band = 0; band < 2; ++band) {
+    o.tiles[band] = tiles[band];
+    o.columns[band] = w.index + chunk.first_tile[band];
+  }
   for (int panel = 0; panel < call.panels; ++panel) {
     const int vectors = panel + 1 < call.panels ? panels::kVectors : call.last_vectors;
-    const std::uint8_t* x = call.x + panel * call.panel_stride;
-    std::int32_t* sums = acc + panel * call.rows * panels::kSlots;
-    int vector = 0;
-    for (; vector + 2 <= vectors; vector += 2) {
-      multiply<2>(chunk, x + vector * kRowBytes, sums + vector * panels::kVector, first, aside);
+    o.x = call.x + panel * call.panel_stride;
+    o.acc = call.acc + (panel * call.rows + chunk.row) * panels::kSlots;
+    for (int vector = 0; vector < vectors; vector += 2) {
+      if (vector + 1 < vectors) {
+        multiply<2>(chunk, o, aside);
+      } else {
+        multiply<1>(chunk, o, aside);
+      }
+      o.x += 2 * kRowBytes;
+      o.acc += 2 * panels::kVector;
     }
-    if (vector < vectors) {
-      multiply<1>(chunk, x + vector * kRowBytes, sums + vector * panels::kVector, first, aside);
-    }
   }
 }
 
-struct NoAside {
-  SPARSE_RUNTIME_INLINE void step() {}
-};
-
-SPARSE_RUNTIME_INLINE std::int64_t common_columns(const Chunk& block) {
-  std::int64_t i = 0;
-  while (i < block.count[0] && i < block.count[1] && block.columns[0][i] == block.columns[1][i]) {
-    ++i;
+template <class Source>
+SPARSE_RUNTIME_INLINE void accumulate_some_panels(const WeightView& w, const Call& call) {
+  Chunks chunks(w, call);
+  if (chunks.done()) return;
+  Source source(w, call);
+  Chunk chunk = chunks.next();
+  Preparation<Source>(source, chunk, 0).finish();
+  for (;;) {
+    const std::int8_t* tiles[2];
+    source.switch_to(chunk, tiles);
+    const bool last = chunks.done();
+    Chunk next{};
+    if (!last) next = chunks.next();
+    const std::int64_t steps =
+        pass_count(call) * (chunk.count[0] + chunk.count[1] - chunk.common) + 1;
+    const std::int64_t quarters = 4 * (next.count[0] + next.count[1]);
+    Preparation<Source> preparation(source, next, (quarters + steps - 1) / steps);
+    multiply_panels(w, call, chunk, tiles, preparation);
+    preparation.finish();
+    if (last) return;
+    chunk = next;
   }
-  return i;
 }
 
-SPARSE_RUNTIME_INLINE Chunk whole_block(const WeightView& w, std::int64_t row) {
-  const std::int32_t* starts = w.starts + row / kRows;
-  Chunk block;
-  for (int band = 0; band < 2; ++band) {
-    block.tiles[band] = w.values + starts[band] * kTileBytes;
-    block.columns[band] = w.index + starts[band];
-    block.count[band] = starts[band + 1] - starts[band];
-  }
-  block.common = common_columns(block);
-  return block;
-}
-
-void accumulate_tiles(const WeightView& w, const Call& call) {
+template <class Source>
+void accumulate(const WeightView& w, const Call& call) {
+  const std::int64_t at_once = call.panel_stride > 0 ? kPassingBytes / call.panel_stride : 1;
   _tile_loadconfig(&kConfig);
-  NoAside aside;
-  for (std::int64_t row = 0; row < call.rows; row += kRowBlock) {
-    const Chunk block = whole_block(w, call.row + row);
-    multiply_panels(block, call, call.acc + row * panels::kSlots, true, aside);
+  for (std::int64_t panel = 0; panel < call.panels;) {
+    Call some = call;
+    some.panels = static_cast<int>(smaller(call.panels - panel, at_once > 1 ? at_once : 1));
+    some.x += panel * call.panel_stride;
+    some.acc += panel * call.rows * panels::kSlots;
+    panel += some.panels;
+    if (panel < call.panels) some.last_vectors = panels::kVectors;
+    accumulate_some_panels<Source>(w, some);
   }
   _tile_release();
 }
 
 }  // namespace
 
-const Kernels kAmxKernels = {{nullptr, nullptr, nullptr, nullptr, nullptr, accumulate_tiles, nullptr}};
+const Kernels kAmxKernels = {{nullptr, nullptr, nullptr, nullptr, nullptr,
+                              accumulate<StoredTiles>, accumulate<ExpandedTiles>}};
 
 }  // namespace sparse_runtime::int8_panels
