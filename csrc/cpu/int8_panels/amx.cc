@@ -28,11 +28,13 @@ SPARSE_RUNTIME_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
 // The chunks of a call, block after block.
 class Chunks {
  public:
-  Chunks(const WeightView& w, const Call& call) : w_(w), call_(call) { begin_block(); }
+  SPARSE_RUNTIME_INLINE Chunks(const WeightView& w, const Call& call) : w_(w), call_(call) {
+    begin_block();
+  }
 
-  bool done() const { return row_ == call_.rows; }
+  SPARSE_RUNTIME_INLINE bool done() const { return row_ == call_.rows; }
 
-  Chunk next() {
+  SPARSE_RUNTIME_INLINE Chunk next() {
     Chunk chunk;
     chunk.row = row_;
     chunk.first = taken_[0] + taken_[1] == 0;
@@ -55,9 +57,11 @@ class Chunks {
   }
 
  private:
-  const std::int32_t* starts() const { return w_.starts + (call_.row + row_) / kRows; }
+  SPARSE_RUNTIME_INLINE const std::int32_t* starts() const {
+    return w_.starts + (call_.row + row_) / kRows;
+  }
 
-  void begin_block() {
+  SPARSE_RUNTIME_INLINE void begin_block() {
     if (done()) return;
     for (int band = 0; band < 2; ++band) {
       tiles_[band] = starts()[band + 1] - starts()[band];
@@ -90,7 +94,8 @@ class Chunks {
 template <class Source>
 class Preparation {
  public:
-  SPARSE_RUNTIME_INLINE Preparation(Source& source, const Chunk& chunk, std::int64_t quarters_a_step)
+  SPARSE_RUNTIME_INLINE Preparation(Source& source, const Chunk& chunk,
+                                    std::int64_t quarters_a_step)
       : source_(source),
         tile_(chunk.first_tile[0]),
         tiles_left_(chunk.count[0]),
@@ -139,9 +144,11 @@ class Preparation {
 // kTiles: the tiles are used where they lie; preparing fetches them into the L2 cache.
 class StoredTiles {
  public:
-  StoredTiles(const WeightView& w, const Call&) : w_(w) {}
-  void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
-    for (int band = 0; band < 2; ++band) tiles[band] = w_.values + chunk.first_tile[band] * kTileBytes;
+  SPARSE_RUNTIME_INLINE StoredTiles(const WeightView& w, const Call&) : w_(w) {}
+  SPARSE_RUNTIME_INLINE void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+    for (int band = 0; band < 2; ++band) {
+      tiles[band] = w_.values + chunk.first_tile[band] * kTileBytes;
+    }
   }
   SPARSE_RUNTIME_INLINE void begin(std::int64_t tile) { next_ = w_.values + tile * kTileBytes; }
   SPARSE_RUNTIME_INLINE void quarter(int) {
@@ -159,13 +166,13 @@ class StoredTiles {
 // read at the time.
 class ExpandedTiles {
  public:
-  ExpandedTiles(const WeightView& w, const Call& call)
+  SPARSE_RUNTIME_INLINE ExpandedTiles(const WeightView& w, const Call& call)
       : w_(w), half_{static_cast<std::int8_t*>(call.scratch),
                      static_cast<std::int8_t*>(call.scratch) + kScratchBytes / 2},
         to_(half_[0]) {}
 
   // From now on the chunk just prepared is multiplied and the other half filled.
-  void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+  SPARSE_RUNTIME_INLINE void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
     tiles[0] = half_[filling_];
     tiles[1] = half_[filling_] + chunk.count[0] * kTileBytes;
     filling_ = 1 - filling_;

@@ -3,7 +3,9 @@
 // Included by amx.cc into its anonymous namespace.
 #pragma once
 
-#define SPARSE_RUNTIME_INLINE inline __attribute__((always_inline))
+// nothrow: for objects that live while intrinsics are called, an unoptimized build would else refer
+// to the exception handler by a symbol that the linker merges with those of other units.
+#define SPARSE_RUNTIME_INLINE inline __attribute__((always_inline, nothrow))
 
 constexpr std::int64_t kRows = 16;      // of a tile
 constexpr std::int64_t kRowBytes = 64;  // of a tile

@@ -1,12 +1,13 @@
-// A tile holds outputs 16 b .. 16 b + 15 (its band) and inputs 64 c .. 64 c + 63 (its column). Tiles
-// that are all zero are not stored. Bands are padded to an even number, inputs to a whole column.
+// A tile holds outputs 16 b .. 16 b + 15 (its band) and inputs 64 c .. 64 c + 63 (its column).
+// Tiles that are all zero are not stored. Bands are padded to an even number, inputs to a whole
+// column.
 //
 //   starts  [bands + 1]   tiles of band b: starts[b] .. starts[b + 1]
 //   index   [tiles]       their columns c
 //
-// Two bands are one block of 32 outputs, which the kernel multiplies together where both have a tile
-// of the same column. Its lists therefore begin with the columns that both have, in the same order;
-// those of one band alone follow. Sums of integers do not depend on the order.
+// Two bands are one block of 32 outputs, which the kernel multiplies together where both have a
+// tile of the same column. Its lists therefore begin with the columns that both have, in the same
+// order; those of one band alone follow. Sums of integers do not depend on the order.
 //
 //   kTiles     values [tiles][16 outputs][64 inputs], as tileloadd wants them: stride 64
 //
