@@ -8,7 +8,7 @@ namespace {
 
 using Sum = float;
 #define TILE_PRODUCT(sums, weights, inputs) _tile_dpbf16ps(sums, weights, inputs)
-#include "cpu/amx_tiles.h"
+#include "cpu/float_panels/amx_tiles.h"
 
 Strip strip_of(const WeightView& w, std::int64_t row) {
   const std::int64_t s = row / kTileRows;

@@ -1,4 +1,10 @@
-// AMX tiles of int8 weights, as they are or expanded from their nonzero bytes.
+// AMX: one instruction multiplies a tile of 16 outputs x 64 inputs with one of 64 inputs x 16 token
+// slots. A tile of activations is read straight from a grouped panel (rows 256 bytes apart), a tile
+// of sums is stored straight to acc.
+//
+// A block of two bands is worked on in chunks of columns whose tiles stay in the L1 cache while the
+// panels pass. Meanwhile the next chunk is prepared, a few rows beside each column's products:
+// fetched from memory (kTiles), or expanded into the other half of the scratch (kTileBits).
 #include "core/panels.h"
 #include "cpu/int8_panels/kernels.h"
 #include "cpu/simd_headers.h"
@@ -6,73 +12,272 @@
 namespace sparse_runtime::int8_panels {
 namespace {
 
-using Sum = std::int32_t;
-#define TILE_PRODUCT(sums, weights, inputs) _tile_dpbsud(sums, weights, inputs)
-#include "cpu/amx_tiles.h"
+#include "cpu/int8_panels/amx_pass.h"
 
-Strip strip_of(const WeightView& w, std::int64_t row) {
-  const std::int64_t s = row / kTileRows;
-  const std::int64_t first = w.starts[s];
-  return {reinterpret_cast<const char*>(w.values) + first * kTileBytes, w.index + first,
-          w.starts[s + 1] - first};
+constexpr std::int64_t kChunkTiles = kScratchBytes / 2 / kTileBytes;
+// Activations that pass again and again should leave room for the rest in the L2 cache of 2 MB.
+constexpr std::int64_t kPassingBytes = 1024 * 1024;
+
+SPARSE_RUNTIME_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) {
+  return a < b ? a : b;
 }
 
-void tiles(const WeightView& w, const Call& call) {
-  const TileConfig config;
-  _tile_loadconfig(&config);
-  for (std::int64_t r = 0; r < call.rows; r += kRowBlock) {
-    multiply_panels(strip_of(w, call.row + r), strip_of(w, call.row + r + kTileRows), call, r,
-                    true);
+// The chunks of a call, block after block.
+class Chunks {
+ public:
+  SPARSE_RUNTIME_INLINE Chunks(const WeightView& w, const Call& call) : w_(w), call_(call) {
+    begin_block();
   }
-  _tile_release();
-}
 
-// Writes a tile's nonzero bytes to their places.
-SIMD_INLINE void expand(const WeightView& w, std::int64_t tile, std::int8_t* out) {
-  const std::uint64_t* masks = w.masks + tile * kTileRows;
-  const std::int8_t* values = w.values + w.offsets[tile];
-  for (int r = 0; r < kTileRows; ++r) {
-    const __m512i packed = _mm512_loadu_si512(values);
-    _mm512_store_si512(out + r * kRowBytes, _mm512_maskz_expand_epi8(masks[r], packed));
-    values += __builtin_popcountll(masks[r]);
-  }
-}
+  SPARSE_RUNTIME_INLINE bool done() const { return row_ == call_.rows; }
 
-// Columns whose tiles of two strips fit the scratch memory.
-constexpr int kChunkColumns = kScratchBytes / kTileBytes / 2;
-
-// Expands the tiles of columns below `end`, from tile `next` on, which is moved behind them.
-Strip expand_strip(const WeightView& w, std::int64_t& next, std::int64_t last, int end,
-                   std::int8_t* out) {
-  const std::int64_t first = next;
-  for (; next < last && w.index[next] < end; ++next) {
-    expand(w, next, out + (next - first) * kTileBytes);
-  }
-  return {reinterpret_cast<const char*>(out), w.index + first, next - first};
-}
-
-void tile_bits(const WeightView& w, const Call& call) {
-  const TileConfig config;
-  _tile_loadconfig(&config);
-  auto* scratch = static_cast<std::int8_t*>(call.scratch);
-  const auto columns = static_cast<int>((w.k + kRowBytes - 1) / kRowBytes);
-  for (std::int64_t r = 0; r < call.rows; r += kRowBlock) {
-    const std::int64_t band = (call.row + r) / kTileRows;
-    std::int64_t top = w.starts[band], bottom = w.starts[band + 1];
-    for (int column = 0; column == 0 || column < columns; column += kChunkColumns) {
-      const int end = column + kChunkColumns;
-      const Strip upper = expand_strip(w, top, w.starts[band + 1], end, scratch);
-      const Strip lower =
-          expand_strip(w, bottom, w.starts[band + 2], end, scratch + kChunkColumns * kTileBytes);
-      multiply_panels(upper, lower, call, r, column == 0);
+  SPARSE_RUNTIME_INLINE Chunk next() {
+    Chunk chunk;
+    chunk.row = row_;
+    chunk.first = taken_[0] + taken_[1] == 0;
+    chunk.common = smaller(common_left_, chunk_tiles_ / 2);
+    common_left_ -= chunk.common;
+    std::int64_t room = chunk_tiles_ - 2 * chunk.common;
+    for (int band = 0; band < 2; ++band) {
+      const std::int64_t left = tiles_[band] - taken_[band] - chunk.common;
+      const std::int64_t alone = common_left_ == 0 ? smaller(room, left) : 0;
+      room -= alone;
+      chunk.first_tile[band] = starts()[band] + taken_[band];
+      chunk.count[band] = chunk.common + alone;
+      taken_[band] += chunk.count[band];
     }
+    if (taken_[0] == tiles_[0] && taken_[1] == tiles_[1]) {
+      row_ += kRowBlock;
+      begin_block();
+    }
+    return chunk;
+  }
+
+ private:
+  SPARSE_RUNTIME_INLINE const std::int32_t* starts() const {
+    return w_.starts + (call_.row + row_) / kRows;
+  }
+
+  SPARSE_RUNTIME_INLINE void begin_block() {
+    if (done()) return;
+    for (int band = 0; band < 2; ++band) {
+      tiles_[band] = starts()[band + 1] - starts()[band];
+      taken_[band] = 0;
+    }
+    const std::uint16_t* columns = w_.index + starts()[0];
+    common_left_ = 0;
+    while (common_left_ < smaller(tiles_[0], tiles_[1]) &&
+           columns[common_left_] == columns[tiles_[0] + common_left_]) {
+      ++common_left_;
+    }
+    // As many as needed, equally large, even: columns of both bands are not divided.
+    const std::int64_t tiles = tiles_[0] + tiles_[1];
+    const std::int64_t chunks = (tiles + kChunkTiles - 1) / kChunkTiles;
+    chunk_tiles_ = chunks == 0 ? 0 : ((tiles + chunks - 1) / chunks + 1) / 2 * 2;
+  }
+
+  const WeightView& w_;
+  const Call& call_;
+  std::int64_t row_ = 0;  // of the call
+  std::int64_t tiles_[2];
+  std::int64_t taken_[2];
+  std::int64_t common_left_;
+  std::int64_t chunk_tiles_;
+};
+
+// Prepares a chunk a quarter of a tile at a time. Source supplies
+//   void begin(tile)         the next four quarters are this tile's
+//   void quarter(number)
+template <class Source>
+class Preparation {
+ public:
+  SPARSE_RUNTIME_INLINE Preparation(Source& source, const Chunk& chunk,
+                                    std::int64_t quarters_a_step)
+      : source_(source),
+        tile_(chunk.first_tile[0]),
+        tiles_left_(chunk.count[0]),
+        then_tile_(chunk.first_tile[1]),
+        then_tiles_(chunk.count[1]),
+        quarters_left_(4 * (chunk.count[0] + chunk.count[1])),
+        quarters_a_step_(quarters_a_step) {}
+
+  SPARSE_RUNTIME_INLINE void step() { work(smaller(quarters_left_, quarters_a_step_)); }
+  SPARSE_RUNTIME_INLINE void finish() {
+    work(quarters_left_);
+    // The compiler does not know that tile loads read memory.
+    __asm__ volatile("" ::: "memory");
+  }
+
+ private:
+  SPARSE_RUNTIME_INLINE void work(std::int64_t quarters) {
+    quarters_left_ -= quarters;
+    for (; quarters > 0; --quarters) {
+      if (quarter_ == 0) begin_tile();
+      source_.quarter(quarter_);
+      quarter_ = (quarter_ + 1) % 4;
+    }
+  }
+
+  SPARSE_RUNTIME_INLINE void begin_tile() {
+    if (tiles_left_ == 0) {
+      tile_ = then_tile_;
+      tiles_left_ = then_tiles_;
+    }
+    source_.begin(tile_);
+    ++tile_;
+    --tiles_left_;
+  }
+
+  Source& source_;
+  std::int64_t tile_;
+  std::int64_t tiles_left_;
+  std::int64_t then_tile_;
+  std::int64_t then_tiles_;
+  std::int64_t quarters_left_;
+  std::int64_t quarters_a_step_;
+  int quarter_ = 0;
+};
+
+// kTiles: the tiles are used where they lie; preparing fetches them into the L2 cache.
+class StoredTiles {
+ public:
+  SPARSE_RUNTIME_INLINE StoredTiles(const WeightView& w, const Call&) : w_(w) {}
+  SPARSE_RUNTIME_INLINE void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+    for (int band = 0; band < 2; ++band) {
+      tiles[band] = w_.values + chunk.first_tile[band] * kTileBytes;
+    }
+  }
+  SPARSE_RUNTIME_INLINE void begin(std::int64_t tile) { next_ = w_.values + tile * kTileBytes; }
+  SPARSE_RUNTIME_INLINE void quarter(int) {
+#pragma GCC unroll 4
+    for (int line = 0; line < 4; ++line) __builtin_prefetch(next_ + line * kRowBytes, 0, 2);
+    next_ += 4 * kRowBytes;
+  }
+
+ private:
+  const WeightView& w_;
+  const std::int8_t* next_ = nullptr;
+};
+
+// kTileBits: preparing expands the tiles into that half of the scratch which the products do not
+// read at the time.
+class ExpandedTiles {
+ public:
+  SPARSE_RUNTIME_INLINE ExpandedTiles(const WeightView& w, const Call& call)
+      : w_(w),
+        half_{static_cast<std::int8_t*>(call.scratch),
+              static_cast<std::int8_t*>(call.scratch) + kScratchBytes / 2},
+        to_(half_[0]) {}
+
+  // From now on the chunk just prepared is multiplied and the other half filled.
+  SPARSE_RUNTIME_INLINE void switch_to(const Chunk& chunk, const std::int8_t* (&tiles)[2]) {
+    tiles[0] = half_[filling_];
+    tiles[1] = half_[filling_] + chunk.count[0] * kTileBytes;
+    filling_ = 1 - filling_;
+    to_ = half_[filling_];
+  }
+
+  SPARSE_RUNTIME_INLINE void begin(std::int64_t tile) {
+    mask_ = w_.masks + tile * kRows;
+    from_ = w_.values + w_.offsets[tile];
+  }
+
+  SPARSE_RUNTIME_INLINE void quarter(int number) {
+    __builtin_prefetch(number % 2 == 0 ? reinterpret_cast<const char*>(mask_) + kAhead
+                                       : reinterpret_cast<const char*>(from_) + kAhead);
+#pragma GCC unroll 4
+    for (int row = 0; row < 4; ++row) {
+      const __m512i bytes = _mm512_loadu_si512(from_);
+      _mm512_store_si512(to_ + row * kRowBytes, _mm512_maskz_expand_epi8(mask_[row], bytes));
+      from_ += __builtin_popcountll(mask_[row]);
+    }
+    mask_ += 4;
+    to_ += 4 * kRowBytes;
+  }
+
+ private:
+  static constexpr std::int64_t kAhead = 2048;
+  const WeightView& w_;
+  std::int8_t* const half_[2];
+  int filling_ = 0;
+  std::int8_t* to_;
+  const std::uint64_t* mask_ = nullptr;
+  const std::int8_t* from_ = nullptr;
+};
+
+SPARSE_RUNTIME_INLINE std::int64_t pass_count(const Call& call) {
+  return (call.panels - 1) * (panels::kVectors / 2) + (call.last_vectors + 1) / 2;
+}
+
+// acc (of the chunk's block) += or, for the first chunk of a block, = the chunk's products.
+template <class Aside>
+SPARSE_RUNTIME_INLINE void multiply_panels(const WeightView& w, const Call& call,
+                                           const Chunk& chunk, const std::int8_t* const (&tiles)[2],
+                                           Aside& aside) {
+  Operands o;
+  for (int band = 0; band < 2; ++band) {
+    o.tiles[band] = tiles[band];
+    o.columns[band] = w.index + chunk.first_tile[band];
+  }
+  for (int panel = 0; panel < call.panels; ++panel) {
+    const int vectors = panel + 1 < call.panels ? panels::kVectors : call.last_vectors;
+    o.x = call.x + panel * call.panel_stride;
+    o.acc = call.acc + (panel * call.rows + chunk.row) * panels::kSlots;
+    for (int vector = 0; vector < vectors; vector += 2) {
+      if (vector + 1 < vectors) {
+        multiply<2>(chunk, o, aside);
+      } else {
+        multiply<1>(chunk, o, aside);
+      }
+      o.x += 2 * kRowBytes;
+      o.acc += 2 * panels::kVector;
+    }
+  }
+}
+
+template <class Source>
+SPARSE_RUNTIME_INLINE void accumulate_some_panels(const WeightView& w, const Call& call) {
+  Chunks chunks(w, call);
+  if (chunks.done()) return;
+  Source source(w, call);
+  Chunk chunk = chunks.next();
+  Preparation<Source>(source, chunk, 0).finish();
+  for (;;) {
+    const std::int8_t* tiles[2];
+    source.switch_to(chunk, tiles);
+    const bool last = chunks.done();
+    Chunk next{};
+    if (!last) next = chunks.next();
+    const std::int64_t steps =
+        pass_count(call) * (chunk.count[0] + chunk.count[1] - chunk.common) + 1;
+    const std::int64_t quarters = 4 * (next.count[0] + next.count[1]);
+    Preparation<Source> preparation(source, next, (quarters + steps - 1) / steps);
+    multiply_panels(w, call, chunk, tiles, preparation);
+    preparation.finish();
+    if (last) return;
+    chunk = next;
+  }
+}
+
+template <class Source>
+void accumulate(const WeightView& w, const Call& call) {
+  const std::int64_t at_once = call.panel_stride > 0 ? kPassingBytes / call.panel_stride : 1;
+  _tile_loadconfig(&kConfig);
+  for (std::int64_t panel = 0; panel < call.panels;) {
+    Call some = call;
+    some.panels = static_cast<int>(smaller(call.panels - panel, at_once > 1 ? at_once : 1));
+    some.x += panel * call.panel_stride;
+    some.acc += panel * call.rows * panels::kSlots;
+    panel += some.panels;
+    if (panel < call.panels) some.last_vectors = panels::kVectors;
+    accumulate_some_panels<Source>(w, some);
   }
   _tile_release();
 }
 
 }  // namespace
 
-extern const Kernels kAmxKernels;
-const Kernels kAmxKernels = {{nullptr, nullptr, nullptr, nullptr, nullptr, tiles, tile_bits}};
+const Kernels kAmxKernels = {{nullptr, nullptr, nullptr, nullptr, nullptr, accumulate<StoredTiles>,
+                              accumulate<ExpandedTiles>}};
 
 }  // namespace sparse_runtime::int8_panels
