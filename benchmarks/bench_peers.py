@@ -50,6 +50,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 LEAST_COSINE = {"int8": 0.9, "bf16": 0.99, "fp32": 0.9999}
 LEAST_COSINE_TO_REFERENCE = 0.999
 
+
 @dataclass(frozen=True)
 class PeerRecord:
     """One cell of the table.
@@ -79,6 +80,7 @@ class PeerRecord:
     min_ms: float
     passes: int
     cosine: float | None
+
 
 class Worker:
     """A contender's process."""
@@ -118,10 +120,12 @@ class Worker:
         self.process.kill()
         self.process.wait()
 
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     """Of two outputs as one vector each."""
     a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
 
 def run_row(
     home: Path, shape: str, row: str, threads: int, rounds: int, seconds: float
@@ -141,11 +145,14 @@ def run_row(
     records = []
     try:
         for batch, seq in WORKLOADS:
-            records += _run_workload(alive, checks, shape, row, batch, seq, rounds, seconds, threads)
+            records += _run_workload(
+                alive, checks, shape, row, batch, seq, rounds, seconds, threads
+            )
     finally:
         for worker in [*workers, *checks.values()]:
             worker.close()
     return records
+
 
 def _checks(home: Path, model: Path, form: str, threads: int) -> dict[str, Worker]:
     """Whom outputs are compared with: ours with the reference, peers with float32."""
@@ -153,6 +160,7 @@ def _checks(home: Path, model: Path, form: str, threads: int) -> dict[str, Worke
         "ours": Worker(home, "sparse-runtime:reference", model / form, threads),
         "peers": Worker(home, "transformers:fp32", model, threads),
     }
+
 
 def _run_workload(
     alive: list[Worker],
@@ -193,6 +201,7 @@ def _run_workload(
         if passes
     ]  # fmt: skip
 
+
 def _verify(
     alive: list[Worker], checks: dict[str, Worker], batch: int, seq: int, row: str
 ) -> dict[str, float | None]:
@@ -222,6 +231,7 @@ def _verify(
                     raise ValueError(f"{row}: our output is wrong: cosine {value}")
     return found
 
+
 def show(records: list[PeerRecord]) -> None:
     """Print a table: ours, the fastest peer, the ratio; then each row's geometric mean."""
     from rich.console import Console
@@ -249,7 +259,10 @@ def show(records: list[PeerRecord]) -> None:
     console.print(table)
     for (shape, row, threads), values in ratios.items():
         mean = float(np.exp(np.mean(np.log(values))))
-        console.print(f"{shape:10} {row:22} {threads} threads: {mean:.2f}x (least {min(values):.2f}x)")
+        console.print(
+            f"{shape:10} {row:22} {threads} threads: {mean:.2f}x (least {min(values):.2f}x)"
+        )
+
 
 def main() -> None:
     """Command line."""
@@ -274,6 +287,7 @@ def main() -> None:
                         for record in found:
                             file.write(json.dumps({"kind": "peer", **asdict(record)}) + "\n")
     show(records)
+
 
 if __name__ == "__main__":
     main()

@@ -34,7 +34,6 @@ inline Tiling tiling_for(const ProductShape& shape) {
     const std::int64_t most = std::min(cached, kMostTiledPanels);
     tiling.panels = std::clamp<std::int64_t>(ceil_div(shape.panels, threads), 1, most);
     if (threads > 1 && shape.panels < threads) tiling.panels = std::min(shape.panels, most);
-    tiling.call_rows = 32;
   }
   const std::int64_t panel_tasks = ceil_div(shape.panels, tiling.panels);
   // Tasks of all rows, if they share out well; they need no stage of their own for the ending.
