@@ -131,7 +131,7 @@ def run_row(
     home: Path, shape: str, row: str, threads: int, rounds: int, seconds: float
 ) -> list[PeerRecord]:
     """Measure one row of the table: every workload, every contender."""
-    checkpoint, _, precision = row.partition(" ")
+    checkpoint = row.partition(" ")[0]
     name = shape + ("-dense" if checkpoint == "dense" else f"-sparse-{checkpoint}")
     model = home / "models" / name
     form, peers = ROWS[row]
@@ -266,7 +266,7 @@ def show(records: list[PeerRecord]) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dir", type=Path, required=True, help="environments and models")
     parser.add_argument("--shapes", nargs="+", default=["bert-base", "minilm"])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))

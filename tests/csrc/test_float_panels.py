@@ -1,0 +1,75 @@
+"""The float linears over panels: every layout on every instruction set."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparse_runtime import _C
+
+LAYOUTS = ("dense32", "sparse32", "dense16", "tiles16")
+ISAS = [row["name"] for row in _C.isas() if row["available"]]
+RUNS = [(isa, layout) for isa in ISAS for layout in LAYOUTS if _C.float_panels_runs(layout, isa)]
+POOL = _C.WorkspacePool()
+
+SHAPES = [
+    (32, 64, 64),  # one block of rows, one whole panel
+    (1, 1, 1),  # everything padded
+    (33, 65, 17),  # one over: second block of rows, odd input, second vector
+    (31, 129, 33),  # second block of inputs with one input; three vectors
+    (96, 300, 200),  # three blocks of inputs, four panels, the last with one vector
+    (8, 130, 48),  # a pair in the second block
+]
+
+
+def problem(n: int, k: int, tokens: int, density: float, layout: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(n + k)
+    w = torch.randn(n, k) * (torch.rand(n, k) < density)
+    x = torch.randn(tokens, k)
+    if layout.endswith("16"):  # what both operands are made of there
+        w, x = w.bfloat16().float(), x.bfloat16().float()
+    return w, x
+
+
+def multiply(w: Tensor, x: Tensor, layout: str, isa: str) -> Tensor:
+    n, k = w.shape
+    layer = _C.PanelLinear("w", [(2**40, _C.float_panels_pack(w.data_ptr(), n, k, layout))], 0)
+    y = torch.empty(len(x), n)
+    layer.apply(x.data_ptr(), k, len(x), "none", 0, 0, y.data_ptr(), n, 2, isa, POOL)
+    return y
+
+
+@pytest.mark.parametrize(("isa", "layout"), RUNS)
+@pytest.mark.parametrize(("n", "k", "tokens"), SHAPES)
+@pytest.mark.parametrize("density", [1.0, 0.1, 0.0])
+def test_close_to_the_oracle(
+    isa: str, layout: str, n: int, k: int, tokens: int, density: float
+) -> None:
+    w, x = problem(n, k, tokens, density, layout)
+    exact = x.double() @ w.double().T
+    # A float32 sum of k products errs by less than k roundings of the sum of their sizes.
+    bound = 2**-24 * (k + 2) * (x.double().abs() @ w.double().abs().T)
+    assert bool(((multiply(w, x, layout, isa) - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (64, 300)])
+@pytest.mark.parametrize("density", [1.0, 0.15, 0.0])
+def test_unpack_returns_what_was_packed(layout: str, n: int, k: int, density: float) -> None:
+    w, _ = problem(n, k, 1, density, layout)
+    w[0, 0] = -0.0
+    back = torch.full_like(w, 7.0)
+    _C.float_panels_pack(w.data_ptr(), n, k, layout).unpack(back.data_ptr())
+    assert torch.equal(back, w)  # by value: a sparse layout does not keep the sign of zero
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_skipped_zeros_do_not_spread_nan(isa: str) -> None:
+    w = torch.zeros(40, 64)
+    w[3, 5] = 2.0
+    x = torch.ones(5, 64)
+    x[2, 6] = float("nan")  # no weight reads it
+    y = multiply(w, x, "sparse32", isa)
+    assert bool(y.isfinite().all())
+    assert torch.equal(y[:, 3], torch.full((5,), 2.0))
