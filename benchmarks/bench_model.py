@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sparse_runtime import SparseModel
+from sparse_runtime.benchmarks.breakdown import breakdown, render_breakdown
 from sparse_runtime.benchmarks.model_records import (
     OURS,
     YARDSTICK,
@@ -76,6 +77,7 @@ def run_model(
     min_seconds: float = 1.0,
     min_rounds: int = 5,
     progress: bool | None = None,
+    report_breakdown: Callable[[str, dict[str, float]], None] | None = None,
     report_skipped: Callable[[str], None] = print,
 ) -> list[ModelRecord]:
     """Verify packed models, layer by layer and against transformers, and time them in turns.
@@ -93,6 +95,7 @@ def run_model(
         min_seconds: counted time per contender and workload, on average.
         min_rounds: rounds per workload at least.
         progress: show a bar; None shows it when the error stream is a terminal.
+        report_breakdown: is given a title and the seconds of each kind of stage of our passes.
         report_skipped: is told why a workload is left out.
 
     Returns:
@@ -128,6 +131,10 @@ def run_model(
                     subject, weights, workload, backend, timings, drifts, count, surroundings
                 )
                 records += [run.record(name) for name in models]
+                if report_breakdown is not None:
+                    title = f"{subject.name}, {workload.name}, {count} threads"
+                    with torch_threads(wanted):
+                        report_breakdown(title, breakdown(ours, workload.inputs))
     return records
 
 
@@ -222,6 +229,10 @@ def _check_against_transformers(
     return drifts
 
 
+def _print_breakdown(console: Console) -> Callable[[str, dict[str, float]], None]:
+    return lambda title, sums: console.print(render_breakdown(title, sums))
+
+
 def main(
     packed: Annotated[
         list[Path] | None, typer.Argument(help="Directories of packed models.")
@@ -243,6 +254,9 @@ def main(
     backend: Annotated[str, typer.Option(help="Backend of the packed models.")] = "auto",
     bf16: Annotated[bool, typer.Option(help="Time transformers in BF16 too.")] = False,
     min_seconds: Annotated[float, typer.Option(help="Counted time per contender.")] = 1.0,
+    stages: Annotated[
+        bool, typer.Option("--breakdown", help="Print the time of each stage of a pass.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="Append JSON lines to this file.")] = None,
     plot_to: Annotated[Path | None, typer.Option("--plot", help="Write a PNG plot.")] = None,
     json_lines: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
@@ -260,6 +274,7 @@ def main(
         backend=backend,
         bf16=bf16,
         min_seconds=min_seconds,
+        report_breakdown=_print_breakdown(console) if stages else None,
         report_skipped=console.print,
     )
     publish(records, render, plot, output=output, plot_to=plot_to, json_lines=json_lines)

@@ -128,7 +128,13 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def run_row(
-    home: Path, shape: str, row: str, threads: int, rounds: int, seconds: float
+    home: Path,
+    shape: str,
+    row: str,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    without: tuple[str, ...] = (),
 ) -> list[PeerRecord]:
     """Measure one row of the table: every workload, every contender."""
     checkpoint = row.partition(" ")[0]
@@ -136,6 +142,7 @@ def run_row(
     model = home / "models" / name
     form, peers = ROWS[row]
     workers = [Worker(home, "sparse-runtime:cpu", model / form, threads)]
+    peers = tuple(peer for peer in peers if peer.partition(":")[0] not in without)
     workers += [Worker(home, peer, model, threads) for peer in peers]
     for worker in workers:
         if worker.error:
@@ -270,6 +277,7 @@ def main() -> None:
     parser.add_argument("--dir", type=Path, required=True, help="environments and models")
     parser.add_argument("--shapes", nargs="+", default=["bert-base", "minilm"])
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out: deepsparse")
     parser.add_argument("--threads", nargs="+", type=int, default=[4, 1])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3, help="of one contender in one round")
@@ -280,7 +288,15 @@ def main() -> None:
         for threads in options.threads:
             for row in options.rows:
                 print(f"{shape} {row} {threads} threads", file=sys.stderr)
-                found = run_row(options.dir, shape, row, threads, options.rounds, options.seconds)
+                found = run_row(
+                    options.dir,
+                    shape,
+                    row,
+                    threads,
+                    options.rounds,
+                    options.seconds,
+                    tuple(options.without),
+                )
                 records += found
                 if options.json:
                     with options.json.open("a", encoding="utf-8") as file:

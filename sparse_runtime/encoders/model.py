@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .. import store
-from ..ops import get_backend
+from ..ops import CpuBackend, get_backend
 from .explain import explain
 from .heads import Head
 from .hub import resolve
@@ -150,6 +151,28 @@ class SparseModel(nn.Module):
     def explain(self) -> str:
         """Which kernel runs each kind of layer, and why no other one does."""
         return explain(self._backend)
+
+    @contextmanager
+    def stage_times(self) -> Iterator[list[tuple[str, float]]]:
+        """Collect where the time of forward passes goes, inside the block.
+
+        Yields:
+            (stage, seconds) of every parallel stage that has run, in order; a linear layer's stages
+            begin with its name.
+
+        Raises:
+            RuntimeError: the backend does not run in stages.
+        """
+        if not isinstance(self._backend, CpuBackend):
+            raise RuntimeError(
+                f"backend {self._backend.name!r} does not time its stages; use backend='cpu'"
+            )
+        times: list[tuple[str, float]] = []
+        self._backend.stage_times = times
+        try:
+            yield times
+        finally:
+            self._backend.stage_times = None
 
     def forward(
         self,

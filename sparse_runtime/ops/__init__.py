@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .backends import Activation, Backend, get_backend
 from .choose import Considered, Decision, choose
+from .cpu_backend import CpuBackend
 from .registry import BACKENDS, CANDIDATES
 from .types import (
     Candidate,
@@ -22,6 +23,7 @@ __all__ = [
     "Backend",
     "Candidate",
     "Considered",
+    "CpuBackend",
     "Decision",
     "LinearRequest",
     "LinearWeight",

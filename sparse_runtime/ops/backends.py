@@ -12,6 +12,7 @@ from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
 from ..kernels.layer_norm import reference as layer_norm_reference
 from .choose import Decision, check_backend, choose
+from .native import unavailable
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
 
 Activation = Any
@@ -136,7 +137,8 @@ def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Ba
     device = torch.device(device)
     if name == "cpu" and device.type != "cpu":
         raise RuntimeError(f"backend 'cpu' runs on cpu, got device {device}; use 'auto'")
-    if name == "reference" or device.type != "cpu":
+    without_kernels = name == "auto" and unavailable() is not None
+    if name == "reference" or device.type != "cpu" or without_kernels:
         return Backend(device, dtype, choice=name)
     from .cpu_backend import CpuBackend  # it derives from Backend
 

@@ -63,11 +63,13 @@ class Pass:
         value = self.forward.from_rows(address(rows), rows.shape[1], rows.shape[1], norm)
         return PanelActivation(self, value)
 
-    def to_rows(self, x: PanelActivation) -> Tensor:
-        """Run what is recorded; float32 [tokens, features]."""
+    def to_rows(self, x: PanelActivation, times: list[tuple[str, float]] | None = None) -> Tensor:
+        """Run what is recorded; float32 [tokens, features]. Each stage's time goes to ``times``."""
         rows = torch.empty(self.tokens, x.value.features)
         self.forward.to_rows(x.value, address(rows), rows.shape[1])
-        self.forward.run()
+        stages = self.forward.run(times is not None)
+        if times is not None:
+            times += stages
         self.kept.clear()
         return rows
 
@@ -82,6 +84,8 @@ class CpuBackend(Backend):
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
         super().__init__(device, dtype, choice)
         self._pool = extension().WorkspacePool()
+        self.stage_times: list[tuple[str, float]] | None = None
+        """Where not None, every stage's label and seconds are appended."""
         self._norms: dict[int, tuple[Norm, Any]] = {}
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -150,7 +154,7 @@ class CpuBackend(Backend):
         return Pass(batch, self._pool).from_rows(tokens)
 
     def to_tokens(self, x: Activation) -> Tensor:
-        return x.run.to_rows(x).to(self.dtype)
+        return x.run.to_rows(x, self.stage_times).to(self.dtype)
 
     def _norm(self, norm: Norm | None) -> Any:
         if norm is None:
