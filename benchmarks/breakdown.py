@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from rich.table import Table
 
@@ -19,7 +20,7 @@ def stage_kind(label: str) -> str:
     return " + ".join(kinds) + (f" ({step}" if step else "")
 
 
-def breakdown(model: SparseModel, inputs: dict[str, object]) -> dict[str, float]:
+def breakdown(model: SparseModel, inputs: Mapping[str, object]) -> dict[str, float]:
     """Seconds of one pass by kind of stage, the mean of several, in the order in which they run.
 
     Raises:
