@@ -3,7 +3,7 @@
     python benchmarks/peers/make_models.py DIR [SHAPE ...]
 
 DIR/models/SHAPE-ROW gets `checkpoint` (plain Hugging Face, zeros baked in), our packed forms beside
-it, and model.onnx and model_qdq.onnx from the `export` environment in DIR. What is there stays.
+it, and model.onnx and model_integer.onnx from the `export` environment in DIR. What is there stays.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make(folder: Path, shape: str, row: str) -> None:
     for values in ("int8", "fp32", *(("bf16",) if row == "dense" else ())):
         if not (folder / values).exists():
             sr.convert(checkpoint, folder / values, structure=structure, values=values)
-    if not (folder / "model_qdq.onnx").exists():
+    if not (folder / "model_integer.onnx").exists():
         python = folder.parent.parent / "export" / "bin" / "python"
         subprocess.run([python, HERE / "export.py", checkpoint, folder], check=True)
 

@@ -76,14 +76,14 @@ def onnxruntime(precision: str) -> tuple[Run, str]:
 
 
 def deepsparse(precision: str) -> tuple[Run, str]:
-    """DeepSparse; INT8 from the QDQ file."""
+    """DeepSparse; INT8 from the file of integer products."""
     import shutil
     import tempfile
 
     import deepsparse as engine
 
     # It rewrites the file, and takes one shape: compiled at the first batch of each.
-    source = MODEL / ("model_qdq.onnx" if precision == "int8" else "model.onnx")
+    source = MODEL / ("model_integer.onnx" if precision == "int8" else "model.onnx")
     engines: dict[tuple[int, int], Any] = {}
 
     def run(x: Inputs) -> Any:
