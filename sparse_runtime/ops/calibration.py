@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,22 +71,28 @@ Costs = dict[str, dict[str, Cost]]
 @cache
 def machine_costs() -> Costs:
     """This machine's costs: from the cache file, or measured now (below a second) and kept."""
-    path = cache_file()
     try:
-        return _decode(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or of another version
+        return _decode(json.loads(cache_file().read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # not there yet, of another version, or not what was written
     costs = measure()
     try:
-        _write(path, costs)
+        _write(cache_file(), costs)
     except OSError as error:  # a read-only home: measured again next time
         logger.info("cost model not kept: %s", error)
     return costs
 
 
 def cache_file() -> Path:
-    """Where the costs of this CPU and instruction set are kept."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """Where the costs of this CPU and instruction set are kept.
+
+    Raises:
+        OSError: XDG_CACHE_HOME is not set and the user has no home.
+    """
+    try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user id that the system does not know, as in containers
+        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME") from error
     names = [row["name"] for row in extension().isas() if row["available"]]
     wanted = os.environ.get("SPARSE_RUNTIME_ISA", "auto")
     key = json.dumps([platform.machine(), _cpu_name(), names, wanted, extension().build_info()])
@@ -100,9 +108,8 @@ def measure() -> Costs:
     weights = [weight.astype(np.int8) for weight in weights]
     counts = [extension().int8_panels_count(w.ctypes.data, _ROWS, _COLUMNS) for w in weights]
     costs: Costs = {}
-    for layout in INT8_LAYOUTS:
-        if extension().int8_panels_runs(layout):
-            costs[layout] = _measure_int8(layout, weights, [count[layout] for count in counts])
+    for layout in _int8_layouts():
+        costs[layout] = _measure_int8(layout, weights, [count[layout] for count in counts])
     floats = [weight.astype(np.float32) for weight in weights]
     for layout in FLOAT_LAYOUTS:
         units = [_ROWS * _COLUMNS] * 2
@@ -110,6 +117,10 @@ def measure() -> Costs:
             units = [count["nonzeros"] for count in counts]
         costs[layout] = _measure_float(layout, floats, units)
     return costs
+
+
+def _int8_layouts() -> list[str]:
+    return [layout for layout in INT8_LAYOUTS if extension().int8_panels_runs(layout)]
 
 
 def _measure_int8(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
@@ -152,16 +163,24 @@ def _fit(seconds: list[float], units: list[int]) -> Cost:
     return Cost(per_unit=slope, per_row=max(seconds[1] - slope * units[1], 0.0) / _ROWS)
 
 
-def _decode(data: dict[str, object]) -> Costs:
+def _decode(data: dict[str, Any]) -> Costs:
     if data["version"] != VERSION:
         raise ValueError("another version")
     costs = data["costs"]
-    if not isinstance(costs, dict):
-        raise TypeError("costs: expected an object")
+    if set(costs) != {*_int8_layouts(), *FLOAT_LAYOUTS}:
+        raise ValueError("other layouts")
     return {
-        layout: {regime: Cost(**cost) for regime, cost in regimes.items()}
+        layout: {regime: _decode_cost(regimes[regime]) for regime in (FEW, MANY)}
         for layout, regimes in costs.items()
     }
+
+
+def _decode_cost(data: dict[str, float]) -> Cost:
+    cost = Cost(**data)
+    # Also false for NaN, which no comparison among layouts could handle.
+    if not (0 <= cost.per_unit < math.inf and 0 <= cost.per_row < math.inf):
+        raise ValueError("not seconds")
+    return cost
 
 
 def _write(path: Path, costs: Costs) -> None:
@@ -178,9 +197,10 @@ def _write(path: Path, costs: Costs) -> None:
         indent=1,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        temporary = Path(folder, path.name)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
 
 def _cpu_name() -> str:

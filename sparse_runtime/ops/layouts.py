@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .calibration import FEW, FLOAT_LAYOUTS, INT8_LAYOUTS, MANY, Costs, machine_costs
 from .native import address, extension
 from .types import LinearRequest
+
+ROW_BLOCK = 32
+"""Rows of a weight are padded to a multiple (csrc/cpu/float_panels/kernels.h)."""
 
 ANY_TOKENS = 2**40
 FEW_TOKENS = 16
@@ -32,7 +37,7 @@ class LayoutChoice:
         most_tokens: the largest number of tokens it is used for.
         nbytes: of its values and indices.
         seconds: predicted for the product on one panel of 64 tokens (up to 16 where that is
-            ``most_tokens``), one thread.
+            ``most_tokens``), one thread; NaN where there was nothing to choose from.
         others: the same for every other layout that runs here.
     """
 
@@ -47,7 +52,8 @@ class LayoutChoice:
         upto = "" if self.most_tokens == ANY_TOKENS else f" up to {self.most_tokens} tokens"
         slower = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in self.others.items())
         against = f" ({slower})" if slower else ""
-        return f"{self.layout}{upto}: {self.nbytes:,} bytes, {1e6 * self.seconds:.0f} us{against}"
+        time = "" if isnan(self.seconds) else f", {1e6 * self.seconds:.0f} us{against}"
+        return f"{self.layout}{upto}: {self.nbytes:,} bytes{time}"
 
 
 def choose_layouts(
@@ -64,7 +70,7 @@ def choose_layouts(
         # The float type of the product is the model's: bf16 in, float32 sums.
         tiled = extension().float_panels_runs("tiles16")
         layout = "tiles16" if tiled else "dense16"
-        return (LayoutChoice(layout, ANY_TOKENS, 2 * weight.numel(), float("nan"), {}),)
+        return (LayoutChoice(layout, ANY_TOKENS, _bf16_bytes(weight, tiled), float("nan"), {}),)
     costs = machine_costs() if costs is None else costs
     units, nbytes = _int8_units(weight) if request.is_integer else _float_units(weight)
     names = INT8_LAYOUTS if request.is_integer else FLOAT_LAYOUTS
@@ -78,16 +84,21 @@ def choose_layouts(
     many = _best(predicted[MANY], nbytes)
     few = _best(predicted[FEW], nbytes)
     choices = [_choice(many, ANY_TOKENS, predicted[MANY], nbytes)]
-    if predicted[FEW][many] > WORTH_A_SECOND * predicted[FEW][few]:
+    limit = min(WORTH_A_SECOND * predicted[FEW][few], _dense(predicted[FEW]))
+    if predicted[FEW][many] > limit:
         choices.insert(0, _choice(few, FEW_TOKENS, predicted[FEW], nbytes))
     return tuple(choices)
 
 
 def _best(predicted: Mapping[str, float], nbytes: Mapping[str, int]) -> str:
-    """The smallest of those that are about as fast as the fastest."""
-    limit = TIE * min(predicted.values())
+    """The smallest of those that are about as fast as the fastest, and no slower than dense."""
+    limit = min(TIE * min(predicted.values()), _dense(predicted))
     close = [name for name, seconds in predicted.items() if seconds <= limit]
     return min(close, key=lambda name: nbytes[name])
+
+
+def _dense(predicted: Mapping[str, float]) -> float:
+    return predicted["dense" if "dense" in predicted else "dense32"]
 
 
 def _choice(
@@ -115,8 +126,26 @@ def _int8_units(weight: Tensor) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def _float_units(weight: Tensor) -> tuple[dict[str, int], dict[str, int]]:
-    units = {"dense32": weight.numel(), "sparse32": int(torch.count_nonzero(weight))}
+    """The same for float32 (csrc/cpu/float_panels/pack.cc)."""
+    rows, columns = weight.shape
+    units = {
+        "dense32": _padded(rows, ROW_BLOCK) * columns,
+        "sparse32": int(torch.count_nonzero(weight)),
+    }
     return units, {"dense32": 4 * units["dense32"], "sparse32": 6 * units["sparse32"]}
+
+
+def _bf16_bytes(weight: Tensor, tiled: bool) -> int:
+    rows, columns = weight.shape
+    if not tiled:
+        return 2 * _padded(rows, ROW_BLOCK) * _padded(columns, 2)
+    edges = (0, _padded(columns, 32) - columns, 0, _padded(rows, 16) - rows)
+    tiles = F.pad(weight != 0, edges).unflatten(1, (-1, 32)).unflatten(0, (-1, 16))
+    return 1026 * int(tiles.any(dim=3).any(dim=1).sum())
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def _is_bf16(request: LinearRequest) -> bool:
