@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
+import math
 import statistics
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -22,16 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+from sparse_runtime.benchmarks.peer_process import Worker
+
 WORKLOADS = ((1, 128), (8, 128), (32, 128), (1, 384))
-# Which environment runs a peer.
-HOMES = {
-    "openvino": "ov",
-    "onnxruntime": "ov",
-    "deepsparse": "ds",
-    "transformers": "ours",
-    "sparse-runtime": "ours",
-}
 # checkpoint -> our packed form, and the peers that take part.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
     "dense int8": ("int8", ("openvino:int8", "deepsparse:int8", "onnxruntime:int8")),
@@ -82,47 +74,10 @@ class PeerRecord:
     cosine: float | None
 
 
-class Worker:
-    """A contender's process."""
-
-    def __init__(self, home: Path, peer: str, model: Path, threads: int) -> None:
-        environment = HOMES[peer.partition(":")[0]]
-        python = sys.executable if environment == "ours" else str(home / environment / "bin/python")
-        variables = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.peer = peer
-        self.process = subprocess.Popen(
-            [python, str(HERE / "peers" / "worker.py"), peer, str(model), str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=variables,
-        )
-        first = self._read()
-        self.error = first.get("error")
-        self.version = str(first.get("ready", ""))
-
-    def _read(self) -> dict[str, object]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        return json.loads(line) if line else {"error": "the process ended"}
-
-    def run(self, batch: int, seq: int, runs: int, save: str = "") -> dict[str, object]:
-        """Let it make ``runs`` passes; {"seconds": [...]} or {"error": ...}."""
-        order = {"batch": batch, "seq": seq, "runs": runs, "seed": batch + seq, "save": save}
-        if self.process.stdin is None or self.process.poll() is not None:
-            return {"error": "the process ended"}
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.kill()
-        self.process.wait()
-
-
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two outputs as one vector each."""
+    """Of two outputs as one vector each; NaN where they differ in size."""
+    if a.size != b.size:
+        return math.nan
     a, b = a.ravel().astype(np.float64), b.ravel().astype(np.float64)
     return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
 
@@ -146,7 +101,7 @@ def run_row(
     workers += [Worker(home, peer, model, threads) for peer in peers]
     for worker in workers:
         if worker.error:
-            print(f"  {row}: {worker.peer} does not run: {worker.error}", file=sys.stderr)
+            _say(row, worker, f"does not run: {worker.error}")
     alive = [worker for worker in workers if not worker.error]
     checks = _checks(home, model, form, threads)
     records = []
@@ -184,48 +139,60 @@ def _run_workload(
     cosines: dict[str, float | None] = {worker.peer: None for worker in alive}
     if (batch, seq) == WORKLOADS[0]:
         cosines = _verify(alive, checks, batch, seq, row)
+    passes: dict[str, int] = {}
     for worker in alive:
         warm = worker.run(batch, seq, 2)
-        if "error" in warm:
-            print(f"  {row}: {worker.peer}: {warm['error']}", file=sys.stderr)
-            times.pop(worker.peer)
+        if warm.error:
+            _say(row, worker, warm.error)
             continue
-        fastest = min(warm["seconds"])  # type: ignore[call-overload]
-        times[worker.peer] = []
-        worker.passes = max(2, min(20, int(seconds / fastest)))  # type: ignore[attr-defined]
+        passes[worker.peer] = max(2, min(20, int(seconds / max(min(warm.seconds), 1e-9))))
     for _ in range(rounds):
         for worker in alive:
-            if worker.peer in times:
-                answer = worker.run(batch, seq, worker.passes)  # type: ignore[attr-defined]
-                times[worker.peer] += answer.get("seconds", [])  # type: ignore[arg-type]
+            if worker.peer not in passes:
+                continue
+            answer = worker.run(batch, seq, passes[worker.peer])
+            times[worker.peer] += answer.seconds
+            if answer.error:  # some rounds alone are not comparable
+                _say(row, worker, answer.error)
+                del passes[worker.peer], times[worker.peer]
     versions = {worker.peer: worker.version for worker in alive}
     return [
         PeerRecord(
             shape, row, peer, versions[peer], batch, seq, threads,
-            1e3 * statistics.median(passes), 1e3 * min(passes), len(passes), cosines.get(peer),
+            1e3 * statistics.median(found), 1e3 * min(found), len(found), cosines.get(peer),
         )
-        for peer, passes in times.items()
-        if passes
+        for peer, found in times.items()
+        if found
     ]  # fmt: skip
+
+
+def _say(row: str, worker: Worker, error: str) -> None:
+    print(f"  {row}: {worker.peer}: {error}", file=sys.stderr)
 
 
 def _verify(
     alive: list[Worker], checks: dict[str, Worker], batch: int, seq: int, row: str
 ) -> dict[str, float | None]:
-    """Cosines with the reference and with float32; raises ValueError for a wrong output."""
+    """Cosines with the reference and with float32.
+
+    Raises:
+        ValueError: our output is wrong, or the reference did not run.
+    """
     found: dict[str, float | None] = {}
     with tempfile.TemporaryDirectory() as folder:
 
         def output(worker: Worker, name: str) -> np.ndarray | None:
             path = f"{folder}/{name}.npy"
             answer = worker.run(batch, seq, 1, path)
-            return None if "error" in answer else np.load(path)
+            return None if answer.error else np.load(path)
 
         truth = {name: output(worker, name) for name, worker in checks.items()}
         for i, worker in enumerate(alive):
             got = output(worker, f"out{i}")
             ours = worker.peer.startswith("sparse-runtime")
             expected = truth["ours" if ours else "peers"]
+            if ours and expected is None:
+                raise ValueError(f"{row}: our output cannot be checked: the reference did not run")
             if got is None or expected is None:
                 found[worker.peer] = None
                 continue
@@ -233,7 +200,7 @@ def _verify(
             precision = worker.peer.partition(":")[2]
             least = LEAST_COSINE_TO_REFERENCE if ours else LEAST_COSINE[precision]
             if not value >= least:
-                print(f"  {row}: {worker.peer}: cosine {value:.4f}, below {least}", file=sys.stderr)
+                _say(row, worker, f"cosine {value:.4f}, below {least}")
                 if ours:
                     raise ValueError(f"{row}: our output is wrong: cosine {value}")
     return found

@@ -1,0 +1,49 @@
+"""Stand-ins for the contenders of the peers' benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparse_runtime.benchmarks import peer_process
+
+# Speaks the protocol of benchmarks/peers/worker.py and does what its plan says.
+STAND_IN = """
+import json, os, shutil, sys
+plan = json.loads(os.environ["STAND_INS"]).get(sys.argv[1], {})
+if plan.get("exits"):
+    sys.exit(3)
+if "error" in plan:
+    print(json.dumps({"error": plan["error"]}), flush=True)
+    sys.exit()
+version = plan.get("version", "/".join([*sys.argv[1:], os.environ["OMP_NUM_THREADS"]]))
+print(json.dumps({"ready": version}), flush=True)
+for number, line in enumerate(sys.stdin):
+    order = json.loads(line)
+    if number == plan.get("dies_at"):
+        print('{"seconds": [0.', end="", flush=True)
+        os._exit(1)
+    if number == plan.get("fails_at"):
+        print(json.dumps({"error": "RuntimeError: out of memory"}), flush=True)
+        continue
+    if order["save"]:
+        shutil.copy(plan["output"], order["save"])
+    each = plan["seconds"] * order["batch"] * order["seq"]
+    print(json.dumps({"seconds": [each] * order["runs"]}), flush=True)
+"""
+
+
+@pytest.fixture
+def set_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, dict[str, Any]]], None]:
+    """Every contender becomes a stand-in; the plans say what each does."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.setattr(peer_process, "WORKER", script)
+    monkeypatch.setattr(peer_process, "HOMES", dict.fromkeys(peer_process.HOMES, "ours"))
+    return lambda plans: monkeypatch.setenv("STAND_INS", json.dumps(plans))
