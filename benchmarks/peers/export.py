@@ -92,8 +92,9 @@ def with_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
     producers = {name: node for node in model.graph.node for name in node.output}
     nodes, scales = [], []
     for node in model.graph.node:
-        sides = [producers.get(name) for name in node.input] if node.op_type == "MatMul" else []
-        if not sides or any(s is None or s.op_type != "DequantizeLinear" for s in sides):
+        sides = [producers[name] for name in node.input if name in producers]
+        sides = [side for side in sides if side.op_type == "DequantizeLinear"]
+        if node.op_type != "MatMul" or len(sides) != 2:
             nodes.append(node)
             continue
         a, b = sides

@@ -33,7 +33,10 @@ for number, line in enumerate(sys.stdin):
     if order["save"]:
         shutil.copy(plan["output"], order["save"])
     each = plan["seconds"] * order["batch"] * order["seq"]
-    print(json.dumps({"seconds": [each] * order["runs"]}), flush=True)
+    seconds = [each] * order["runs"]
+    if len(seconds) > 2:
+        seconds[0], seconds[-1] = each / 2, each * 4
+    print(json.dumps({"seconds": seconds}), flush=True)
 """
 
 

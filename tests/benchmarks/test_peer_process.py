@@ -23,7 +23,7 @@ def test_a_worker_is_started_with_its_model_and_threads(
     try:
         assert worker.error is None
         assert worker.version == f"openvino:int8/{tmp_path / 'model'}/3/3"
-        assert worker.run(2, 4, 3) == Answer(seconds=(4.0, 4.0, 4.0))
+        assert worker.run(2, 4, 3) == Answer(seconds=(2.0, 4.0, 16.0))
     finally:
         worker.close()
     worker.close()  # once more does no harm
