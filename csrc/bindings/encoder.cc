@@ -21,6 +21,8 @@ namespace {
 using encoder::Forward;
 using encoder::Linear;
 using encoder::Norm;
+using encoder::Recording;
+using encoder::Table;
 using encoder::ValueId;
 using encoder::WorkspacePool;
 using std::int64_t;
@@ -172,6 +174,21 @@ void check_norm(const Checks& checks, const std::shared_ptr<Norm>& norm, int64_t
   checks.fail("norm", std::to_string(features) + " features", std::to_string(norm->weight.size()));
 }
 
+std::vector<const int64_t*> ids_at(const Checks& checks, const std::vector<Table>& tables,
+                                   const std::vector<uintptr_t>& id_ptrs, int64_t tokens) {
+  std::vector<const int64_t*> ids;
+  for (std::size_t t = 0; t < tables.size(); ++t) {
+    const auto* own = checks.pointer<const int64_t>("id_ptrs", id_ptrs[t], tokens * 8);
+    for (int64_t i = 0; i < tokens; ++i) {
+      if (own[i] >= 0 && own[i] < tables[t].rows) continue;
+      throw py::index_error("embed: ids of table " + std::to_string(t) + ": expected 0.." +
+                            std::to_string(tables[t].rows - 1) + ", got " + std::to_string(own[i]));
+    }
+    ids.push_back(own);
+  }
+  return ids;
+}
+
 Value embed(const std::shared_ptr<Forward>& forward, const std::vector<uintptr_t>& table_ptrs,
             const std::vector<int64_t>& table_rows, const std::vector<uintptr_t>& id_ptrs,
             int64_t features, const std::shared_ptr<Norm>& norm) {
@@ -184,21 +201,14 @@ Value embed(const std::shared_ptr<Forward>& forward, const std::vector<uintptr_t
   }
   checks.range("features", features, 1, kMaxFeatures);
   check_norm(checks, norm, features);
-  std::vector<const float*> tables;
-  std::vector<const int64_t*> ids;
-  const int64_t tokens = forward->tokens();
+  std::vector<Table> tables;
   for (std::size_t t = 0; t < table_ptrs.size(); ++t) {
     checks.range("table_rows", table_rows[t], 1, kMaxFeatures);
-    tables.push_back(checks.pointer<const float>("table_ptrs", table_ptrs[t],
-                                                 table_rows[t] * features * kFloatBytes));
-    const auto* own = checks.pointer<const int64_t>("id_ptrs", id_ptrs[t], tokens * 8);
-    for (int64_t i = 0; i < tokens; ++i) {
-      if (own[i] >= 0 && own[i] < table_rows[t]) continue;
-      throw py::index_error("embed: ids of table " + std::to_string(t) + ": expected 0.." +
-                            std::to_string(table_rows[t] - 1) + ", got " + std::to_string(own[i]));
-    }
-    ids.push_back(own);
+    tables.push_back({checks.pointer<const float>("table_ptrs", table_ptrs[t],
+                                                  table_rows[t] * features * kFloatBytes),
+                      table_rows[t]});
   }
+  std::vector<const int64_t*> ids = ids_at(checks, tables, id_ptrs, forward->tokens());
   return Value(forward, forward->embed(std::move(tables), std::move(ids), features, norm));
 }
 
@@ -273,6 +283,34 @@ encoder::StageTimes run(Forward& forward, bool profile) {
   return times;
 }
 
+std::shared_ptr<const Recording> recording(const std::shared_ptr<Forward>& forward,
+                                           const Value& x) {
+  return forward->recording(x.of(Checks("recording"), "x", forward));
+}
+
+// A whole pass over other tokens.
+encoder::StageTimes run_again(const Recording& recording, const std::vector<int64_t>& lengths,
+                              const std::vector<uintptr_t>& id_ptrs, uintptr_t rows_ptr,
+                              int64_t stride, int num_threads, const std::string& isa,
+                              const std::shared_ptr<WorkspacePool>& pool, bool profile) {
+  const Checks checks("Recording.run");
+  const std::shared_ptr<Forward> forward = make_forward(lengths, {}, num_threads, isa, pool);
+  if (id_ptrs.size() != recording.tables().size()) {
+    checks.fail("id_ptrs",
+                "one for each of " + std::to_string(recording.tables().size()) + " tables",
+                std::to_string(id_ptrs.size()));
+  }
+  std::vector<const int64_t*> ids = ids_at(checks, recording.tables(), id_ptrs, forward->tokens());
+  rows_at(checks, "rows_ptr", rows_ptr, forward->tokens(), recording.features(), stride);
+  encoder::StageTimes times;
+  {
+    const WithoutGil without_gil;
+    forward->replay(recording, std::move(ids), reinterpret_cast<float*>(rows_ptr), stride);
+    forward->run(profile ? &times : nullptr);
+  }
+  return times;
+}
+
 // One layer on row-major floats: what the drop-in Linear calls.
 void apply(const std::shared_ptr<Linear>& layer, uintptr_t x_ptr, int64_t x_stride, int64_t tokens,
            const std::string& activation, uintptr_t residual_ptr, int64_t residual_stride,
@@ -338,7 +376,12 @@ void bind_encoder(py::module_& m) {
       .def("attention", &attention, arg("qkv"), arg("heads"), arg("scale"), arg("bias_ptr") = 0,
            arg("span") = 0)
       .def("to_rows", &to_rows, arg("x"), arg("rows_ptr"), arg("stride"))
+      .def("recording", &recording, arg("x"))
       .def("run", &run, arg("profile") = false);
+  py::class_<Recording, std::shared_ptr<Recording>>(m, "Recording")
+      .def_property_readonly("features", &Recording::features)
+      .def("run", &run_again, arg("lengths"), arg("id_ptrs"), arg("rows_ptr"), arg("stride"),
+           arg("num_threads"), arg("isa"), arg("pool"), arg("profile") = false);
 }
 
 }  // namespace sparse_runtime::bindings

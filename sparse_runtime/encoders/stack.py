@@ -8,6 +8,7 @@ Activations stay in the backend's own layout from the first operation to the las
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -95,17 +96,28 @@ class Stack:
     def _run_part(
         self, batch: TokenBatch, ids: tuple[Tensor, ...], every_layer: bool
     ) -> list[Tensor]:
+        if not every_layer:
+            return [self._backend.encode(batch, ids, self._record)]
+        return [self._backend.to_tokens(x) for x in self._states(batch, ids)]
+
+    def _record(self, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Activation:
+        """The last layer's output."""
+        x: Activation = None
+        for state in self._states(batch, ids):
+            x = state
+        return x
+
+    def _states(self, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Iterator[Activation]:
+        """The embeddings, then each layer's output."""
         backend = self._backend
         x = backend.embed(batch, ids, self._tables, self._embedding_norm)
         if self._projection is not None:
             x = backend.linear(x, self._projection)
-        states = [backend.to_tokens(x)] if every_layer else []
+        yield x
         bias = self._attention_bias(batch)
         for layer in self._layers:
             x = self._run_layer(x, layer, batch, bias)
-            if every_layer:
-                states.append(backend.to_tokens(x))
-        return states or [backend.to_tokens(x)]
+            yield x
 
     def _attention_bias(self, batch: TokenBatch) -> Tensor | None:
         if self._distances is None or batch.seq_len <= self._settings.max_length:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
 
 Activation = Any
 """A backend's own form of [tokens, features]; encoders pass it on and never look inside."""
+
+Recorder = Callable[[TokenBatch, tuple[Tensor, ...]], Activation]
+"""Runs an encoder's operations on a batch and the ids for each embedding table."""
 
 
 class SideBySide(PreparedLinear):
@@ -67,6 +70,17 @@ class Backend:
         self.decisions += decisions
         prepared = [decision.prepare() for decision in decisions]
         return prepared[0] if len(prepared) == 1 else SideBySide(prepared)
+
+    def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
+        """Row-major [tokens, features] of a whole pass.
+
+        Args:
+            batch: the sequences.
+            ids: int64 [tokens] for each embedding table.
+            record: calls this backend's operations, for the same layers in the same order each
+                time. A backend may keep what it has seen and not call it again.
+        """
+        return self.to_tokens(record(batch, ids))
 
     def embed(
         self,

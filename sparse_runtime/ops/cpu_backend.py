@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backends import Activation, Backend
+from .backends import Activation, Backend, Recorder
 from .cpu_panels import ISA, PanelLinear
 from .native import address, extension
 from .types import Norm, PreparedLinear, TokenBatch
@@ -74,6 +74,19 @@ class Pass:
         return rows
 
 
+@dataclass(frozen=True)
+class Recording:
+    """The operations of a pass, to be run over other tokens.
+
+    Attributes:
+        handle: the ``_C.Recording``.
+        kept: what its addresses point to.
+    """
+
+    handle: Any
+    kept: list[object]
+
+
 class CpuBackend(Backend):
     """C++ kernels over panels of tokens; layers that they do not run take the way through rows."""
 
@@ -88,6 +101,35 @@ class CpuBackend(Backend):
         """Where not None, every stage's label and seconds are appended."""
         self._norms: dict[int, tuple[Norm, Any]] = {}
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recordings: dict[Recorder, Recording] = {}
+
+    def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
+        """As :meth:`Backend.encode`; a pass that can be run again is recorded once."""
+        known = self._recordings.get(record)
+        if known is not None:
+            return self._run_again(known, batch, ids)
+        x = record(batch, ids)
+        handle = x.run.forward.recording(x.value)
+        if handle is not None:
+            self._recordings[record] = Recording(handle, x.run.kept.copy())
+        return self.to_tokens(x)
+
+    def _run_again(self, known: Recording, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Tensor:
+        columns = [column.contiguous() for column in ids]
+        rows = torch.empty(len(batch.index), known.handle.features)
+        stages = known.handle.run(
+            [length for length in batch.lengths if length],
+            [address(column) for column in columns],
+            address(rows),
+            rows.shape[1],
+            torch.get_num_threads(),
+            ISA,
+            self._pool,
+            self.stage_times is not None,
+        )
+        if self.stage_times is not None:
+            self.stage_times += stages
+        return rows.to(self.dtype)
 
     def embed(
         self,

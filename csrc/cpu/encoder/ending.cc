@@ -52,27 +52,26 @@ bool Ending::quantizes() const {
                      [](const Shape& s) { return s.form.kind == Form::Kind::kBytes; });
 }
 
-Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part) const {
+Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part, float* x) const {
   const std::int64_t first = part * part_rows;
-  return {floats + (panel * features + first) * kSlots, first,
-          std::min(part_rows, features - first),
+  return {x + first * kSlots, first, std::min(part_rows, features - first),
           panel + 1 == panels ? last_vectors : panels::kVectors};
 }
 
-void Ending::moments_of(std::int64_t panel, std::int64_t part) const {
-  const Rows rows = rows_of(panel, part);
+void Ending::moments_of(std::int64_t panel, std::int64_t part, float* x) const {
+  const Rows rows = rows_of(panel, part, x);
   float* out = statistics_of(moments, panel, part);
   ops->moments({rows.x, rows.count, rows.vectors, out, out + kSlots});
 }
 
-void Ending::range_of(std::int64_t panel, std::int64_t part) const {
-  const Rows rows = rows_of(panel, part);
+void Ending::range_of(std::int64_t panel, std::int64_t part, float* x) const {
+  const Rows rows = rows_of(panel, part, x);
   float* out = statistics_of(ranges, panel, part);
   ops->range(rows.x, rows.count, rows.vectors, out, out + kSlots);
 }
 
-void Ending::normalize(std::int64_t panel, std::int64_t part) const {
-  const Rows rows = rows_of(panel, part);
+void Ending::normalize(std::int64_t panel, std::int64_t part, float* x) const {
+  const Rows rows = rows_of(panel, part, x);
   alignas(64) float mean[kSlots];
   alignas(64) float inverse[kSlots];
   merge_moments(statistics_of(moments, panel, 0), parts, part_rows, features, mean, inverse);
@@ -84,8 +83,8 @@ void Ending::normalize(std::int64_t panel, std::int64_t part) const {
                   norm->bias.data() + rows.first, out, out + kSlots});
 }
 
-void Ending::convert(std::int64_t panel, std::int64_t part) const {
-  const Rows rows = rows_of(panel, part);
+void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
+  const Rows rows = rows_of(panel, part, x);
   alignas(64) float low[kSlots];
   alignas(64) float high[kSlots];
   if (quantizes()) merge_ranges(statistics_of(ranges, panel, 0), parts, low, high);
@@ -115,14 +114,14 @@ void Ending::convert(std::int64_t panel, std::int64_t part) const {
   }
 }
 
-void Ending::whole(std::int64_t panel, bool ranged) const {
+void Ending::whole(std::int64_t panel, bool ranged, float* x) const {
   if (norm != nullptr) {
-    moments_of(panel, 0);
-    normalize(panel, 0);
+    moments_of(panel, 0, x);
+    normalize(panel, 0, x);
   } else if (!ranged && quantizes()) {
-    range_of(panel, 0);
+    range_of(panel, 0, x);
   }
-  if (!shapes.empty()) convert(panel, 0);
+  if (!shapes.empty()) convert(panel, 0, x);
 }
 
 }  // namespace sparse_runtime::encoder

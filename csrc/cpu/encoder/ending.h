@@ -47,7 +47,7 @@ class Ending {
   }
 
   const token_ops::Kernels* ops = nullptr;
-  float* floats = nullptr;
+  float* floats = nullptr;  // null where a product keeps them to itself
   std::int64_t features = 0;
   std::int64_t panels = 0;
   int last_vectors = 0;
@@ -60,14 +60,17 @@ class Ending {
   float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
 
   bool quantizes() const;
-  // The steps, for one part of one panel. The first is moments_of (norm) or range_of (none, where
-  // the product has not kept the range); each needs all parts of the panel to be through the last.
-  void moments_of(std::int64_t panel, std::int64_t part) const;
-  void range_of(std::int64_t panel, std::int64_t part) const;
-  void normalize(std::int64_t panel, std::int64_t part) const;
-  void convert(std::int64_t panel, std::int64_t part) const;
+  // The steps, for one part of one panel whose floats are x. The first is moments_of (norm) or
+  // range_of (none, where the product has not kept the range); each needs all parts of the panel to
+  // be through the last.
+  void moments_of(std::int64_t panel, std::int64_t part, float* x) const;
+  void range_of(std::int64_t panel, std::int64_t part, float* x) const;
+  void normalize(std::int64_t panel, std::int64_t part, float* x) const;
+  void convert(std::int64_t panel, std::int64_t part, float* x) const;
   // All steps of a panel in one part.
-  void whole(std::int64_t panel, bool ranged) const;
+  void whole(std::int64_t panel, bool ranged, float* x) const;
+
+  float* floats_of(std::int64_t panel) const { return floats + panel * features * panels::kSlots; }
 
  private:
   struct Rows {
@@ -76,7 +79,7 @@ class Ending {
     std::int64_t count;
     int vectors;
   };
-  Rows rows_of(std::int64_t panel, std::int64_t part) const;
+  Rows rows_of(std::int64_t panel, std::int64_t part, float* x) const;
   float* statistics_of(float* statistics, std::int64_t panel, std::int64_t part) const {
     return statistics + (panel * parts + part) * 2 * panels::kSlots;
   }

@@ -58,7 +58,7 @@ Form Forward::form_for(const Linear& linear) const {
                                                             : Form::Kind::kFloats};
 }
 
-ValueId Forward::embed(std::vector<const float*> tables, std::vector<const std::int64_t*> ids,
+ValueId Forward::embed(std::vector<Table> tables, std::vector<const std::int64_t*> ids,
                        std::int64_t features, std::shared_ptr<const Norm> norm_or_null) {
   Node node{Op::kEmbed};
   node.tables = std::move(tables);
@@ -148,6 +148,43 @@ void Forward::run(StageTimes* times) {
   }
   pending_.clear();
   stages_.clear();
+  has_run_ = true;
+}
+
+std::shared_ptr<const Recording> Forward::recording(ValueId x) const {
+  if (has_run_ || pending_.empty() || pending_.front().op != Op::kEmbed) return nullptr;
+  const bool repeatable = std::all_of(pending_.begin() + 1, pending_.end(), [](const Node& node) {
+    return node.op == Op::kLinear || (node.op == Op::kAttention && node.bias == nullptr);
+  });
+  if (!repeatable) return nullptr;
+  auto recording = std::make_shared<Recording>();
+  recording->nodes_ = pending_;
+  recording->nodes_.front().ids.clear();
+  recording->result_ = x;
+  recording->features_ = features(x);
+  recording->embedding_features_ = features(pending_.front().y);
+  return recording;
+}
+
+void Forward::replay(const Recording& recording, std::vector<const std::int64_t*> ids, float* rows,
+                     std::int64_t stride) {
+  // Values are numbered in the order in which they are recorded, as they were the first time.
+  const ValueId first = values_.size();
+  const auto again = [first](ValueId id) { return id == kNoValue ? id : first + id; };
+  for (const Node& node : recording.nodes_) {
+    switch (node.op) {
+      case Op::kEmbed:
+        embed(node.tables, std::move(ids), recording.embedding_features_, node.norm);
+        break;
+      case Op::kLinear:
+        linear(again(node.x), node.linear, node.activation, again(node.residual), node.norm);
+        break;
+      default:
+        attention(again(node.x), node.heads, node.scale, nullptr, 0);
+    }
+  }
+  to_rows(again(recording.result_), rows, stride);
+  for (ValueId id = first; id < values_.size(); ++id) release(id);
 }
 
 void Forward::check_span(std::int64_t span) const {

@@ -29,6 +29,8 @@ constexpr ValueId kNoValue = static_cast<ValueId>(-1);
 // One parallel stage's label and seconds.
 using StageTimes = std::vector<std::pair<std::string, double>>;
 
+class Recording;
+
 class Forward {
  public:
   // Sequences follow each other in the stream; their lengths sum to its tokens, at least 1.
@@ -39,7 +41,7 @@ class Forward {
   Forward& operator=(const Forward&) = delete;
 
   // Pointers must stay valid until run() returns. Norms and linears may be null only where said.
-  ValueId embed(std::vector<const float*> tables, std::vector<const std::int64_t*> ids,
+  ValueId embed(std::vector<Table> tables, std::vector<const std::int64_t*> ids,
                 std::int64_t features, std::shared_ptr<const Norm> norm_or_null);
   ValueId from_rows(const float* rows, std::int64_t stride, std::int64_t features,
                     std::shared_ptr<const Norm> norm_or_null);
@@ -56,6 +58,13 @@ class Forward {
   // Runs what was recorded since the last run. times: filled if not null.
   void run(StageTimes* times = nullptr);
 
+  // What leads from one embed() to x, to be recorded again for other tokens. Null where something
+  // else of the caller's went in, or has run already.
+  std::shared_ptr<const Recording> recording(ValueId x) const;
+  // ids: as many as embed() had.
+  void replay(const Recording& recording, std::vector<const std::int64_t*> ids, float* rows,
+              std::int64_t stride);
+
   // Throws std::invalid_argument if a sequence's positions do not lie within attention's bias.
   void check_span(std::int64_t span) const;
 
@@ -64,6 +73,8 @@ class Forward {
 
  private:
   enum class Op { kEmbed, kFromRows, kLinear, kAttention, kToRows };
+
+  friend class Recording;
 
   struct Node {
     explicit Node(Op operation) : op(operation) {}
@@ -74,7 +85,7 @@ class Forward {
     std::shared_ptr<const Linear> linear;
     std::shared_ptr<const Norm> norm;
     token_ops::Activation activation = token_ops::Activation::kNone;
-    std::vector<const float*> tables;
+    std::vector<Table> tables;
     std::vector<const std::int64_t*> ids;
     std::int64_t heads = 0;
     float scale = 1.0f;
@@ -147,8 +158,23 @@ class Forward {
   std::vector<Value> values_;
   std::vector<Node> pending_;
   std::vector<Stage> stages_;
+  bool has_run_ = false;
   char* scratch_ = nullptr;
   std::int64_t scratch_bytes_ = 0;  // per worker
+};
+
+// The operations of a pass without its tokens. Embedding tables must live as long as it is used.
+class Recording {
+ public:
+  const std::vector<Table>& tables() const { return nodes_.front().tables; }
+  std::int64_t features() const { return features_; }
+
+ private:
+  friend class Forward;
+  std::vector<Forward::Node> nodes_;
+  ValueId result_ = kNoValue;
+  std::int64_t features_ = 0;  // of the result
+  std::int64_t embedding_features_ = 0;
 };
 
 }  // namespace sparse_runtime::encoder

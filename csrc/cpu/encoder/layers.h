@@ -48,6 +48,12 @@ struct Norm {
   float eps;
 };
 
+// An embedding table, row-major.
+struct Table {
+  const float* data;
+  std::int64_t rows;
+};
+
 struct Sequence {
   std::int64_t start;  // first token in the stream
   std::int64_t length;

@@ -40,10 +40,14 @@ void Forward::plan_embed(const Node& node) {
     constexpr int kMostTables = 8;
     const std::int64_t first = task * panels::kVector;
     const std::int64_t panel = first / kSlots;
+    const float* rows[kMostTables];
     const std::int64_t* own_ids[kMostTables];
-    for (std::size_t i = 0; i < ids->size(); ++i) own_ids[i] = (*ids)[i] + first;
+    for (std::size_t i = 0; i < ids->size(); ++i) {
+      rows[i] = (*tables)[i].data;
+      own_ids[i] = (*ids)[i] + first;
+    }
     token_ops::Embed embed = {};
-    embed.tables = tables->data();
+    embed.tables = rows;
     embed.ids = own_ids;
     embed.count = static_cast<int>(tables->size());
     embed.tokens = static_cast<int>(std::min<std::int64_t>(panels::kVector, tokens_ - first));
@@ -105,7 +109,8 @@ void Forward::plan_linear(const Node& node) {
   product.prepare(isa_, panels_, num_threads_, vectors_of(panels_ - 1));
   std::shared_ptr<Ending> ending;
   if (floats) {
-    product.floats = take_floats(linear.n);
+    product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
+    if (!product.keeps_floats) product.floats = take_floats(linear.n);
     ending = begin_ending(node.y, product.floats, node.norm, product.tiling.task_rows);
     if (ending != nullptr) ending->group = product.tiling.panels;
     product.ending = ending;
@@ -214,28 +219,35 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
     add_stage(label + what, groups * parts, [ending, parts, step](std::int64_t task, int) {
       const std::int64_t first = task / parts * ending->group;
       const std::int64_t end = std::min(first + ending->group, ending->panels);
-      for (std::int64_t panel = first; panel < end; ++panel) step(*ending, panel, task % parts);
+      for (std::int64_t panel = first; panel < end; ++panel) {
+        step(*ending, panel, task % parts, ending->floats_of(panel));
+      }
     });
   };
   using std::int64_t;
   if (!first_done && ending->norm) {
-    add(" (moments)",
-        [](const Ending& e, int64_t panel, int64_t part) { e.moments_of(panel, part); });
+    add(" (moments)", [](const Ending& e, int64_t panel, int64_t part, float* x) {
+      e.moments_of(panel, part, x);
+    });
   } else if (!first_done && ending->quantizes()) {
-    add(" (range)", [](const Ending& e, int64_t panel, int64_t part) { e.range_of(panel, part); });
+    add(" (range)",
+        [](const Ending& e, int64_t panel, int64_t part, float* x) { e.range_of(panel, part, x); });
   }
   if (ending->norm) {
-    add(" (norm)", [](const Ending& e, int64_t panel, int64_t part) { e.normalize(panel, part); });
+    add(" (norm)", [](const Ending& e, int64_t panel, int64_t part, float* x) {
+      e.normalize(panel, part, x);
+    });
   }
   if (!ending->shapes.empty()) {
     add(" (quantize)",
-        [](const Ending& e, int64_t panel, int64_t part) { e.convert(panel, part); });
+        [](const Ending& e, int64_t panel, int64_t part, float* x) { e.convert(panel, part, x); });
   }
 }
 
 void Forward::end_whole(const std::shared_ptr<Ending>& ending, const std::string& label) {
-  add_stage(label + " (ending)", panels_,
-            [ending](std::int64_t panel, int) { ending->whole(panel, false); });
+  add_stage(label + " (ending)", panels_, [ending](std::int64_t panel, int) {
+    ending->whole(panel, false, ending->floats_of(panel));
+  });
 }
 
 void Forward::end_apart(ValueId y, float* floats, std::shared_ptr<const Norm> norm,
@@ -265,7 +277,7 @@ void Forward::close_ending(ValueId y, float* floats, const std::shared_ptr<Endin
     Shape shape;
     shape.data = floats;
     values_[y].shapes.push_back(shape);
-  } else {
+  } else if (floats != nullptr) {
     workspace_->give(floats);
   }
 }

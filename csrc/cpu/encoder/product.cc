@@ -19,6 +19,15 @@ bool is_tiled(const Variant& variant) {
          variant.int8->layout == int8_panels::Layout::kTileBits;
 }
 
+// Inputs that other cores have just written, and that a sparse product reads in no order that the
+// hardware would foresee, come into this core's L2 cache one behind the other.
+void fetch(const char* from, std::int64_t bytes) {
+  constexpr std::int64_t kWorthwhile = 96 * 1024;  // less is soon there anyway
+  constexpr std::int64_t kLine = 64;
+  if (bytes < kWorthwhile) return;
+  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
+}
+
 }  // namespace
 
 void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last) {
@@ -40,9 +49,15 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
   panel_tasks = (panels + tiling.panels - 1) / tiling.panels;
 }
 
+std::int64_t Product::acc_bytes() const {
+  return tiling.panels * tiling.call_rows * kSlots * std::int64_t{sizeof(float)};
+}
+
+// [kernel's scratch][accumulators][floats of the task's panels, if it keeps them]
 std::int64_t Product::scratch_bytes() const {
-  const std::int64_t acc = tiling.panels * tiling.call_rows * kSlots * std::int64_t{sizeof(float)};
-  return kKernelScratch + acc;
+  const std::int64_t kept =
+      keeps_floats ? tiling.panels * panels::floats_in_panel(linear->n) : std::int64_t{0};
+  return kKernelScratch + acc_bytes() + kept * std::int64_t{sizeof(float)};
 }
 
 void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& ops) const {
@@ -56,25 +71,33 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   const auto range_of = [&](std::int64_t p) {
     return !ranged ? nullptr : ending->ranges + ((panel + p) * row_tasks + row_task) * 2 * kSlots;
   };
+  const auto floats_of = [&](std::int64_t p) -> float* {
+    if (keeps_floats) {
+      auto* kept = reinterpret_cast<float*>(scratch + kKernelScratch + acc_bytes());
+      return kept + p * panels::floats_in_panel(linear->n);
+    }
+    return floats == nullptr ? nullptr : floats + (panel + p) * panels::floats_in_panel(linear->n);
+  };
   for (std::int64_t p = 0; ranged && p < count; ++p) {
     std::fill_n(range_of(p), kSlots, std::numeric_limits<float>::infinity());
     std::fill_n(range_of(p) + kSlots, kSlots, -std::numeric_limits<float>::infinity());
   }
+  if (row_tasks > 1) fetch(x + panel * panel_bytes, count * panel_bytes);
   for (std::int64_t row = first; row < end; row += tiling.call_rows) {
     const std::int64_t rows = std::min(tiling.call_rows, end - row);
     accumulate(row, rows, panel, count, scratch);
     const auto* acc = reinterpret_cast<const float*>(scratch + kKernelScratch);
     for (std::int64_t p = 0; p < count; ++p) {
-      finish(row, std::min(rows, linear->n - row), panel + p, acc + p * rows * kSlots, range_of(p),
-             ops);
+      finish(row, std::min(rows, linear->n - row), panel + p, acc + p * rows * kSlots, floats_of(p),
+             range_of(p), ops);
     }
   }
   if (ending == nullptr) return;
   for (std::int64_t p = 0; p < count; ++p) {
     if (ends_panels) {
-      ending->whole(panel + p, ranged);
+      ending->whole(panel + p, ranged, floats_of(p));
     } else if (ending->norm != nullptr) {
-      ending->moments_of(panel + p, row_task);
+      ending->moments_of(panel + p, row_task, floats_of(p));
     }
   }
 }
@@ -107,7 +130,7 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
 }
 
 void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
-                     float* range, const token_ops::Kernels& ops) const {
+                     float* floats_of_panel, float* range, const token_ops::Kernels& ops) const {
   token_ops::Finish finish = {};
   finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
   finish.activation = activation;
@@ -135,7 +158,7 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
     finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
     const std::int64_t at = (panel * linear->n + row) * kSlots;
     finish.residual = residual == nullptr ? nullptr : residual + at;
-    finish.floats = floats == nullptr ? nullptr : floats + at;
+    finish.floats = floats_of_panel == nullptr ? nullptr : floats_of_panel + row * kSlots;
     if (bf16 != nullptr) {
       std::uint16_t* out = bf16 + panel * panels::bf16_in_panel(linear->n) + row * kSlots;
       finish.pairs = row < values_begin ? out : nullptr;

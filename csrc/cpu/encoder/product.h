@@ -22,7 +22,10 @@ struct Product {
   token_ops::Activation activation = token_ops::Activation::kNone;
   const float* residual = nullptr;  // floats
   float* floats = nullptr;          // output, or null
-  std::uint16_t* bf16 = nullptr;    // output in attention's bf16 form, or null
+  // The floats are for the ending alone: a task keeps them in its scratch, which stays in the cache
+  // of its core where a whole stream would go through memory.
+  bool keeps_floats = false;
+  std::uint16_t* bf16 = nullptr;  // output in attention's bf16 form, or null
   // What follows the floats, in parts of task_rows; or null.
   std::shared_ptr<const Ending> ending;
   bool ends_panels = false;  // a task has all rows of its panels: it ends them
@@ -47,7 +50,8 @@ struct Product {
   void accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel, std::int64_t count,
                   char* scratch) const;
   void finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
-              float* range, const token_ops::Kernels& ops) const;
+              float* floats_of_panel, float* range, const token_ops::Kernels& ops) const;
+  std::int64_t acc_bytes() const;
 };
 
 }  // namespace sparse_runtime::encoder
