@@ -2,14 +2,16 @@
 
     python export.py CHECKPOINT_DIR OUT_DIR
 
-OUT_DIR gets model.onnx (float32, symbolic batch and sequence) and model_integer.onnx (static INT8:
-uint8 activations and int8 weights, ranges from random tokens, every product a MatMulInteger). Both
-return the last hidden state alone.
+OUT_DIR gets model.onnx (float32, symbolic batch and sequence) and two of static INT8 (uint8
+activations and int8 weights, ranges from random tokens): model_qdq.onnx, QuantizeLinear and
+DequantizeLinear around the products' inputs and outputs, and model_integer.onnx, every product a
+MatMulInteger. All return the last hidden state alone.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,24 @@ def with_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def quantize(plain: Path, out: Path, vocabulary: int, float_outputs: Sequence[str] = ()) -> None:
+    """Write `plain` in QDQ form; the outputs of `float_outputs` operators are not quantized."""
+    quantize_static(
+        str(plain),
+        str(out),
+        RandomTokens(vocabulary),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        extra_options={
+            "WeightSymmetric": True,
+            "ActivationSymmetric": False,
+            "OpTypesToExcludeOutputQuantization": list(float_outputs),
+        },
+    )
+
+
 def main(checkpoint: str, out: str) -> None:
     """Export one checkpoint directory."""
     torch.manual_seed(0)
@@ -147,22 +167,11 @@ def main(checkpoint: str, out: str) -> None:
         dynamo=False,
     )
     onnx.save(without_identities(onnx.load(str(plain))), str(plain))
-    integer = str(folder / "model_integer.onnx")
-    quantize_static(
-        str(plain),
-        integer,
-        RandomTokens(model.config.vocab_size),
-        quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        extra_options={
-            "WeightSymmetric": True,
-            "ActivationSymmetric": False,
-            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
-        },
-    )
-    onnx.save(with_integer_products(onnx.load(integer)), integer)
+    # ITREX fuses attention where the products' outputs are quantized too.
+    quantize(plain, folder / "model_qdq.onnx", model.config.vocab_size)
+    integer = folder / "model_integer.onnx"
+    quantize(plain, integer, model.config.vocab_size, float_outputs=["MatMul", "Gemm"])
+    onnx.save(with_integer_products(onnx.load(str(integer))), str(integer))
 
 
 if __name__ == "__main__":

@@ -46,7 +46,15 @@ install_ds() {
       "protobuf<5" click
 }
 
+# The neural engine alone: the toolkit around it asks for PyTorch and a compressor, unused here.
+install_itrex() {
+  "${pip[@]}" --no-deps intel-extension-for-transformers==1.4.2 &&
+    "${pip[@]}" "numpy<1.25" onnx==1.14.1 "protobuf<5" schema pyyaml packaging "setuptools<70" \
+      tqdm sympy pandas py-cpuinfo
+}
+
 environment ov "$python11"
 environment export "$python11"
 environment ds "$python10"
+environment itrex "$python10"
 "${PYTHON:-python3}" "$here/make_models.py" "$home"

@@ -3,7 +3,7 @@
     python benchmarks/peers/make_models.py DIR [SHAPE ...]
 
 DIR/models/SHAPE-ROW gets `checkpoint` (plain Hugging Face, zeros baked in), our packed forms beside
-it, and model.onnx and model_integer.onnx from the `export` environment in DIR. What is there stays.
+it, and the ONNX files of the `export` environment in DIR. What is there stays.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ROWS: dict[str, tuple[str, float | None]] = {
     "sparse-unstructured-95": ("unstructured", 0.95),
     "sparse-unstructured-97": ("unstructured", 0.97),
 }
+ONNX_FILES = ("model.onnx", "model_qdq.onnx", "model_integer.onnx")
 HERE = Path(__file__).resolve().parent
 
 
@@ -39,7 +40,7 @@ def make(folder: Path, shape: str, row: str) -> None:
     for values in ("int8", "fp32", *(("bf16",) if row == "dense" else ())):
         if not (folder / values).exists():
             sr.convert(checkpoint, folder / values, structure=structure, values=values)
-    if not (folder / "model_integer.onnx").exists():
+    if not all((folder / name).exists() for name in ONNX_FILES):
         python = folder.parent.parent / "export" / "bin" / "python"
         subprocess.run([python, HERE / "export.py", checkpoint, folder], check=True)
 

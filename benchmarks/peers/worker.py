@@ -102,6 +102,34 @@ def deepsparse(precision: str) -> tuple[Run, str]:
     return run, engine.__version__
 
 
+def itrex(precision: str) -> tuple[Run, str]:
+    """Intel Extension for Transformers' neural engine; INT8 from the QDQ file."""
+    import importlib.metadata
+    import importlib.util
+    import types
+
+    package = "intel_extension_for_transformers"
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"{package} is not installed in this environment")
+    root = Path(spec.submodule_search_locations[0])
+    # The packages above the engine import a training toolkit that it does not need.
+    for name, path in ((package, root), (f"{package}.transformers", root / "transformers")):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = [str(path)]
+    engine = importlib.import_module(f"{package}.transformers.runtime.compile")
+    source = {"fp32": "model.onnx", "int8": "model_qdq.onnx"}[precision]
+    graph = engine.compile(str(MODEL / source))
+
+    def run(x: Inputs) -> Any:
+        names = ("input_ids", "token_type_ids", "attention_mask")
+        outputs = graph.inference([x[name].astype(np.int32) for name in names])
+        # Rows of all sequences, in memory that the next pass writes again.
+        return next(iter(outputs.values())).reshape(*x["input_ids"].shape, -1)
+
+    return run, importlib.metadata.version(package.replace("_", "-"))
+
+
 def transformers(precision: str) -> tuple[Run, str]:
     """PyTorch: "fp32", "bf16", "int8" (dynamic), with "+compile"."""
     import torch
@@ -149,6 +177,7 @@ PEERS = {
     "openvino": openvino,
     "onnxruntime": onnxruntime,
     "deepsparse": deepsparse,
+    "itrex": itrex,
     "transformers": transformers,
     "sparse-runtime": ours,
 }
