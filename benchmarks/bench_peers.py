@@ -24,19 +24,20 @@ import numpy as np
 from sparse_runtime.benchmarks.peer_process import Worker
 
 WORKLOADS = ((1, 128), (8, 128), (32, 128), (1, 384))
+SPARSE_INT8 = ("itrex:int8", "deepsparse:int8", "openvino:int8")
 # checkpoint -> our packed form, and the peers that take part.
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "dense int8": ("int8", ("openvino:int8", "deepsparse:int8", "onnxruntime:int8")),
+    "dense int8": ("int8", (*SPARSE_INT8, "onnxruntime:int8")),
     "dense bf16": ("bf16", ("openvino:bf16", "transformers:bf16")),
     "dense fp32": ("fp32", ("openvino:fp32", "onnxruntime:fp32", "transformers:fp32")),
-    "block1x4-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
-    "block4x1-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
-    "block1x4-80 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
-    "block4x1-80 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
-    "unstructured-90 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "block1x4-90 int8": ("int8", SPARSE_INT8),
+    "block4x1-90 int8": ("int8", SPARSE_INT8),
+    "block1x4-80 int8": ("int8", SPARSE_INT8),
+    "block4x1-80 int8": ("int8", SPARSE_INT8),
+    "unstructured-90 int8": ("int8", SPARSE_INT8),
     "unstructured-90 fp32": ("fp32", ("deepsparse:fp32", "openvino:fp32")),
-    "unstructured-95 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
-    "unstructured-97 int8": ("int8", ("deepsparse:int8", "openvino:int8")),
+    "unstructured-95 int8": ("int8", SPARSE_INT8),
+    "unstructured-97 int8": ("int8", SPARSE_INT8),
 }
 # Quantized and pruned random weights: a wrong graph gives another direction altogether.
 LEAST_COSINE = {"int8": 0.9, "bf16": 0.99, "fp32": 0.9999}

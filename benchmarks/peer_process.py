@@ -17,6 +17,7 @@ HOMES = {
     "openvino": "ov",
     "onnxruntime": "ov",
     "deepsparse": "ds",
+    "itrex": "itrex",
     "transformers": "ours",
     "sparse-runtime": "ours",
 }

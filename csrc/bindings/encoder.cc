@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -123,6 +124,9 @@ std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Varian
   linear->w_scale = floats_at(checks, "scale_ptr", scale_ptr, linear->n);
   if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
   linear->quantization = quantization_of(checks, scheme, scale, zero_point);
+  const auto is_finite = [](float value) { return std::isfinite(value); };
+  linear->finite = std::all_of(linear->w_scale.begin(), linear->w_scale.end(), is_finite) &&
+                   std::all_of(linear->bias.begin(), linear->bias.end(), is_finite);
   return linear;
 }
 

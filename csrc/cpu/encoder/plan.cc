@@ -100,6 +100,7 @@ void Forward::plan_linear(const Node& node) {
   }
 
   const Value& out = values_[node.y];
+  product.coarse = linear.finite && node.norm == nullptr && !wants(out, Form::Kind::kFloats);
   const bool floats = node.norm != nullptr || wants(out, Form::Kind::kFloats) ||
                       wants(out, Form::Kind::kBytes) || wants(out, Form::Kind::kPairs);
   if (wants(out, Form::Kind::kAttentionBf16)) {

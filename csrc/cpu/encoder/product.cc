@@ -134,6 +134,7 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
   token_ops::Finish finish = {};
   finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
   finish.activation = activation;
+  finish.coarse = coarse;
   if (range != nullptr) {
     finish.low = range;
     finish.high = range + kSlots;

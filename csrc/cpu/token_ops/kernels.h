@@ -32,6 +32,8 @@ struct Finish {
   const float* x_scale;          // [64]
   const std::int32_t* zero_points;  // [64]
   const float* bias;                // [rows] or null
+  // Every reader rounds to 8 or 16 bits, and w_scale and bias hold no NaN and no infinity.
+  bool coarse;
   Activation activation;
   const float* residual;  // floats, at the first row; or null
   // Outputs, each at the first row, each or null.

@@ -3,21 +3,32 @@
 
 constexpr int kPanelSlots = panels::kSlots;
 
-// x * Phi(x): GELU in its erf form. Phi(-t) ~ P(t)^16 for 0 <= t <= 6;
-// docs/kernels/token_ops.md describes the fit and its error (1e-7).
+// x * Phi(x): GELU in its erf form. Phi(-t) ~ P(t)^16 for 0 <= t <= 6, or P(t)^8 where the result
+// is quantized; docs/kernels/token_ops.md describes the fits and their errors (1e-7 and 2e-6).
+template <bool kCoarse>
 SIMD_INLINE F gelu(F x) {
   const F size = (F)((I)x & 0x7fffffff);
   const F t = least(size, splat(6.0f));  // NaN: 6
-  F p = splat(-0x1.003a3ap-25f);
-  p = fma(p, t, splat(0x1.e45960p-21f));
-  p = fma(p, t, splat(-0x1.2f1c3cp-17f));
-  p = fma(p, t, splat(-0x1.f74714p-19f));
-  p = fma(p, t, splat(0x1.3661c2p-11f));
-  p = fma(p, t, splat(-0x1.4c651cp-10f));
-  p = fma(p, t, splat(-0x1.247a16p-6f));
-  p = fma(p, t, splat(-0x1.87352ap-5f));
-  p = fma(p, t, splat(0x1.ea4afcp-1f));
-  p = p * p;
+  F p;
+  if (kCoarse) {
+    p = splat(-0x1.906f88p-13f);
+    p = fma(p, t, splat(0x1.fc766ap-10f));
+    p = fma(p, t, splat(-0x1.227d70p-10f));
+    p = fma(p, t, splat(-0x1.03dd24p-5f));
+    p = fma(p, t, splat(-0x1.76bf3cp-4f));
+    p = fma(p, t, splat(0x1.d5817ap-1f));
+  } else {
+    p = splat(-0x1.003a3ap-25f);
+    p = fma(p, t, splat(0x1.e45960p-21f));
+    p = fma(p, t, splat(-0x1.2f1c3cp-17f));
+    p = fma(p, t, splat(-0x1.f74714p-19f));
+    p = fma(p, t, splat(0x1.3661c2p-11f));
+    p = fma(p, t, splat(-0x1.4c651cp-10f));
+    p = fma(p, t, splat(-0x1.247a16p-6f));
+    p = fma(p, t, splat(-0x1.87352ap-5f));
+    p = fma(p, t, splat(0x1.ea4afcp-1f));
+    p = p * p;
+  }
   p = p * p;
   p = p * p;
   p = p * p;
@@ -49,10 +60,10 @@ SIMD_INLINE F sigmoid(F x) {
   return 1.0f / (1.0f + exponential(t));
 }
 
-template <Activation kActivation>
+template <Activation kActivation, bool kCoarse>
 SIMD_INLINE F activate(F v) {
   if (kActivation == Activation::kRelu) return v < 0.0f ? F{} : v;  // keeps NaN
-  if (kActivation == Activation::kGelu) return gelu(v);
+  if (kActivation == Activation::kGelu) return gelu<kCoarse>(v);
   if (kActivation == Activation::kTanh) return hyperbolic_tangent(v);
   if (kActivation == Activation::kSilu) return v * sigmoid(v);
   if (kActivation == Activation::kGeluTanh) {
@@ -63,7 +74,10 @@ SIMD_INLINE F activate(F v) {
 }
 
 // Some lane groups of slots, all rows: what does not change from row to row stays in registers.
-template <bool kInteger, Activation kActivation, int kGroups>
+//
+// kCoarse: see Finish. Only a whole token can then be NaN, by its scale, and infinities are seen in
+// the range.
+template <bool kInteger, Activation kActivation, bool kCoarse, int kGroups>
 void finish_slots(const Finish& finish, int slot) {
   // A copy of our own: stores through its pointers cannot change it, so its members stay in
   // registers.
@@ -82,28 +96,27 @@ void finish_slots(const Finish& finish, int slot) {
     float_points[g] = -to_float((I)zero_points[g]);
     low[g] = f.low != nullptr ? load<F>(f.low + at) : F{};
     high[g] = f.low != nullptr ? load<F>(f.high + at) : F{};
+    if (kCoarse) poison[g] = x_scale[g] * 0.0f;
   }
   for (std::int64_t r = 0; r < f.rows; ++r) {
     const std::int64_t row = r * kPanelSlots + slot;
+    const float bias = f.bias != nullptr ? f.bias[r] : 0.0f;
     F v[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       const std::int64_t at = row + g * kLanes;
       if (kInteger && f.float_sums != nullptr) {
         v[g] = fma(float_points[g], splat(f.float_sums[r]), to_float(load<I>(sums + at)));
-        v[g] = v[g] * x_scale[g] * f.w_scale[r];
+        v[g] = fma(v[g] * x_scale[g], splat(f.w_scale[r]), splat(bias));
       } else if (kInteger) {
         // Unsigned: products and differences beyond int32 cancel modulo 2^32.
         const U sum =
             load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
-        v[g] = to_float((I)sum) * x_scale[g] * f.w_scale[r];
+        v[g] = fma(to_float((I)sum) * x_scale[g], splat(f.w_scale[r]), splat(bias));
       } else {
-        v[g] = load<F>(products + at);
+        v[g] = load<F>(products + at) + bias;
       }
     }
-    if (f.bias != nullptr) {
-      for (int g = 0; g < kGroups; ++g) v[g] = v[g] + f.bias[r];
-    }
-    for (int g = 0; g < kGroups; ++g) v[g] = activate<kActivation>(v[g]);
+    for (int g = 0; g < kGroups; ++g) v[g] = activate<kActivation, kCoarse>(v[g]);
     if (f.residual != nullptr) {
       for (int g = 0; g < kGroups; ++g) v[g] = v[g] + load<F>(f.residual + row + g * kLanes);
     }
@@ -114,7 +127,7 @@ void finish_slots(const Finish& finish, int slot) {
       for (int g = 0; g < kGroups; ++g) {
         low[g] = least(v[g], low[g]);
         high[g] = most(v[g], high[g]);
-        poison[g] = fma(v[g], F{}, poison[g]);
+        if (!kCoarse) poison[g] = fma(v[g], F{}, poison[g]);
       }
     }
     for (int g = 0; f.pairs != nullptr && g < kGroups; ++g) {
@@ -129,19 +142,28 @@ void finish_slots(const Finish& finish, int slot) {
     }
   }
   for (int g = 0; f.low != nullptr && g < kGroups; ++g) {
+    if (kCoarse) poison[g] = poison[g] + (low[g] - low[g]) + (high[g] - high[g]);
     store(f.low + slot + g * kLanes, low[g] + poison[g]);
     store(f.high + slot + g * kLanes, high[g] + poison[g]);
   }
 }
 
-template <bool kInteger, Activation kActivation>
-void finish_panel(const Finish& f) {
+template <bool kInteger, Activation kActivation, bool kCoarse>
+void finish_panel_as(const Finish& f) {
   const int end = f.vectors * panels::kVector;
   int slot = 0;
   for (; slot + 2 * kLanes <= end; slot += 2 * kLanes) {
-    finish_slots<kInteger, kActivation, 2>(f, slot);
+    finish_slots<kInteger, kActivation, kCoarse, 2>(f, slot);
   }
-  for (; slot < end; slot += kLanes) finish_slots<kInteger, kActivation, 1>(f, slot);
+  for (; slot < end; slot += kLanes) finish_slots<kInteger, kActivation, kCoarse, 1>(f, slot);
+}
+
+template <bool kInteger, Activation kActivation>
+void finish_panel(const Finish& f) {
+  if (kInteger && f.coarse && f.residual == nullptr) {
+    return finish_panel_as<kInteger, kActivation, true>(f);
+  }
+  finish_panel_as<kInteger, kActivation, false>(f);
 }
 
 template <bool kInteger>
@@ -281,14 +303,14 @@ struct Rule {
   I offset;
 };
 
-template <bool kStatic>
+template <bool kStatic, bool kClamp = true>
 SIMD_INLINE U quantized(const Rule& rule, F x) {
   F v = kStatic ? x / rule.factor : x * rule.factor;
   // A NaN becomes zero. (In the dynamic schemes it makes its whole token's range NaN, and the
   // comparison with the lower bound, then 0, takes care of it.)
   if (kStatic) v = (F)((I)v & (I)(v == v));
   // The bounds are integers, so clamping before rounding is the same as after it.
-  v = least(most(v, rule.least_value), rule.most_value);
+  if (kClamp) v = least(most(v, rule.least_value), rule.most_value);
   return (U)(to_nearest(v) + rule.offset);
 }
 
@@ -397,8 +419,10 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
 }
 
 #if defined(__AVX512BW__)
-// All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows.
-template <bool kStatic>
+// All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows. They
+// saturate, which is all the clamping that the asymmetric scheme needs: its bounds are 0 and 255,
+// and what is not finite becomes the least integer.
+template <bool kStatic, bool kClamp>
 void quantize_plain_panel(const Quantize& quantize) {
   const Quantize q = quantize;
   const Rule rules[4] = {rule_for(q, 0), rule_for(q, 16), rule_for(q, 32), rule_for(q, 48)};
@@ -406,7 +430,8 @@ void quantize_plain_panel(const Quantize& quantize) {
   for (std::int64_t i = 0; i < q.rows; ++i) {
     __m512i whole[4];
     for (int v = 0; v < 4; ++v) {
-      whole[v] = (__m512i)quantized<kStatic>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
+      whole[v] =
+          (__m512i)quantized<kStatic, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
     }
     const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
     const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
@@ -420,7 +445,9 @@ template <bool kStatic>
 void quantize_as(const Quantize& q) {
   if (!q.plain) return quantize_grouped<kStatic>(q);
 #if defined(__AVX512BW__)
-  if (q.vectors == panels::kVectors) return quantize_plain_panel<kStatic>(q);
+  const bool saturates = q.quantization.scheme == Scheme::kAsymmetric;
+  if (q.vectors == panels::kVectors && saturates) return quantize_plain_panel<false, false>(q);
+  if (q.vectors == panels::kVectors) return quantize_plain_panel<kStatic, true>(q);
 #endif
   for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
     quantize_plain<kStatic>(q, slot, rule_for(q, slot));
