@@ -6,15 +6,19 @@ is registered there.
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sparse_runtime.formats import PackedWeight, pack
 from sparse_runtime.kernels.linear.reference import quantize_rows_asymmetric
+from sparse_runtime.layers import Linear
 from sparse_runtime.ops import CANDIDATES, LinearRequest, LinearWeight, choose
 from sparse_runtime.spec import DYNAMIC_ACTIVATIONS, Structure
 from sparse_runtime.testing import assert_close_to_oracle, linear_oracle
@@ -29,7 +33,8 @@ class Contender:
     """One way to compute the layer.
 
     Attributes:
-        name: candidate's name, "dense <name>" or "torch ...".
+        name: candidate's name, "Linear" (what a user calls, around the chosen candidate),
+            "dense <name>", "torch ..." or "torchao ...".
         run: the call that is timed.
         baseline: whether it is one of the dense ways to measure against.
         chosen: whether `choose` takes this candidate.
@@ -57,7 +62,7 @@ def contenders(
         x: float32 [tokens, in].
         reference: let the slow reference take part as well.
     """
-    found = list(_candidates(packed, bias, x, reference))
+    found = [*_candidates(packed, bias, x, reference), _drop_in(packed, bias, x)]
     if packed.spec.structure.kind != "dense":
         spec = replace(packed.spec, structure=Structure("dense"))
         dense = pack(packed.unpack(), spec, packed.scales)
@@ -87,6 +92,17 @@ def _candidates(
             yield Contender(candidate.name, run, False, candidate is chosen, precision, run)
 
 
+def _drop_in(packed: PackedWeight, bias: Tensor, x: Tensor) -> Contender:
+    """The chosen candidate as users call it: what checks and types cost shows against it."""
+    layer = Linear(packed, bias)
+    precision = "fp32" if packed.spec.activations is None else "int8"
+
+    def run() -> Tensor:
+        return layer(x)
+
+    return Contender("Linear", run, False, False, precision, run)
+
+
 def _torch_baselines(packed: PackedWeight, bias: Tensor, x: Tensor) -> Iterator[Contender]:
     """Dense PyTorch in every precision that loses no more than the packed values do."""
     values = packed.spec.values
@@ -105,6 +121,36 @@ def _torch_baselines(packed: PackedWeight, bias: Tensor, x: Tensor) -> Iterator[
         )
     if packed.spec.activations == DYNAMIC_ACTIVATIONS["dynamic"] and hasattr(torch, "_int_mm"):
         yield _int_mm_baseline(packed, bias, x)
+    if packed.spec.activations == DYNAMIC_ACTIVATIONS["dynamic"]:
+        yield from _quantized_modules(weight, bias, x)
+
+
+def _quantized_modules(weight: Tensor, bias: Tensor, x: Tensor) -> Iterator[Contender]:
+    """What quantizes an ``nn.Linear`` for its users, float inputs to float outputs."""
+
+    def dense() -> nn.Linear:
+        linear = nn.Linear(weight.shape[1], weight.shape[0]).eval().requires_grad_(False)
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+        return linear
+
+    def contender(name: str, module: Callable[[Tensor], Tensor]) -> Contender:
+        return Contender(name, lambda: module(x), True, False, "int8", None)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this part of torch warns of its own removal
+        dynamic = torch.ao.quantization.quantize_dynamic(nn.Sequential(dense()), dtype=torch.qint8)
+    yield contender("torch dynamic int8", dynamic[0])
+    if find_spec("torchao") is not None:
+        ao = importlib.import_module("torchao.quantization")
+        layer = dense()
+        ao.quantize_(layer, ao.Int8DynamicActivationInt8WeightConfig())
+        yield contender("torchao int8", layer)
+        # Past the limit of recompilations it would silently run eagerly.
+        torch.compiler.reset()
+        compiled = torch.compile(layer, fullgraph=True, dynamic=False)
+        compiled(x)
+        yield contender("torchao int8 compiled", compiled)
 
 
 def _int_mm_baseline(packed: PackedWeight, bias: Tensor, x: Tensor) -> Contender:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -83,6 +85,8 @@ def environment() -> Environment:
     found = info()
     versions = {"sparse_runtime": found.version, "python": found.python.split()[0]}
     versions |= {p.name: p.version for p in found.packages if p.name in VERSIONS_OF and p.version}
+    if find_spec("torchao") is not None:  # an optional contender, no package of ours
+        versions["torchao"] = version("torchao")
     return Environment(
         device=found.cpu.model,
         cores=found.cpu.usable_cores,

@@ -315,6 +315,15 @@ encoder::StageTimes run_again(const Recording& recording, const std::vector<int6
   return times;
 }
 
+// Threads that are worth their waiting for each other, which costs microseconds a stage.
+int worthwhile_threads(const Linear& layer, int64_t tokens, int num_threads) {
+  constexpr int64_t kOneThreadBytes = 200 * 1024;  // of weight, read once for 16 tokens
+  const encoder::Variant& variant = layer.variant_for(tokens);
+  const int64_t bytes = variant.int8 ? variant.int8->bytes() : variant.floats->bytes();
+  const int64_t vectors = (tokens + panels::kVector - 1) / panels::kVector;
+  return bytes <= kOneThreadBytes / vectors ? 1 : num_threads;
+}
+
 // One layer on row-major floats: what the drop-in Linear calls.
 void apply(const std::shared_ptr<Linear>& layer, uintptr_t x_ptr, int64_t x_stride, int64_t tokens,
            const std::string& activation, uintptr_t residual_ptr, int64_t residual_stride,
@@ -331,7 +340,7 @@ void apply(const std::shared_ptr<Linear>& layer, uintptr_t x_ptr, int64_t x_stri
   const token_ops::Activation act = activation_of(checks, activation);
   const Isa set = resolve_isa(isa);
   const WithoutGil without_gil;
-  Forward forward({{0, tokens, 0}}, num_threads, set, pool);
+  Forward forward({{0, tokens, 0}}, worthwhile_threads(*layer, tokens, num_threads), set, pool);
   const ValueId x_id = forward.from_rows(x, x_stride, layer->k, nullptr);
   forward.release(x_id);
   ValueId residual_id = encoder::kNoValue;

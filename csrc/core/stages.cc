@@ -89,7 +89,11 @@ class Run {
 }  // namespace
 
 void run_stages(const std::vector<Stage>& stages, int num_threads, double* seconds) {
-  const int workers = std::clamp(num_threads, 1, kMaxThreads);
+  // Waking threads that will find no task costs more than a small layer.
+  std::int64_t most = 1;
+  for (const Stage& stage : stages) most = std::max(most, stage.tasks);
+  const int workers =
+      static_cast<int>(std::min<std::int64_t>(std::clamp(num_threads, 1, kMaxThreads), most));
   Run run(stages, workers);
   parallel_for(workers, workers, [&](std::int64_t worker) {
     run.work(static_cast<int>(worker), worker == 0 ? seconds : nullptr);

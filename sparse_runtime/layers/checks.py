@@ -37,7 +37,9 @@ def refuse_training(name: str, training: bool, *tensors: Tensor | None) -> None:
             f"{name}: a packed Linear is for inference and the module is in training mode; call "
             "eval() on the model, or train the dense model and pack it again"
         )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    for tensor in tensors:
+        if tensor is None or not tensor.requires_grad or not torch.is_grad_enabled():
+            continue
         raise RuntimeError(
             f"{name}: a packed Linear has no gradient, and its input or bias requires one; run it "
             "under torch.inference_mode() or torch.no_grad(), or detach the input"

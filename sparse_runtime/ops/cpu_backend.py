@@ -65,7 +65,7 @@ class Pass:
 
     def to_rows(self, x: PanelActivation, times: list[tuple[str, float]] | None = None) -> Tensor:
         """Run what is recorded; float32 [tokens, features]. Each stage's time goes to ``times``."""
-        rows = torch.empty(self.tokens, x.value.features)
+        rows = torch.empty(self.tokens, x.value.features, dtype=torch.float32, device="cpu")
         self.forward.to_rows(x.value, address(rows), rows.shape[1])
         stages = self.forward.run(times is not None)
         if times is not None:

@@ -71,7 +71,8 @@ class PanelLinear(PreparedLinear):
         tokens = x.shape[0]
         rows = rows_of(x)
         added = None if residual is None else rows_of(residual)
-        y = torch.empty(tokens, self.out_features)
+        # Whatever the default type and device are: C++ writes floats to this address.
+        y = torch.empty(tokens, self.out_features, dtype=torch.float32, device="cpu")
         if tokens and self.out_features:
             self.handle.apply(
                 address(rows),

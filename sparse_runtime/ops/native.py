@@ -57,13 +57,15 @@ def address(tensor: Tensor | None) -> int:
     """The data pointer of a CPU tensor, 0 for None; any other device raises ValueError."""
     if tensor is None:
         return 0
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise ValueError(f"the C++ kernels read CPU memory, got a tensor on {tensor.device}")
     return tensor.data_ptr()
 
 
 def rows_of(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The matrix in ``dtype``, copied unless its rows are contiguous and do not overlap."""
-    tensor = tensor.to(dtype)
-    regular = tensor.stride(1) == 1 and tensor.stride(0) >= tensor.shape[1]
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    row, column = tensor.stride()
+    regular = column == 1 and row >= tensor.shape[1]
     return tensor if regular else tensor.contiguous()

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sparse_runtime.benchmarks.records import Environment, environment
 from sparse_runtime.benchmarks.roofline import Roofline, measure_roofline
 from sparse_runtime.ops import Candidate, LinearRequest, PreparedLinear
 from sparse_runtime.ops.reference import ReferenceCandidate, ReferenceLinear
+from sparse_runtime.testing import make_activations, make_packed
 
 # 1000 operations and 1 byte per nanosecond, whatever the precision.
 ROOFLINE = Roofline({2**20: 1.0}, {"fp32": 1000.0, "bf16": 1000.0, "int8": 1000.0})
@@ -95,12 +97,14 @@ def test_candidates_and_dense_baselines_take_part(records: list[KernelRecord]) -
     def names(structure: str, values: str) -> set[str]:
         return {r.contender for r in records if (r.structure, r.values) == (structure, values)}
 
-    integer = {"cpu.panels", "torch fp32", "torch bf16"}
+    integer = {"cpu.panels", "Linear", "torch fp32", "torch bf16", "torch dynamic int8"}
     integer |= {"torch._int_mm"} if hasattr(torch, "_int_mm") else set()
+    if find_spec("torchao") is not None:
+        integer |= {"torchao int8", "torchao int8 compiled"}
     assert names("dense", "int8") == integer
     assert names("2:4", "int8") == integer | {"dense cpu.panels"}
-    assert names("dense", "fp32") == {"cpu.panels", "cpu.float", "torch fp32"}
-    floats = {"cpu.panels", "cpu.float", "torch fp32"}
+    assert names("dense", "fp32") == {"cpu.panels", "cpu.float", "Linear", "torch fp32"}
+    floats = {"cpu.panels", "cpu.float", "Linear", "torch fp32"}
     dense = {"dense cpu.panels", "dense cpu.float"}
     assert names("unstructured", "fp32") == floats | dense
 
@@ -153,6 +157,18 @@ def test_the_speedup_is_against_the_fastest_dense_baseline_of_the_case(
         assert record.speedup == pytest.approx(fastest.p50_us / record.p50_us)
         assert sum(r.chosen for r in case) == 1
         assert not any(r.chosen and r.baseline for r in case)
+
+
+def test_quantized_modules_compute_the_layer() -> None:
+    # Asymmetric dynamic INT8: the only kind of layer they take part in.
+    packed = make_packed((24, 40), "dense", values="int8")
+    x, bias = make_activations(3, 40), make_activations(1, 24, seed=1)[0]
+    expected = torch.nn.functional.linear(x, packed.dequantize(), bias)
+    group = [c for c in contenders.contenders(packed, bias, x) if "int8" in c.name]
+    assert "torch dynamic int8" in {c.name for c in group}
+    for contender in group:
+        error = (contender.run() - expected).norm() / expected.norm()
+        assert error < 0.05, contender.name
 
 
 def test_outputs_were_compared(records: list[KernelRecord]) -> None:

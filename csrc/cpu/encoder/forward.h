@@ -143,6 +143,8 @@ class Forward {
   std::int64_t tokens_of(std::int64_t panel) const;
   // Whether there are enough panels for each to be one task.
   bool many_panels() const { return num_threads_ == 1 || panels_ >= 3 * num_threads_; }
+  // How many columns of its rows a task transposes.
+  std::int64_t columns_of_task(std::int64_t features) const;
   char* worker_scratch(int worker) const { return scratch_ + scratch_bytes_ * worker; }
   void need_scratch(std::int64_t bytes);
   void add_stage(std::string label, std::int64_t tasks, std::function<void(std::int64_t, int)> run);

@@ -59,15 +59,26 @@ void Forward::plan_embed(const Node& node) {
   end_apart(node.y, floats, node.norm, "embed");
 }
 
+std::int64_t Forward::columns_of_task(std::int64_t features) const {
+  constexpr std::int64_t kFewest = 256;
+  if (many_panels()) return features;
+  const std::int64_t parts = (3 * num_threads_ + panels_ - 1) / panels_;
+  const std::int64_t width = (features + parts - 1) / parts;
+  return std::max(kFewest, (width + kSlots - 1) / kSlots * kSlots);
+}
+
 void Forward::plan_from_rows(const Node& node) {
   const std::int64_t features = values_[node.y].features;
   float* floats = take_floats(features);
   const float* rows = node.rows_in;
   const std::int64_t stride = node.stride;
-  add_stage("from rows", panels_, [=](std::int64_t panel, int) {
-    ops_.from_rows(rows + panel * kSlots * stride, stride, features,
-                   static_cast<int>(tokens_of(panel)),
-                   floats + panel * panels::floats_in_panel(features));
+  const std::int64_t width = columns_of_task(features);
+  const std::int64_t parts = (features + width - 1) / width;
+  add_stage("from rows", panels_ * parts, [=](std::int64_t task, int) {
+    const std::int64_t panel = task / parts, first = task % parts * width;
+    ops_.from_rows(rows + panel * kSlots * stride + first, stride,
+                   std::min(width, features - first), static_cast<int>(tokens_of(panel)),
+                   floats + panel * panels::floats_in_panel(features) + first * kSlots);
   });
   end_apart(node.y, floats, node.norm, "from rows");
 }
@@ -77,9 +88,13 @@ void Forward::plan_to_rows(const Node& node) {
   const float* floats = static_cast<const float*>(shape_of(node.x, {Form::Kind::kFloats}).data);
   float* rows = node.rows_out;
   const std::int64_t stride = node.stride;
-  add_stage("to rows", panels_, [=](std::int64_t panel, int) {
-    ops_.to_rows(floats + panel * panels::floats_in_panel(features), features,
-                 static_cast<int>(tokens_of(panel)), rows + panel * kSlots * stride, stride);
+  const std::int64_t width = columns_of_task(features);
+  const std::int64_t parts = (features + width - 1) / width;
+  add_stage("to rows", panels_ * parts, [=](std::int64_t task, int) {
+    const std::int64_t panel = task / parts, first = task % parts * width;
+    ops_.to_rows(floats + panel * panels::floats_in_panel(features) + first * kSlots,
+                 std::min(width, features - first), static_cast<int>(tokens_of(panel)),
+                 rows + panel * kSlots * stride + first, stride);
   });
   done_reading(node.x);
 }
