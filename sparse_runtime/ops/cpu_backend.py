@@ -116,7 +116,9 @@ class CpuBackend(Backend):
 
     def _run_again(self, known: Recording, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Tensor:
         columns = [column.contiguous() for column in ids]
-        rows = torch.empty(len(batch.index), known.handle.features)
+        rows = torch.empty(
+            len(batch.index), known.handle.features, dtype=torch.float32, device="cpu"
+        )
         stages = known.handle.run(
             [length for length in batch.lengths if length],
             [address(column) for column in columns],

@@ -53,6 +53,7 @@ def plans_of(outputs: dict[str, str], changes: Plans | None = None) -> Plans:
         OURS: {"seconds": 1e-6, "output": outputs["right"], "version": "0.1"},
         "deepsparse:int8": {"seconds": 2e-6, "output": outputs["nearly"]},
         "openvino:int8": {"seconds": 3e-6, "output": outputs["right"]},
+        "itrex:int8": {"seconds": 4e-6, "output": outputs["right"]},
         REFERENCE: {"seconds": 1e-3, "output": outputs["right"]},
         FLOATS: {"seconds": 1e-3, "output": outputs["right"]},
     }
@@ -91,7 +92,7 @@ def test_a_slow_contender_makes_two_passes_a_round(
     # OpenVINO takes 128 s for a sequence of 128 tokens; a second is given to each.
     set_plans(plans_of(outputs, {"openvino:int8": {"seconds": 1.0}}))
     passes = {record.contender: record.passes for record in run(tmp_path)}
-    assert passes == {OURS: 60, "deepsparse:int8": 60, "openvino:int8": 6}
+    assert passes == {OURS: 60, "deepsparse:int8": 60, "openvino:int8": 6, "itrex:int8": 60}
 
 
 def test_contenders_find_their_forms_of_the_checkpoint(
@@ -163,7 +164,7 @@ def test_a_peer_that_fails_is_left_out_with_its_reason(
     set_plans(plans_of(outputs, {"deepsparse:int8": plan}))
     records = run(tmp_path)
     counts = {name: sum(r.contender == name for r in records) for name in (OURS, *PEERS)}
-    assert counts == {OURS: 4, "deepsparse:int8": workloads, "openvino:int8": 4}
+    assert counts == {OURS: 4, "deepsparse:int8": workloads, "openvino:int8": 4, "itrex:int8": 4}
     assert f"  {ROW}: deepsparse:int8: {reason}\n" in capsys.readouterr().err
 
 
@@ -172,7 +173,7 @@ def test_a_peer_may_be_left_out_on_demand(
 ) -> None:
     set_plans(plans_of(outputs))
     found = {record.contender for record in run(tmp_path, without=("deepsparse",))}
-    assert found == {OURS, "openvino:int8"}
+    assert found == {OURS, "openvino:int8", "itrex:int8"}
 
 
 def test_every_process_is_ended_even_after_an_error(

@@ -258,7 +258,7 @@ def test_from_a_packed_weight() -> None:
     bias = torch.ones(OUT)
     layer = sr.Linear(packed, bias, name="ffn")
     x = make_activations(3, IN)
-    assert torch.equal(layer(x), sr.Linear(packed)(x) + 1)
+    torch.testing.assert_close(layer(x), sr.Linear(packed)(x) + 1)
     assert layer.explain().startswith("ffn: [21, 43] 2:4 int8")
     bias.zero_()
     assert layer.bias is not None
