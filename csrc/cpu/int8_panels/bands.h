@@ -9,6 +9,9 @@
 
 constexpr int kPanelSlots = panels::kSlots;
 
+// Arrays of accumulators become registers only where every loop over them is unrolled.
+#define UNROLL _Pragma("GCC unroll 16")
+
 SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
   std::int32_t word;
   __builtin_memcpy(&word, values, sizeof(word));
@@ -20,32 +23,49 @@ SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
 template <int kBand, int kGroups, int kChains, bool kDenseIndex>
 void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::int64_t units,
                   const std::uint8_t* x, std::int32_t* acc) {
-  I sums[kChains][kBand][kGroups] = {};
+  I sums[kChains][kBand][kGroups];
+  UNROLL
+  for (int c = 0; c < kChains; ++c) {
+    UNROLL
+    for (int r = 0; r < kBand; ++r) {
+      UNROLL
+      for (int g = 0; g < kGroups; ++g) sums[c][r][g] = I{};
+    }
+  }
   std::int64_t u = 0;
   for (; u + kChains <= units; u += kChains) {
+    UNROLL
     for (int c = 0; c < kChains; ++c) {
       const std::int64_t group = kDenseIndex ? u + c : index[u + c];
       const std::uint8_t* from = x + group * (4 * kPanelSlots);
       U inputs[kGroups];
+      UNROLL
       for (int g = 0; g < kGroups; ++g) inputs[g] = load<U>(from + 4 * kLanes * g);
+      UNROLL
       for (int r = 0; r < kBand; ++r) {
         const std::int32_t w = word_at(values + ((u + c) * kBand + r) * 4);
+        UNROLL
         for (int g = 0; g < kGroups; ++g) sums[c][r][g] = dot4(sums[c][r][g], inputs[g], w);
       }
     }
   }
   for (; u < units; ++u) {
     const std::uint8_t* from = x + (kDenseIndex ? u : index[u]) * (4 * kPanelSlots);
+    UNROLL
     for (int r = 0; r < kBand; ++r) {
       const std::int32_t w = word_at(values + (u * kBand + r) * 4);
+      UNROLL
       for (int g = 0; g < kGroups; ++g) {
         sums[0][r][g] = dot4(sums[0][r][g], load<U>(from + 4 * kLanes * g), w);
       }
     }
   }
+  UNROLL
   for (int r = 0; r < kBand; ++r) {
+    UNROLL
     for (int g = 0; g < kGroups; ++g) {
       I sum = sums[0][r][g];
+      UNROLL
       for (int c = 1; c < kChains; ++c) sum += sums[c][r][g];
       store(acc + r * kPanelSlots + g * kLanes, sum);
     }
@@ -135,23 +155,37 @@ SIMD_INLINE void interleave(const std::uint8_t* x, const std::uint16_t* index, i
 template <int kBand, int kVectors, int kChains>
 void gathered_band(const std::int8_t* values, const std::uint16_t* index, std::int64_t units,
                    const std::uint8_t* x, int part, std::int32_t* acc) {
-  I sums[kChains][kBand][kVectors] = {};
+  I sums[kChains][kBand][kVectors];
+  UNROLL
+  for (int c = 0; c < kChains; ++c) {
+    UNROLL
+    for (int r = 0; r < kBand; ++r) {
+      UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[c][r][v] = I{};
+    }
+  }
   const auto add = [&](std::int64_t u, int chain) __attribute__((always_inline)) {
     U inputs[4];
     interleave(x, index + u * 4, part, inputs);
+    UNROLL
     for (int r = 0; r < kBand; ++r) {
       const std::int32_t w = word_at(values + (u * kBand + r) * 4);
+      UNROLL
       for (int v = 0; v < kVectors; ++v) sums[chain][r][v] = dot4(sums[chain][r][v], inputs[v], w);
     }
   };
   std::int64_t u = 0;
   for (; u + kChains <= units; u += kChains) {
+    UNROLL
     for (int c = 0; c < kChains; ++c) add(u + c, c);
   }
   for (; u < units; ++u) add(u, 0);
+  UNROLL
   for (int r = 0; r < kBand; ++r) {
+    UNROLL
     for (int v = 0; v < kVectors; ++v) {
       I sum = sums[0][r][v];
+      UNROLL
       for (int c = 1; c < kChains; ++c) sum += sums[c][r][v];
       store(acc + r * kPanelSlots + 16 * v + part * kLanes, sum);
     }

@@ -55,10 +55,10 @@ struct Head {
 // Memory of one call.
 struct Scratch {
   std::uint16_t* keys;   // [kKeyBlock][padded]
-  float* scores;         // [kKeyBlock][16]; then the weights' pairs
+  float* scores[2];      // [kKeyBlock][16]; then the weights' pairs
   std::uint16_t* edges;  // [2][padded 16][32]: values of a block that is not whole
   float* out;            // [padded][16]
-  float* partial;        // [padded][16]
+  float* partial[2];     // [padded][16]
 };
 
 // Sixteen rows of sixteen 32-bit words, transposed.
@@ -143,40 +143,50 @@ struct Softmax {
   __m512 total;  // of the weights so far
 };
 
+// Of keys [begin, end), query by query.
+SIMD_INLINE __m512 largest(const float* scores, std::int64_t begin, std::int64_t end) {
+  __m512 a = _mm512_set1_ps(-3.0e38f), b = a, c = a, d = a;  // independent, for latency
+  std::int64_t k = begin;
+  for (; k + 4 <= end; k += 4) {
+    const float* row = scores + k * 16;
+    a = _mm512_max_ps(_mm512_loadu_ps(row), a);
+    b = _mm512_max_ps(_mm512_loadu_ps(row + 16), b);
+    c = _mm512_max_ps(_mm512_loadu_ps(row + 32), c);
+    d = _mm512_max_ps(_mm512_loadu_ps(row + 48), d);
+  }
+  for (; k < end; ++k) a = _mm512_max_ps(_mm512_loadu_ps(scores + k * 16), a);
+  return _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+}
+
 // Scores in, pairs of bf16 weights out, in the same memory. Keys [begin, end) are the sequence's.
 // Returns the factor by which earlier sums fade.
 __m512 weigh(float* scores, std::int64_t count, std::int64_t begin, std::int64_t end,
              const Problem& problem, const float* bias, __mmask16 lanes, Softmax& state) {
   constexpr float kLog2E = 1.44269504f;
   const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
-  __m512 tops[2] = {state.top, state.top};
+  __m512 top = state.top;
   if (bias != nullptr) {
     for (std::int64_t k = begin; k < end; ++k) {
       const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
       const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
       const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
       _mm512_storeu_ps(scores + k * 16, sum);
-      tops[k % 2] = _mm512_max_ps(sum, tops[k % 2]);
+      top = _mm512_max_ps(sum, top);
     }
   } else {
     // The scale does not change which score is the largest, as long as it is not negative.
-    __m512 largest[2] = {_mm512_set1_ps(-3.0e38f), _mm512_set1_ps(-3.0e38f)};
-    for (std::int64_t k = begin; k < end; ++k) {
-      largest[k % 2] = _mm512_max_ps(_mm512_loadu_ps(scores + k * 16), largest[k % 2]);
-    }
-    tops[1] = _mm512_mul_ps(_mm512_max_ps(largest[0], largest[1]), scale);
+    top = _mm512_max_ps(_mm512_mul_ps(largest(scores, begin, end), scale), top);
   }
-  const __m512 top = _mm512_max_ps(tops[0], tops[1]);
   const __m512 fade = power_of_two(_mm512_sub_ps(state.top, top));
   const __m512 factor = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
-  __m512 totals[2] = {_mm512_mul_ps(state.total, fade), _mm512_setzero_ps()};
+  __m512 even_total = _mm512_mul_ps(state.total, fade), odd_total = _mm512_setzero_ps();
   auto* pairs = reinterpret_cast<std::uint32_t*>(scores);
   const __m512i half = _mm512_set1_epi32(0x8000);
   const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
   // Rounded by half a unit up: weights are at most 1, so nothing overflows.
-  const auto weight = [&](std::int64_t k) __attribute__((always_inline)) {
+  const auto weight = [&](std::int64_t k, __m512& total) __attribute__((always_inline)) {
     const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor, top));
-    totals[k % 2] = _mm512_add_ps(totals[k % 2], p);
+    total = _mm512_add_ps(total, p);
     return _mm512_add_epi32(_mm512_castps_si512(p), half);
   };
   const auto put = [&](std::int64_t k, __m512i even, __m512i odd) __attribute__((always_inline)) {
@@ -187,17 +197,18 @@ __m512 weigh(float* scores, std::int64_t count, std::int64_t begin, std::int64_t
   std::int64_t k = 0;
   for (; k + 1 < begin; k += 2) put(k, none, none);
   if (k < begin) {  // an odd start
-    put(k, none, k + 1 < end ? weight(k + 1) : none);
+    put(k, none, k + 1 < end ? weight(k + 1, odd_total) : none);
     k += 2;
   }
-  for (; k + 1 < end; k += 2) put(k, weight(k), weight(k + 1));
+  for (; k + 1 < end; k += 2) {
+    put(k, weight(k, even_total), weight(k + 1, odd_total));
+  }
   if (k < end) {
-    put(k, weight(k), none);
+    put(k, weight(k, even_total), none);
     k += 2;
   }
   for (; k < count; k += 2) put(k, none, none);
-  const __m512 total = _mm512_add_ps(totals[0], totals[1]);
-  state = {top, total};
+  state = {top, _mm512_add_ps(even_total, odd_total)};
   return fade;
 }
 
@@ -277,50 +288,146 @@ void multiply(const Values& values, const float* weights, std::int64_t count, fl
 Scratch divide(void* memory, std::int64_t padded) {
   Scratch s;
   s.keys = static_cast<std::uint16_t*>(memory);
-  s.scores = reinterpret_cast<float*>(s.keys + kKeyBlock * padded);
-  s.edges = reinterpret_cast<std::uint16_t*>(s.scores + kKeyBlock * 16);
+  s.scores[0] = reinterpret_cast<float*>(s.keys + kKeyBlock * padded);
+  s.scores[1] = s.scores[0] + kKeyBlock * 16;
+  s.edges = reinterpret_cast<std::uint16_t*>(s.scores[1] + kKeyBlock * 16);
   s.out = reinterpret_cast<float*>(s.edges + 2 * padded * kStep);
-  s.partial = s.out + padded * 16;
+  s.partial[0] = s.out + padded * 16;
+  s.partial[1] = s.partial[0] + padded * 16;
   return s;
 }
 
-// Sixteen queries, those of `lanes` from token `query` on.
-void attend_vector(const Problem& problem, const Call& call, const Head& head,
-                   const Scratch& scratch, std::int64_t query, __mmask16 lanes, bool keys_ready) {
-  const std::int64_t begin = call.start, end = call.start + call.length;
-  const std::int64_t first = begin / kStep * kStep;
-  Softmax state = {_mm512_set1_ps(-3.0e38f), _mm512_setzero_ps()};
-  for (std::int64_t block = first; block < end; block += kKeyBlock) {
-    const std::int64_t left = round_up(end - block, kStep);
-    const std::int64_t count = left < kKeyBlock ? left : kKeyBlock;
-    if (!keys_ready) gather_keys(head, block, count, scratch.keys);
-    score(head, scratch.keys, count, query, scratch.scores);
-    const std::int64_t own = begin > block ? begin - block : 0;
-    const std::int64_t own_end = end - block < count ? end - block : count;
+// Sixteen queries and one block of keys.
+struct Step {
+  std::int64_t query;  // token of the first; a multiple of 16
+  std::int64_t block;  // token of the first key; a multiple of kStep
+  std::int64_t count;  // keys, in whole steps
+};
+
+// One head of one sequence, step by step. The matrix unit works on the next step's scores and this
+// one's values while the vector units weigh the scores and collect the outputs between them.
+class Attention {
+ public:
+  Attention(const Problem& problem, const Call& call, const Head& head)
+      : problem_(problem),
+        call_(call),
+        head_(head),
+        scratch_(divide(call.scratch, head.padded)),
+        begin_(call.start),
+        end_(call.start + call.length),
+        from_(begin_ + call.query),
+        to_(from_ + call.queries),
+        first_block_(begin_ / kStep * kStep),
+        all_keys_(round_up(end_ - first_block_, kStep)) {}
+
+  void run() {
+    prepare();
+    Step next = step(from_ / 16 * 16, first_block_);
+    begin_step(next, 0);
+    for (int turn = 0;; turn = 1 - turn) {
+      const Step now = next;
+      const bool last_block = now.block + kKeyBlock >= end_;
+      next =
+          last_block ? step(now.query + 16, first_block_) : step(now.query, now.block + kKeyBlock);
+      const bool more = next.query < to_;
+      if (more) begin_step(next, 1 - turn);
+      const __m512 fade = weigh_step(now, turn);
+      multiply({head_, now.block, begin_, end_, scratch_.edges}, scratch_.scores[turn], now.count,
+               scratch_.partial[turn]);
+      if (waits_) collect();
+      waiting_ = {now, fade, state_.total, scratch_.partial[turn], last_block};
+      waits_ = true;
+      if (!more) break;
+    }
+    collect();
+  }
+
+ private:
+  // A step whose partial sums are on their way.
+  struct Waiting {
+    Step step;
+    __m512 fade;
+    __m512 total;
+    const float* partial;
+    bool last_block;
+  };
+
+  Step step(std::int64_t query, std::int64_t block) const {
+    const std::int64_t left = round_up(end_ - block, kStep);
+    return {query, block, left < kKeyBlock ? left : kKeyBlock};
+  }
+
+  // Which of a vector's sixteen queries are the call's.
+  __mmask16 lanes_of(std::int64_t query) const {
+    const auto below = [](std::int64_t n) {
+      return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u;
+    };
+    return static_cast<__mmask16>(below(to_ - query) & ~below(from_ - query));
+  }
+
+  void prepare() {
+    if (all_keys_ <= kKeyBlock) gather_keys(head_, first_block_, all_keys_, scratch_.keys);
+    const std::int64_t edge_size = round_up(head_.head_size, kTileRows) * kStep;
+    copy_edge(head_, first_block_, begin_, end_, scratch_.edges);
+    copy_edge(head_, (end_ - 1) / kStep * kStep, begin_, end_, scratch_.edges + edge_size);
+  }
+
+  void begin_step(const Step& step, int turn) {
+    if (all_keys_ > kKeyBlock) gather_keys(head_, step.block, step.count, scratch_.keys);
+    score(head_, scratch_.keys, step.count, step.query, scratch_.scores[turn]);
+  }
+
+  __m512 weigh_step(const Step& step, int turn) {
+    if (step.block == first_block_) state_ = {_mm512_set1_ps(-3.0e38f), _mm512_setzero_ps()};
+    const std::int64_t own = begin_ > step.block ? begin_ - step.block : 0;
+    const std::int64_t own_end = end_ - step.block < step.count ? end_ - step.block : step.count;
     const float* bias = nullptr;
-    if (problem.bias != nullptr) {
-      const std::int64_t key = call.bias_start + block + own - begin;
-      bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
-             (query - begin);
+    if (problem_.bias != nullptr) {
+      const std::int64_t key = call_.bias_start + step.block + own - begin_;
+      bias = problem_.bias + (call_.head * problem_.span + key) * problem_.span + call_.bias_start +
+             (step.query - begin_);
     }
-    const __m512 fade = weigh(scratch.scores, count, own, own_end, problem, bias, lanes, state);
-    multiply({head, block, begin, end, scratch.edges}, scratch.scores, count, scratch.partial);
-    for (std::int64_t d = 0; d < head.head_size; ++d) {
-      __m512 sum = _mm512_loadu_ps(scratch.partial + d * 16);
-      if (block != first) {
-        sum = _mm512_fmadd_ps(_mm512_loadu_ps(scratch.out + d * 16), fade, sum);
+    return weigh(scratch_.scores[turn], step.count, own, own_end, problem_, bias,
+                 lanes_of(step.query), state_);
+  }
+
+  void collect() const {
+    const Waiting& w = waiting_;
+    if (!w.last_block || w.step.block != first_block_) {
+      for (std::int64_t d = 0; d < head_.head_size; ++d) {
+        __m512 sum = _mm512_loadu_ps(w.partial + d * 16);
+        if (w.step.block != first_block_) {
+          sum = _mm512_fmadd_ps(_mm512_loadu_ps(scratch_.out + d * 16), w.fade, sum);
+        }
+        _mm512_storeu_ps(scratch_.out + d * 16, sum);
       }
-      _mm512_storeu_ps(scratch.out + d * 16, sum);
+    }
+    if (!w.last_block) return;
+    const float* sums = w.step.block == first_block_ ? w.partial : scratch_.out;
+    float* out = problem_.out + w.step.query / kPanelSlots * problem_.out_stride +
+                 head_.query_row * kPanelSlots + w.step.query % kPanelSlots;
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), w.total);
+    const __mmask16 lanes = lanes_of(w.step.query);
+    for (std::int64_t d = 0; d < head_.head_size; ++d) {
+      const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(sums + d * 16), inverse);
+      _mm512_mask_storeu_ps(out + d * kPanelSlots, lanes, v);
     }
   }
-  float* out = problem.out + query / kPanelSlots * problem.out_stride +
-               head.query_row * kPanelSlots + query % kPanelSlots;
-  const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), state.total);
-  for (std::int64_t d = 0; d < head.head_size; ++d) {
-    const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scratch.out + d * 16), inverse);
-    _mm512_mask_storeu_ps(out + d * kPanelSlots, lanes, v);
-  }
-}
+
+  const Problem& problem_;
+  const Call& call_;
+  const Head& head_;
+  const Scratch scratch_;
+  const std::int64_t begin_;  // tokens of the sequence
+  const std::int64_t end_;
+  const std::int64_t from_;  // tokens of the call's queries
+  const std::int64_t to_;
+  const std::int64_t first_block_;
+  const std::int64_t all_keys_;
+  Softmax state_ = {};
+  Waiting waiting_ = {};
+  bool waits_ = false;
+};
 
 void attend_bf16(const Problem& problem, const Call& call) {
   const std::int64_t all = problem.heads * problem.head_size;
@@ -334,24 +441,7 @@ void attend_bf16(const Problem& problem, const Call& call) {
                      round_up(problem.head_size, kStep)};
   const TileConfig config;
   _tile_loadconfig(&config);
-  const Scratch scratch = divide(call.scratch, head.padded);
-  const std::int64_t begin = call.start, end = call.start + call.length;
-  const std::int64_t first = begin / kStep * kStep;
-  const std::int64_t keys = round_up(end - first, kStep);
-  const bool keys_ready = keys <= kKeyBlock;
-  if (keys_ready) gather_keys(head, first, keys, scratch.keys);
-  const std::int64_t edge_size = round_up(head.head_size, kTileRows) * kStep;
-  copy_edge(head, first, begin, end, scratch.edges);
-  copy_edge(head, (end - 1) / kStep * kStep, begin, end, scratch.edges + edge_size);
-
-  const std::int64_t from = begin + call.query, to = from + call.queries;
-  for (std::int64_t query = from / 16 * 16; query < to; query += 16) {
-    const auto below = [&](std::int64_t n) {
-      return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u;
-    };
-    const auto lanes = static_cast<__mmask16>(below(to - query) & ~below(from - query));
-    attend_vector(problem, call, head, scratch, query, lanes, keys_ready);
-  }
+  Attention(problem, call, head).run();
   _tile_release();
 }
 
