@@ -104,26 +104,22 @@ void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::
   }
 }
 
-// scores[count][16] of the queries at `query`.
-void score(const Head& head, const std::uint16_t* keys, std::int64_t count, std::int64_t query,
-           float* scores) {
+// scores[32][16]: 32 keys, already rows, and the queries at `query`.
+SIMD_INLINE void score(const Head& head, const std::uint16_t* keys, std::int64_t query,
+                       float* scores) {
   const char* queries = head.pairs(head.query_row, query);
   const std::int64_t key_bytes = 2 * head.padded;
-  for (std::int64_t k = 0; k < count; k += kStep) {
-    const std::uint16_t* low = keys + k * head.padded;
-    const std::uint16_t* high = low + kTileRows * head.padded;
-    _tile_zero(0);
-    _tile_zero(1);
-    for (std::int64_t d = 0; d < head.padded; d += kStep) {
-      _tile_loadd(6, queries + d / 2 * kPairRowBytes, kPairRowBytes);
-      _tile_loadd(4, low + d, key_bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, high + d, key_bytes);
-      _tile_dpbf16ps(1, 5, 6);
-    }
-    _tile_stored(0, scores + k * 16, 64);
-    _tile_stored(1, scores + (k + kTileRows) * 16, 64);
+  _tile_zero(4);
+  _tile_zero(5);
+  for (std::int64_t d = 0; d < head.padded; d += kStep) {
+    _tile_loadd(6, queries + d / 2 * kPairRowBytes, kPairRowBytes);
+    _tile_loadd(7, keys + d, key_bytes);
+    _tile_dpbf16ps(4, 7, 6);
+    _tile_loadd(7, keys + kTileRows * head.padded + d, key_bytes);
+    _tile_dpbf16ps(5, 7, 6);
   }
+  _tile_stored(4, scores, 64);
+  _tile_stored(5, scores + kTileRows * 16, 64);
 }
 
 // 2^x for x <= 0, relative error 1e-4: half a unit of the bf16 that it becomes is 2e-3.
@@ -137,11 +133,6 @@ SIMD_INLINE __m512 power_of_two(__m512 x) {
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
 }
-
-struct Softmax {
-  __m512 top;    // largest score so far, in units of log 2
-  __m512 total;  // of the weights so far
-};
 
 // Of keys [begin, end), query by query.
 SIMD_INLINE __m512 largest(const float* scores, std::int64_t begin, std::int64_t end) {
@@ -158,59 +149,81 @@ SIMD_INLINE __m512 largest(const float* scores, std::int64_t begin, std::int64_t
   return _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
 }
 
-// Scores in, pairs of bf16 weights out, in the same memory. Keys [begin, end) are the sequence's.
-// Returns the factor by which earlier sums fade.
-__m512 weigh(float* scores, std::int64_t count, std::int64_t begin, std::int64_t end,
-             const Problem& problem, const float* bias, __mmask16 lanes, Softmax& state) {
-  constexpr float kLog2E = 1.44269504f;
-  const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
-  __m512 top = state.top;
-  if (bias != nullptr) {
-    for (std::int64_t k = begin; k < end; ++k) {
-      const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
-      const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
-      const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
-      _mm512_storeu_ps(scores + k * 16, sum);
-      top = _mm512_max_ps(sum, top);
-    }
-  } else {
-    // The scale does not change which score is the largest, as long as it is not negative.
-    top = _mm512_max_ps(_mm512_mul_ps(largest(scores, begin, end), scale), top);
+// The running softmax of sixteen queries, in units of log 2.
+class Softmax {
+ public:
+  void reset() {
+    top_ = _mm512_set1_ps(-3.0e38f);
+    even_total_ = odd_total_ = _mm512_setzero_ps();
   }
-  const __m512 fade = power_of_two(_mm512_sub_ps(state.top, top));
-  const __m512 factor = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
-  __m512 even_total = _mm512_mul_ps(state.total, fade), odd_total = _mm512_setzero_ps();
-  auto* pairs = reinterpret_cast<std::uint32_t*>(scores);
-  const __m512i half = _mm512_set1_epi32(0x8000);
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+
+  // Looks through a block of scores, of which keys [begin, end) are the sequence's, and adds the
+  // bias. Returns the factor by which earlier sums fade.
+  __m512 begin_block(float* scores, std::int64_t begin, std::int64_t end, const Problem& problem,
+                     const float* bias, __mmask16 lanes) {
+    constexpr float kLog2E = 1.44269504f;
+    const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
+    __m512 top = top_;
+    if (bias != nullptr) {
+      for (std::int64_t k = begin; k < end; ++k) {
+        const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
+        const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
+        const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
+        _mm512_storeu_ps(scores + k * 16, sum);
+        top = _mm512_max_ps(sum, top);
+      }
+    } else {
+      // The scale does not change which score is the largest, as long as it is not negative.
+      top = _mm512_max_ps(_mm512_mul_ps(largest(scores, begin, end), scale), top);
+    }
+    const __m512 fade = power_of_two(_mm512_sub_ps(top_, top));
+    factor_ = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
+    top_ = top;
+    even_total_ = _mm512_mul_ps(total(), fade);
+    odd_total_ = _mm512_setzero_ps();
+    return fade;
+  }
+
+  // Scores of kStep keys from k on become pairs of bf16 weights, in the same memory.
+  SIMD_INLINE void weigh(float* scores, std::int64_t k, std::int64_t begin, std::int64_t end) {
+    const __m512i none = _mm512_setzero_si512();
+    const std::int64_t stop = k + kStep;
+    auto* pairs = reinterpret_cast<std::uint32_t*>(scores);
+    if (k >= begin && stop <= end) {
+      for (; k < stop; k += 2) {
+        const __m512i even = weight(scores, k, even_total_);
+        put(pairs, k, even, weight(scores, k + 1, odd_total_));
+      }
+      return;
+    }
+    const auto is_own = [&](std::int64_t key) { return key >= begin && key < end; };
+    for (; k < stop; k += 2) {
+      const __m512i even = is_own(k) ? weight(scores, k, even_total_) : none;
+      put(pairs, k, even, is_own(k + 1) ? weight(scores, k + 1, odd_total_) : none);
+    }
+  }
+
+  __m512 total() const { return _mm512_add_ps(even_total_, odd_total_); }
+
+ private:
   // Rounded by half a unit up: weights are at most 1, so nothing overflows.
-  const auto weight = [&](std::int64_t k, __m512& total) __attribute__((always_inline)) {
-    const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor, top));
+  SIMD_INLINE __m512i weight(const float* scores, std::int64_t k, __m512& total) {
+    const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor_, top_));
     total = _mm512_add_ps(total, p);
-    return _mm512_add_epi32(_mm512_castps_si512(p), half);
-  };
-  const auto put = [&](std::int64_t k, __m512i even, __m512i odd) __attribute__((always_inline)) {
+    return _mm512_add_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(0x8000));
+  }
+
+  SIMD_INLINE static void put(std::uint32_t* pairs, std::int64_t k, __m512i even, __m512i odd) {
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
     const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(odd, upper));
     _mm512_storeu_si512(pairs + k / 2 * 16, pair);
-  };
-  const __m512i none = _mm512_setzero_si512();
-  std::int64_t k = 0;
-  for (; k + 1 < begin; k += 2) put(k, none, none);
-  if (k < begin) {  // an odd start
-    put(k, none, k + 1 < end ? weight(k + 1, odd_total) : none);
-    k += 2;
   }
-  for (; k + 1 < end; k += 2) {
-    put(k, weight(k, even_total), weight(k + 1, odd_total));
-  }
-  if (k < end) {
-    put(k, weight(k, even_total), none);
-    k += 2;
-  }
-  for (; k < count; k += 2) put(k, none, none);
-  state = {top, _mm512_add_ps(even_total, odd_total)};
-  return fade;
-}
+
+  __m512 top_;  // largest score so far
+  __m512 even_total_;
+  __m512 odd_total_;
+  __m512 factor_;
+};
 
 // The values of 32 keys with those outside of [begin, end) as zero.
 void copy_edge(const Head& head, std::int64_t token, std::int64_t begin, std::int64_t end,
@@ -236,53 +249,58 @@ struct Values {
   const std::uint16_t* edges;  // at [0] the sequence's first, at [1] its last partial step
 };
 
-// partial[feature][16] = sum over keys of V[feature][key] * P[key][query].
-void multiply(const Values& values, const float* weights, std::int64_t count, float* partial) {
+// Tiles 0 to 3 += V[feature][key] * P[key][query] for the 32 keys from k on, features from d on.
+SIMD_INLINE void multiply(const Values& values, const float* weights, std::int64_t k,
+                          std::int64_t d) {
   const Head& head = values.head;
-  const std::int64_t edge_size = round_up(head.head_size, kTileRows) * kStep;
-  for (std::int64_t d = 0; d < head.head_size; d += 4 * kTileRows) {
-    const std::int64_t left = (head.head_size - d + kTileRows - 1) / kTileRows;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (std::int64_t k = 0; k < count; k += kStep) {
-      const std::int64_t token = values.first + k;
-      const char* from = head.halves(head.value_row + d, token);
-      std::int64_t row_bytes = kHalfRowBytes;
-      // Rows beyond the head are another's, or beyond the panel: those are read from a copy, too.
-      const bool whole = head.head_size % kTileRows == 0;
-      if (token < values.begin || token + kStep > values.end || !whole) {
-        const std::uint16_t* edge = values.edges;
-        if (token >= values.begin) edge += edge_size;
-        if (!whole) {
-          copy_edge(head, token, values.begin, values.end, const_cast<std::uint16_t*>(edge));
-        }
-        from = reinterpret_cast<const char*>(edge + d * kStep);
-        row_bytes = 2 * kStep;
-      }
-      _tile_loadd(6, weights + k / 2 * 16, 64);
-      _tile_loadd(4, from, row_bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      if (left > 1) {
-        _tile_loadd(5, from + kTileRows * row_bytes, row_bytes);
-        _tile_dpbf16ps(1, 5, 6);
-      }
-      if (left > 2) {
-        _tile_loadd(4, from + 2 * kTileRows * row_bytes, row_bytes);
-        _tile_dpbf16ps(2, 4, 6);
-      }
-      if (left > 3) {
-        _tile_loadd(5, from + 3 * kTileRows * row_bytes, row_bytes);
-        _tile_dpbf16ps(3, 5, 6);
-      }
+  const std::int64_t left = (head.head_size - d + kTileRows - 1) / kTileRows;
+  const std::int64_t token = values.first + k;
+  const char* from = head.halves(head.value_row + d, token);
+  std::int64_t row_bytes = kHalfRowBytes;
+  // Rows beyond the head are another's, or beyond the panel: those are read from a copy, too.
+  const bool whole = head.head_size % kTileRows == 0;
+  if (token < values.begin || token + kStep > values.end || !whole) {
+    const std::int64_t edge_size = round_up(head.head_size, kTileRows) * kStep;
+    const std::uint16_t* edge = values.edges;
+    if (token >= values.begin) edge += edge_size;
+    if (!whole) {
+      copy_edge(head, token, values.begin, values.end, const_cast<std::uint16_t*>(edge));
     }
-    float* to = partial + d * 16;
-    _tile_stored(0, to, 64);
-    if (left > 1) _tile_stored(1, to + 16 * kTileRows, 64);
-    if (left > 2) _tile_stored(2, to + 2 * 16 * kTileRows, 64);
-    if (left > 3) _tile_stored(3, to + 3 * 16 * kTileRows, 64);
+    from = reinterpret_cast<const char*>(edge + d * kStep);
+    row_bytes = 2 * kStep;
   }
+  _tile_loadd(6, weights + k / 2 * 16, 64);
+  _tile_loadd(7, from, row_bytes);
+  _tile_dpbf16ps(0, 7, 6);
+  if (left > 1) {
+    _tile_loadd(7, from + kTileRows * row_bytes, row_bytes);
+    _tile_dpbf16ps(1, 7, 6);
+  }
+  if (left > 2) {
+    _tile_loadd(7, from + 2 * kTileRows * row_bytes, row_bytes);
+    _tile_dpbf16ps(2, 7, 6);
+  }
+  if (left > 3) {
+    _tile_loadd(7, from + 3 * kTileRows * row_bytes, row_bytes);
+    _tile_dpbf16ps(3, 7, 6);
+  }
+}
+
+SIMD_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+// partial[feature][16] of the features from d on.
+SIMD_INLINE void store_sums(const Head& head, std::int64_t d, float* partial) {
+  const std::int64_t left = (head.head_size - d + kTileRows - 1) / kTileRows;
+  float* to = partial + d * 16;
+  _tile_stored(0, to, 64);
+  if (left > 1) _tile_stored(1, to + 16 * kTileRows, 64);
+  if (left > 2) _tile_stored(2, to + 2 * 16 * kTileRows, 64);
+  if (left > 3) _tile_stored(3, to + 3 * 16 * kTileRows, 64);
 }
 
 Scratch divide(void* memory, std::int64_t padded) {
@@ -304,8 +322,9 @@ struct Step {
   std::int64_t count;  // keys, in whole steps
 };
 
-// One head of one sequence, step by step. The matrix unit works on the next step's scores and this
-// one's values while the vector units weigh the scores and collect the outputs between them.
+// One head of one sequence, step by step. Within a step the work goes by 32 keys, so that the
+// matrix unit has the next step's scores and this one's values to work on while the vector units
+// weigh.
 class Attention {
  public:
   Attention(const Problem& problem, const Call& call, const Head& head)
@@ -323,19 +342,19 @@ class Attention {
   void run() {
     prepare();
     Step next = step(from_ / 16 * 16, first_block_);
-    begin_step(next, 0);
+    bring_keys(next);
+    for (std::int64_t k = 0; k < next.count; k += kStep) score_keys(next, k, 0);
     for (int turn = 0;; turn = 1 - turn) {
       const Step now = next;
       const bool last_block = now.block + kKeyBlock >= end_;
       next =
           last_block ? step(now.query + 16, first_block_) : step(now.query, now.block + kKeyBlock);
       const bool more = next.query < to_;
-      if (more) begin_step(next, 1 - turn);
-      const __m512 fade = weigh_step(now, turn);
-      multiply({head_, now.block, begin_, end_, scratch_.edges}, scratch_.scores[turn], now.count,
-               scratch_.partial[turn]);
+      if (more) bring_keys(next);
+      const __m512 fade = begin_weighing(now, turn);
+      multiply_all(now, next, more, turn);
       if (waits_) collect();
-      waiting_ = {now, fade, state_.total, scratch_.partial[turn], last_block};
+      waiting_ = {now, fade, softmax_.total(), scratch_.partial[turn], last_block};
       waits_ = true;
       if (!more) break;
     }
@@ -372,23 +391,59 @@ class Attention {
     copy_edge(head_, (end_ - 1) / kStep * kStep, begin_, end_, scratch_.edges + edge_size);
   }
 
-  void begin_step(const Step& step, int turn) {
+  void bring_keys(const Step& step) {
     if (all_keys_ > kKeyBlock) gather_keys(head_, step.block, step.count, scratch_.keys);
-    score(head_, scratch_.keys, step.count, step.query, scratch_.scores[turn]);
   }
 
-  __m512 weigh_step(const Step& step, int turn) {
-    if (step.block == first_block_) state_ = {_mm512_set1_ps(-3.0e38f), _mm512_setzero_ps()};
-    const std::int64_t own = begin_ > step.block ? begin_ - step.block : 0;
-    const std::int64_t own_end = end_ - step.block < step.count ? end_ - step.block : step.count;
+  SIMD_INLINE void score_keys(const Step& step, std::int64_t k, int turn) {
+    score(head_, scratch_.keys + k * head_.padded, step.query, scratch_.scores[turn] + k * 16);
+  }
+
+  // Keys of a block that are the sequence's.
+  std::int64_t own_begin(const Step& step) const {
+    return begin_ > step.block ? begin_ - step.block : 0;
+  }
+  std::int64_t own_end(const Step& step) const {
+    return end_ - step.block < step.count ? end_ - step.block : step.count;
+  }
+
+  __m512 begin_weighing(const Step& step, int turn) {
+    if (step.block == first_block_) softmax_.reset();
+    const std::int64_t own = own_begin(step);
     const float* bias = nullptr;
     if (problem_.bias != nullptr) {
       const std::int64_t key = call_.bias_start + step.block + own - begin_;
       bias = problem_.bias + (call_.head * problem_.span + key) * problem_.span + call_.bias_start +
              (step.query - begin_);
     }
-    return weigh(scratch_.scores[turn], step.count, own, own_end, problem_, bias,
-                 lanes_of(step.query), state_);
+    return softmax_.begin_block(scratch_.scores[turn], own, own_end(step), problem_, bias,
+                                lanes_of(step.query));
+  }
+
+  // Weights and sums of one step, and the scores of the next.
+  void multiply_all(const Step& now, const Step& next, bool more, int turn) {
+    const Values values = {head_, now.block, begin_, end_, scratch_.edges};
+    float* scores = scratch_.scores[turn];
+    const std::int64_t begin = own_begin(now), end = own_end(now);
+    Softmax softmax = softmax_;  // a copy stays in registers
+    clear_sums();
+    for (std::int64_t k = 0; k < now.count; k += kStep) {
+      if (more && k < next.count) score_keys(next, k, 1 - turn);
+      softmax.weigh(scores, k, begin, end);
+      // One behind: what has just been stored is not there to be loaded as a tile yet.
+      if (k != 0) multiply(values, scores, k - kStep, 0);
+    }
+    softmax_ = softmax;
+    multiply(values, scores, now.count - kStep, 0);
+    store_sums(head_, 0, scratch_.partial[turn]);
+    for (std::int64_t k = now.count; more && k < next.count; k += kStep) {
+      score_keys(next, k, 1 - turn);
+    }
+    for (std::int64_t d = 4 * kTileRows; d < head_.head_size; d += 4 * kTileRows) {
+      clear_sums();
+      for (std::int64_t k = 0; k < now.count; k += kStep) multiply(values, scores, k, d);
+      store_sums(head_, d, scratch_.partial[turn]);
+    }
   }
 
   void collect() const {
@@ -424,7 +479,7 @@ class Attention {
   const std::int64_t to_;
   const std::int64_t first_block_;
   const std::int64_t all_keys_;
-  Softmax state_ = {};
+  Softmax softmax_ = {};
   Waiting waiting_ = {};
   bool waits_ = false;
 };
