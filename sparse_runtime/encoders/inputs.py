@@ -43,13 +43,14 @@ def read_inputs(
     input_ids = input_ids.to(device, torch.int64)
     batch = _batch(shape, attention_mask, device)
     rows = settings.rows
-    ids: dict[str, Tensor] = {"word": input_ids.flatten()[batch.index]}
+    ids: dict[str, Tensor] = {"word": _unmasked(input_ids, batch)}
     _check_range("input_ids", ids["word"], rows["word"], "the vocabulary has")
     if "token_type" in rows:
-        ids["token_type"] = torch.zeros_like(ids["word"])
-        if token_type_ids is not None:
+        if token_type_ids is None:
+            ids["token_type"] = torch.zeros_like(ids["word"])
+        else:
             _check_integers("token_type_ids", token_type_ids, shape)
-            ids["token_type"] = token_type_ids.to(device, torch.int64).flatten()[batch.index]
+            ids["token_type"] = _unmasked(token_type_ids.to(device, torch.int64), batch)
             _check_range("token_type_ids", ids["token_type"], rows["token_type"], "the model has")
     ids["position"] = _positions(settings, input_ids, position_ids, batch)
     what = f"sequences of up to {settings.max_length} tokens run, truncate longer ones: there are"
@@ -82,16 +83,21 @@ def first_tokens(batch: TokenBatch) -> Tensor:
 
 def _batch(shape: torch.Size, mask: Tensor | None, device: torch.device) -> TokenBatch:
     batch_size, seq_len = shape
-    if mask is None:
+    if mask is None or _check_mask(mask, shape):
         index = torch.arange(batch_size * seq_len, device=device)
         lengths = [seq_len] * batch_size
     else:
-        _check_mask(mask, shape)
         real = mask.to(device) != 0
         index = real.flatten().nonzero().squeeze(1)
         lengths = real.sum(1).tolist()
-    columns = index % seq_len if seq_len else index
+    columns = index % seq_len if batch_size > 1 and seq_len else index
     return TokenBatch(lengths, columns, index, batch_size, seq_len)
+
+
+def _unmasked(tensor: Tensor, batch: TokenBatch) -> Tensor:
+    """[batch, sequence] -> [tokens]; a view where nothing is masked."""
+    flat = tensor.flatten()
+    return flat if len(batch.index) == len(flat) else flat[batch.index]
 
 
 def _positions(
@@ -108,7 +114,7 @@ def _positions(
     else:
         real = input_ids != settings.padding_id
         positions = real.cumsum(1) * real + settings.padding_id
-    return positions.flatten()[batch.index]
+    return _unmasked(positions, batch)
 
 
 def _check_integers(name: str, tensor: Tensor, shape: torch.Size | None) -> None:
@@ -121,7 +127,8 @@ def _check_integers(name: str, tensor: Tensor, shape: torch.Size | None) -> None
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(tensor.shape)}")
 
 
-def _check_mask(mask: Tensor, shape: torch.Size) -> None:
+def _check_mask(mask: Tensor, shape: torch.Size) -> bool:
+    """Whether every token is kept."""
     if not isinstance(mask, Tensor):
         raise TypeError(f"attention_mask: expected a tensor, got {type(mask).__name__}")
     if mask.shape != shape:
@@ -129,8 +136,12 @@ def _check_mask(mask: Tensor, shape: torch.Size) -> None:
             f"attention_mask: expected shape {list(shape)} like input_ids, got {list(mask.shape)}; "
             "masks by pairs of tokens are not supported"
         )
-    if not bool(((mask == 0) | (mask == 1)).all()):
+    ones = mask == 1
+    if bool(ones.all()):
+        return True
+    if not bool((ones | (mask == 0)).all()):
         raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding only")
+    return False
 
 
 def _check_range(name: str, ids: Tensor, rows: int, what: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,7 +210,7 @@ class SparseModel(nn.Module):
         every_layer = output_hidden_states
         if every_layer is None:
             every_layer = bool(self.config.output_hidden_states)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), self._without_autocast():
             batch, ids = read_inputs(
                 self._settings,
                 self.device,
@@ -255,7 +255,7 @@ class SparseModel(nn.Module):
             self._sentence = SentenceEncoder(
                 self.packed.extra_files, self._settings, self.device, self.dtype
             )
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), self._without_autocast():
             return self._sentence.encode(
                 self._last_hidden_state,
                 sentences,
@@ -277,6 +277,12 @@ class SparseModel(nn.Module):
                 "original checkpoint and convert it again"
             )
         return super().train(False)
+
+    def _without_autocast(self) -> AbstractContextManager[Any]:
+        # Entering one where none is on costs as much as checking an input.
+        if torch.is_autocast_enabled(self.device.type):
+            return torch.autocast(self.device.type, enabled=False)
+        return nullcontext()
 
     def extra_repr(self) -> str:
         settings = self._settings

@@ -182,12 +182,13 @@ class TokenBatch:
 
         A longer sequence is a part of its own. None does not split.
         """
+        if most_tokens is None or len(self.index) <= most_tokens:
+            yield self, slice(0, len(self.index))
+            return
         first = start = 0
         while first < len(self.lengths):
             last, stop = first + 1, start + self.lengths[first]
-            while last < len(self.lengths) and (
-                most_tokens is None or stop + self.lengths[last] - start <= most_tokens
-            ):
+            while last < len(self.lengths) and stop + self.lengths[last] - start <= most_tokens:
                 stop += self.lengths[last]
                 last += 1
             at = slice(start, stop)

@@ -8,43 +8,6 @@ namespace {
 
 constexpr int kSlots = panels::kSlots;
 
-// Brings the minima and maxima of several parts together. A NaN stays: nothing compares less or
-// greater than it.
-void merge_ranges(const float* parts, std::int64_t count, float* low, float* high) {
-  std::copy_n(parts, kSlots, low);
-  std::copy_n(parts + kSlots, kSlots, high);
-  for (std::int64_t part = 1; part < count; ++part) {
-    const float* other_low = parts + part * 2 * kSlots;
-    const float* other_high = other_low + kSlots;
-    for (int slot = 0; slot < kSlots; ++slot) {
-      const float l = other_low[slot], h = other_high[slot];
-      low[slot] = l < low[slot] || l != l ? l : low[slot];
-      high[slot] = h > high[slot] || h != h ? h : high[slot];
-    }
-  }
-}
-
-// Means and squared deviations of several parts brought together (Chan, Golub and LeVeque 1983).
-void merge_moments(const float* parts, std::int64_t count, std::int64_t part_rows,
-                   std::int64_t rows, float* mean, float* deviation) {
-  std::copy_n(parts, kSlots, mean);
-  std::copy_n(parts + kSlots, kSlots, deviation);
-  std::int64_t done = std::min(part_rows, rows);
-  for (std::int64_t part = 1; part < count; ++part) {
-    const float* other_mean = parts + part * 2 * kSlots;
-    const float* other_deviation = other_mean + kSlots;
-    const std::int64_t own = std::min(part_rows, rows - done);
-    const auto share = static_cast<float>(own) / static_cast<float>(done + own);
-    const float weight = static_cast<float>(done) * share;
-    for (int slot = 0; slot < kSlots; ++slot) {
-      const float d = other_mean[slot] - mean[slot];
-      mean[slot] += d * share;
-      deviation[slot] += other_deviation[slot] + d * d * weight;
-    }
-    done += own;
-  }
-}
-
 }  // namespace
 
 bool Ending::quantizes() const {
@@ -74,7 +37,7 @@ void Ending::normalize(std::int64_t panel, std::int64_t part, float* x) const {
   const Rows rows = rows_of(panel, part, x);
   alignas(64) float mean[kSlots];
   alignas(64) float inverse[kSlots];
-  merge_moments(statistics_of(moments, panel, 0), parts, part_rows, features, mean, inverse);
+  ops->merge_moments({statistics_of(moments, panel, 0), parts, part_rows, features, mean, inverse});
   for (float& value : inverse) {
     value = 1.0f / std::sqrt(value / static_cast<float>(features) + norm->eps);
   }
@@ -87,7 +50,9 @@ void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
   const Rows rows = rows_of(panel, part, x);
   alignas(64) float low[kSlots];
   alignas(64) float high[kSlots];
-  if (quantizes()) merge_ranges(statistics_of(ranges, panel, 0), parts, low, high);
+  if (quantizes()) {
+    ops->merge_ranges({statistics_of(ranges, panel, 0), parts, part_rows, features, low, high});
+  }
   for (const Shape& shape : shapes) {
     if (shape.form.kind == Form::Kind::kPairs) {
       ops->to_pairs(rows.x, rows.count, rows.vectors,

@@ -91,12 +91,26 @@ struct Embed {
   float* y;  // floats [features][64]; slots beyond the tokens are written as 0
 };
 
+// Statistics of the parts of a panel, two times 64 floats each, brought together: minima and
+// maxima, or means and squared deviations of parts of part_rows rows, the last of what is left of
+// all rows.
+struct Merge {
+  const float* parts;
+  std::int64_t count;
+  std::int64_t part_rows;  // moments only, as the next
+  std::int64_t rows;
+  float* first;   // [64]
+  float* second;  // [64]
+};
+
 struct Kernels {
   void (*finish)(const Finish&);
   void (*moments)(const Moments&);
   void (*normalize)(const Normalize&);
   // Minimum and maximum of some rows; NaN where one is not finite.
   void (*range)(const float* x, std::int64_t rows, int vectors, float* low, float* high);
+  void (*merge_ranges)(const Merge&);
+  void (*merge_moments)(const Merge&);
   void (*quantize)(const Quantize&);
   // floats -> pairs, some rows from an even one on; rows up to a multiple of 64 are written as 0.
   void (*to_pairs)(const float* x, std::int64_t rows, int vectors, std::uint16_t* y);

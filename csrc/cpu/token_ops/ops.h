@@ -294,6 +294,44 @@ void range(const float* x, std::int64_t rows, int vectors, float* low, float* hi
       [&](int slot) { range_of<1>(x, rows, slot, low, high); });
 }
 
+// A NaN stays.
+void merge_ranges(const Merge& m) {
+  for (int slot = 0; slot < kPanelSlots; slot += kLanes) {
+    F low = splat(__builtin_inff()), high = -low, poison = {};
+    for (std::int64_t part = 0; part < m.count; ++part) {
+      const float* own = m.parts + part * 2 * kPanelSlots + slot;
+      const F own_low = load<F>(own), own_high = load<F>(own + kPanelSlots);
+      low = least(own_low, low);
+      high = most(own_high, high);
+      poison = poison + (own_low - own_low) + (own_high - own_high);
+    }
+    store(m.first + slot, low + poison);
+    store(m.second + slot, high + poison);
+  }
+}
+
+// Chan, Golub and LeVeque 1983.
+void merge_moments(const Merge& m) {
+  for (int slot = 0; slot < kPanelSlots; slot += kLanes) {
+    F mean = load<F>(m.parts + slot);
+    F deviation = load<F>(m.parts + kPanelSlots + slot);
+    std::int64_t done = m.part_rows < m.rows ? m.part_rows : m.rows;
+    for (std::int64_t part = 1; part < m.count; ++part) {
+      const float* own = m.parts + part * 2 * kPanelSlots + slot;
+      const std::int64_t left = m.rows - done;
+      const std::int64_t rows = m.part_rows < left ? m.part_rows : left;
+      const float share = static_cast<float>(rows) / static_cast<float>(done + rows);
+      const F d = load<F>(own) - mean;
+      mean = fma(d, splat(share), mean);
+      deviation = deviation + load<F>(own + kPanelSlots);
+      deviation = fma(d * d, splat(static_cast<float>(done) * share), deviation);
+      done += rows;
+    }
+    store(m.first + slot, mean);
+    store(m.second + slot, deviation);
+  }
+}
+
 // How one lane group is quantized: q = round_even(clamp(x * factor)) + offset. The static scheme
 // divides by its scale instead, as the reference does.
 struct Rule {
