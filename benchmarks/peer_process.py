@@ -75,7 +75,9 @@ class Worker:
         except ValueError:  # nothing, or a line that was cut off
             return {"error": ENDED}
 
-    def run(self, batch: int, seq: int, runs: int, save: str = "") -> Answer:
+    def run(
+        self, batch: int, seq: int, runs: int, save: str = "", lengths: tuple[int, ...] = ()
+    ) -> Answer:
         """Let it make ``runs`` passes of random tokens [batch, seq].
 
         Args:
@@ -83,8 +85,16 @@ class Worker:
             seq: tokens of each.
             runs: timed passes, after one that is not.
             save: where its output goes as .npy; "" for nowhere.
+            lengths: tokens of each sequence, the others are padding; () for no padding.
         """
-        order = {"batch": batch, "seq": seq, "runs": runs, "seed": batch + seq, "save": save}
+        order = {
+            "batch": batch,
+            "seq": seq,
+            "lengths": list(lengths),
+            "runs": runs,
+            "seed": batch + seq,
+            "save": save,
+        }
         if self._process is None or self._process.stdin is None:
             return Answer(error=ENDED)
         try:

@@ -2,7 +2,8 @@
 
     python worker.py PEER MODEL THREADS
 
-Reads one JSON object a line, {"batch", "seq", "runs", "seed", "save"}, and answers with one:
+Reads one JSON object a line, {"batch", "seq", "lengths", "runs", "seed", "save"}, and answers with
+one:
 {"seconds": [...]} for that many forward passes of random tokens, or {"error": ...}. The first line
 that it writes, {"ready": versions} or {"error": ...}, says whether it can run at all.
 """
@@ -26,6 +27,8 @@ ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
 import numpy as np  # noqa: E402  (the environment comes first)
+
+SETTLE_SECONDS = 0.25
 
 Inputs = dict[str, Any]
 Run = Callable[[Inputs], Any]
@@ -183,12 +186,17 @@ PEERS = {
 }
 
 
-def tokens(rng: np.random.Generator, batch: int, seq: int) -> Inputs:
-    """A batch of random tokens without padding."""
+def tokens(
+    rng: np.random.Generator, batch: int, seq: int, lengths: list[int] | None = None
+) -> Inputs:
+    """A batch of random tokens, padded beyond ``lengths``; None pads nothing."""
     ids = rng.integers(1000, 30000, (batch, seq)).astype(np.int64)
+    mask = np.ones_like(ids)
+    if lengths:
+        mask = (np.arange(seq) < np.array(lengths)[:, None]).astype(np.int64)
     return {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
+        "input_ids": ids * mask,
+        "attention_mask": mask,
         "token_type_ids": np.zeros_like(ids),
     }
 
@@ -209,8 +217,11 @@ def main() -> None:
     answer({"ready": version})
     for line in sys.stdin:
         order = json.loads(line)
-        inputs = tokens(np.random.default_rng(order["seed"]), order["batch"], order["seq"])
+        rng = np.random.default_rng(order["seed"])
+        inputs = tokens(rng, order["batch"], order["seq"], order["lengths"])
         try:
+            # Threads of the contender before spin for a while after their last loop.
+            time.sleep(SETTLE_SECONDS)
             output = run(inputs)  # warm-up, and compilation for this shape
             seconds = []
             for _ in range(order["runs"]):
