@@ -22,7 +22,7 @@ struct Product {
   token_ops::Activation activation = token_ops::Activation::kNone;
   const float* residual = nullptr;  // floats
   float* floats = nullptr;          // output, or null
-  bool coarse = false;  // as in token_ops::Finish
+  bool coarse = false;              // as in token_ops::Finish
   // The floats are for the ending alone: a task keeps them in its scratch, which stays in the cache
   // of its core where a whole stream would go through memory.
   bool keeps_floats = false;
