@@ -61,6 +61,7 @@ class PeerRecord:
         p50_ms: median of all passes.
         min_ms: fastest pass.
         passes: how many.
+        peak_mb: largest resident size of its process so far, loading included, in 10^6 bytes.
         cosine: of its output with what it is checked against; None where that did not run.
     """
 
@@ -75,6 +76,7 @@ class PeerRecord:
     p50_ms: float
     min_ms: float
     passes: int
+    peak_mb: float
     cosine: float | None
 
 
@@ -152,6 +154,7 @@ def _run_workload(
     if (batch, seq) == WORKLOADS[0]:
         cosines = _verify(alive, checks, batch, seq, row)
     passes: dict[str, int] = {}
+    peaks: dict[str, float] = {}
     for worker in alive:
         warm = worker.run(batch, seq, 2, lengths=lengths)
         if warm.error:
@@ -164,6 +167,7 @@ def _run_workload(
                 continue
             answer = worker.run(batch, seq, passes[worker.peer], lengths=lengths)
             times[worker.peer] += answer.seconds
+            peaks[worker.peer] = answer.peak_mb
             if answer.error:  # some rounds alone are not comparable
                 _say(row, worker, answer.error)
                 del passes[worker.peer], times[worker.peer]
@@ -171,7 +175,8 @@ def _run_workload(
     return [
         PeerRecord(
             shape, row, peer, versions[peer], batch, seq, sum(lengths) or batch * seq, threads,
-            1e3 * statistics.median(found), 1e3 * min(found), len(found), cosines.get(peer),
+            1e3 * statistics.median(found), 1e3 * min(found), len(found), peaks[peer],
+            cosines.get(peer),
         )
         for peer, found in times.items()
         if found

@@ -30,10 +30,12 @@ class Answer:
 
     Attributes:
         seconds: of each pass; empty where it failed.
+        peak_mb: largest resident size of the process so far, in 10^6 bytes; 0 where it failed.
         error: why it failed, or None.
     """
 
     seconds: tuple[float, ...] = ()
+    peak_mb: float = 0.0
     error: str | None = None
 
 
@@ -105,7 +107,7 @@ class Worker:
         answer = self._read()
         if "error" in answer:
             return Answer(error=str(answer["error"]))
-        return Answer(tuple(answer["seconds"]))
+        return Answer(tuple(answer["seconds"]), float(answer["peak_mb"]))
 
     def close(self) -> None:
         """End the process."""

@@ -3,15 +3,15 @@
     python worker.py PEER MODEL THREADS
 
 Reads one JSON object a line, {"batch", "seq", "lengths", "runs", "seed", "save"}, and answers with
-one:
-{"seconds": [...]} for that many forward passes of random tokens, or {"error": ...}. The first line
-that it writes, {"ready": versions} or {"error": ...}, says whether it can run at all.
+one: {"seconds": [...], "peak_mb"} for that many forward passes of random tokens, or {"error": ...}.
+The first line that it writes, {"ready": versions} or {"error": ...}, says whether it can run at all.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -201,6 +201,11 @@ def tokens(
     }
 
 
+def peak_mb() -> float:
+    """The largest resident size of this process so far, loading included, in 10^6 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
 def answer(message: dict[str, Any]) -> None:
     """Write one line."""
     print(json.dumps(message), file=ANSWERS, flush=True)
@@ -230,7 +235,7 @@ def main() -> None:
                 seconds.append(time.perf_counter() - begin)
             if order["save"]:
                 np.save(order["save"], np.asarray(output, dtype=np.float32))
-            answer({"seconds": seconds})
+            answer({"seconds": seconds, "peak_mb": peak_mb()})
         except Exception as error:
             answer({"error": f"{type(error).__name__}: {error}"[:300]})
 

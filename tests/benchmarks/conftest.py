@@ -36,7 +36,7 @@ for number, line in enumerate(sys.stdin):
     seconds = [each] * order["runs"]
     if len(seconds) > 2:
         seconds[0], seconds[-1] = each / 2, each * 4
-    print(json.dumps({"seconds": seconds}), flush=True)
+    print(json.dumps({"seconds": seconds, "peak_mb": 7.0}), flush=True)
 """
 
 

@@ -78,6 +78,7 @@ def test_a_row_has_every_contender_at_every_workload(
         each = plans[record.contender]["seconds"] * 1e3 * tokens
         assert record.p50_ms == pytest.approx(each)
         assert record.min_ms == pytest.approx(each / 2)
+        assert record.peak_mb == 7
         assert record.passes == 3 * 20  # a pass is short: the most that a round takes
         assert (record.shape, record.row, record.threads) == ("tiny", ROW, 2)
         checked = (record.batch, record.seq) == WORKLOADS[0]
@@ -212,7 +213,7 @@ def record(
 ) -> PeerRecord:
     tokens = batch * 128 - padding
     return PeerRecord(
-        "tiny", row, contender, "1", batch, 128, tokens, 4, p50_ms, p50_ms / 2, 9, None
+        "tiny", row, contender, "1", batch, 128, tokens, 4, p50_ms, p50_ms / 2, 9, 0.0, None
     )
 
 
