@@ -4,7 +4,7 @@
 
 Reads one JSON object a line, {"batch", "seq", "lengths", "runs", "seed", "save"}, and answers with
 one: {"seconds": [...], "peak_mb"} for that many forward passes of random tokens, or {"error": ...}.
-The first line that it writes, {"ready": versions} or {"error": ...}, says whether it can run at all.
+The first line that it writes, {"ready": versions} or {"error": ...}, says whether it runs at all.
 """
 
 from __future__ import annotations
