@@ -16,13 +16,15 @@ import math
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from sparse_runtime.benchmarks.peer_process import Worker
+from sparse_runtime.benchmarks.records import environment
 from sparse_runtime.benchmarks.sentences import sentences
+from sparse_runtime.benchmarks.view_peers import PeerRecord, plot, read, show
 
 WORKLOADS = ((1, 128), (8, 128), (32, 128), (1, 384))
 SPARSE_INT8 = ("itrex:int8", "deepsparse:int8", "openvino:int8")
@@ -43,41 +45,6 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 # Quantized and pruned random weights: a wrong graph gives another direction altogether.
 LEAST_COSINE = {"int8": 0.9, "bf16": 0.99, "fp32": 0.9999}
 LEAST_COSINE_TO_REFERENCE = 0.999
-
-
-@dataclass(frozen=True)
-class PeerRecord:
-    """One cell of the table.
-
-    Attributes:
-        shape: encoder shape.
-        row: checkpoint and precision.
-        contender: peer or "sparse-runtime".
-        version: of its libraries.
-        batch: sequences.
-        seq: tokens of each, padding included.
-        tokens: of all, padding excluded.
-        threads: it was given.
-        p50_ms: median of all passes.
-        min_ms: fastest pass.
-        passes: how many.
-        peak_mb: largest resident size of its process so far, loading included, in 10^6 bytes.
-        cosine: of its output with what it is checked against; None where that did not run.
-    """
-
-    shape: str
-    row: str
-    contender: str
-    version: str
-    batch: int
-    seq: int
-    tokens: int
-    threads: int
-    p50_ms: float
-    min_ms: float
-    passes: int
-    peak_mb: float
-    cosine: float | None
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -236,54 +203,9 @@ def _verify(
     return found
 
 
-def show(records: list[PeerRecord]) -> None:
-    """Print a table: ours, the fastest peer, the ratio; then each row's geometric mean."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="encoder forward, ms (median)")
-    for column in ("shape", "checkpoint", "threads", "workload", "ours", "fastest peer", "ratio"):
-        table.add_column(column, justify="left" if column in ("shape", "checkpoint") else "right")
-    ratios: dict[tuple[str, str, int], list[float]] = {}
-    keys = dict.fromkeys((r.shape, r.row, r.threads, r.batch, r.seq) for r in records)
-    for key in keys:
-        cells = [r for r in records if (r.shape, r.row, r.threads, r.batch, r.seq) == key]
-        ours = next((r for r in cells if r.contender.startswith("sparse-runtime")), None)
-        peers = [r for r in cells if r is not ours]
-        if ours is None or not peers:
-            continue
-        best = min(peers, key=lambda r: r.p50_ms)
-        ratio = best.p50_ms / ours.p50_ms
-        padded = ours.tokens < ours.batch * ours.seq
-        if not padded:
-            ratios.setdefault(key[:3], []).append(ratio)
-        workload = f"{key[3]} sentences" if padded else f"({key[3]}, {key[4]})"
-        table.add_row(
-            key[0], key[1], str(key[2]), workload, f"{ours.p50_ms:.2f}",
-            f"{best.contender} {best.p50_ms:.2f}", f"{ratio:.2f}x",
-        )  # fmt: skip
-    console = Console()
-    console.print(table)
-    for (shape, row, threads), values in ratios.items():
-        mean = float(np.exp(np.mean(np.log(values))))
-        console.print(
-            f"{shape:10} {row:22} {threads} threads: {mean:.2f}x (least {min(values):.2f}x)"
-        )
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dir", type=Path, required=True, help="environments and models")
-    parser.add_argument("--shapes", nargs="+", default=["bert-base", "minilm"])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out: deepsparse")
-    parser.add_argument("--threads", nargs="+", type=int, default=[4, 1])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.3, help="of one contender in one round")
-    parser.add_argument("--sentences", type=int, default=64, help="in the batch of real lengths")
-    parser.add_argument("--json", type=Path, help="append the records to this JSON-lines file")
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[PeerRecord]:
+    """All rows that the command line asks for; each is written as soon as it is done."""
+    around = asdict(environment())
     ragged = sentence_lengths(options.sentences) if options.sentences else ()
     records: list[PeerRecord] = []
     for shape in options.shapes:
@@ -304,8 +226,31 @@ def main() -> None:
                 if options.json:
                     with options.json.open("a", encoding="utf-8") as file:
                         for record in found:
-                            file.write(json.dumps({"kind": "peer", **asdict(record)}) + "\n")
+                            line = {"kind": "peer", **asdict(record), "environment": around}
+                            file.write(json.dumps(line) + "\n")
+    return records
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dir", type=Path, help="environments and models to measure")
+    what.add_argument("--view", type=Path, help="show this JSON-lines file instead of measuring")
+    parser.add_argument("--shapes", nargs="+", default=["bert-base", "minilm"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out: deepsparse")
+    parser.add_argument("--threads", nargs="+", type=int, default=[4, 1])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.3, help="of one contender in one round")
+    parser.add_argument("--sentences", type=int, default=64, help="in the batch of real lengths")
+    parser.add_argument("--json", type=Path, help="append the records to this JSON-lines file")
+    parser.add_argument("--plot", type=Path, help="draw the ratios into this file")
+    options = parser.parse_args()
+    records = read(options.view) if options.view else measure(options)
     show(records)
+    if options.plot:
+        plot(records, options.plot)
 
 
 if __name__ == "__main__":

@@ -14,15 +14,9 @@ import numpy as np
 import pytest
 
 from sparse_runtime.benchmarks import bench_peers, peer_process
-from sparse_runtime.benchmarks.bench_peers import (
-    ROWS,
-    WORKLOADS,
-    PeerRecord,
-    cosine,
-    run_row,
-    show,
-)
+from sparse_runtime.benchmarks.bench_peers import ROWS, WORKLOADS, cosine, run_row
 from sparse_runtime.benchmarks.peer_process import ENDED, Worker
+from sparse_runtime.benchmarks.view_peers import PeerRecord, plot, show
 
 ROW = "unstructured-90 int8"
 OURS, REFERENCE, FLOATS = "sparse-runtime:cpu", "sparse-runtime:reference", "transformers:fp32"
@@ -278,11 +272,39 @@ def test_records_are_appended_as_json_lines(
     assert len(lines) == len(WORKLOADS) * 3
     fields = [field.name for field in dataclasses.fields(PeerRecord)]
     for line in lines:
-        assert list(line) == ["kind", *fields]
+        assert list(line) == ["kind", *fields, "environment"]
         assert line["kind"] == "peer"
     assert lines[0]["contender"] == OURS and lines[0]["cosine"] == pytest.approx(1)
     assert lines[-1]["cosine"] is None
     assert "3.00x (least 3.00x)" in capsys.readouterr().out
+
+
+def test_stored_records_are_shown_and_plotted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    stored = tmp_path / "records.jsonl"
+    records = [
+        record(OURS, 2.0),
+        record("openvino:int8", 6.0),
+        record(OURS, 1.0, batch=64, padding=9),
+    ]
+    lines = [{"kind": "peer", **dataclasses.asdict(r), "environment": {}} for r in records]
+    stored.write_text("".join(json.dumps(line) + "\n" for line in [{"kind": "model"}, *lines]))
+    picture = tmp_path / "ratios.svg"
+    command = ["bench_peers", "--view", str(stored), "--plot", str(picture)]
+    monkeypatch.setattr(sys, "argv", command)
+    bench_peers.main()
+    assert "3.00x" in capsys.readouterr().out
+    drawn = picture.read_text()
+    assert drawn.count("<path") > 5 and "</svg>" in drawn
+
+
+def test_nothing_to_compare_is_not_plotted(tmp_path: Path) -> None:
+    picture = tmp_path / "ratios.svg"
+    with pytest.raises(ValueError, match="records: expected ours and a peer"):
+        plot([record(OURS, 1.0)], picture)
+    assert not picture.exists()
 
 
 def test_every_row_names_peers_that_have_an_environment_and_a_limit() -> None:
