@@ -83,7 +83,7 @@ struct Span {
 };
 
 // Features [d, d + kCount) of the sums over the span's keys; weights begin with the block's.
-template <int kVectors, int kCount>
+template <bool kWhole, int kVectors, int kCount>
 SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& span,
                           std::int64_t block, std::int64_t d) {
   __m512 sums[kCount][kVectors];
@@ -103,8 +103,9 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& 
     }
     UNROLL
     for (int i = 0; i < kCount; ++i) {
-      const auto word = static_cast<std::uint32_t>(word_at(values + i * kHalfRowBytes));
-      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & span.kept));
+      std::int32_t word = word_at(values + i * kHalfRowBytes);
+      if (!kWhole) word &= static_cast<std::int32_t>(span.kept);
+      const __m512i both = _mm512_set1_epi32(word);
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], p[v], both);
     }
@@ -118,13 +119,13 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& 
   }
 }
 
-template <int kVectors>
+template <bool kWhole, int kVectors>
 void multiply_span(const Head& head, const Queries* queries, const Span& span, std::int64_t block) {
   std::int64_t d = 0;
   for (; d + kRows <= head.head_size; d += kRows) {
-    multiply<kVectors, kRows>(head, queries, span, block, d);
+    multiply<kWhole, kVectors, kRows>(head, queries, span, block, d);
   }
-  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, span, block, d);
+  for (; d < head.head_size; ++d) multiply<kWhole, kVectors, 1>(head, queries, span, block, d);
 }
 
 // The keys [begin, end) of the sequence, panel by panel, their halves of words at either end apart.
@@ -133,18 +134,18 @@ void multiply_block(const Head& head, const Queries* queries, std::int64_t begin
                     std::int64_t block) {
   constexpr std::uint32_t kBoth = 0xffffffffu, kOdd = 0xffff0000u, kEven = 0x0000ffffu;
   if (begin % 2 != 0) {
-    multiply_span<kVectors>(head, queries, {begin - 1, begin, kOdd}, block);
+    multiply_span<false, kVectors>(head, queries, {begin - 1, begin, kOdd}, block);
     ++begin;
   }
   const std::int64_t whole = end / 2 * 2;
   for (std::int64_t from = begin; from < whole;) {
     const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
     const std::int64_t to = panel_end < whole ? panel_end : whole;
-    multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
+    multiply_span<true, kVectors>(head, queries, {from, to, kBoth}, block);
     from = to;
   }
   if (whole >= begin && whole < end) {
-    multiply_span<kVectors>(head, queries, {whole, end, kEven}, block);
+    multiply_span<false, kVectors>(head, queries, {whole, end, kEven}, block);
   }
 }
 
