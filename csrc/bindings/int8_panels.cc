@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <limits>
+#include <random>
 #include <memory>
 #include <string>
 
@@ -112,7 +113,10 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
   const auto kernel = int8_panels::accumulate_for(resolve_isa(isa), weight.layout);
   if (kernel == nullptr) checks.fail("isa", "one that runs the layout", isa);
   const WithoutGil without_gil;
-  AlignedVector<std::uint8_t> x(static_cast<std::size_t>(stride * panels), 1);
+  // Bytes as they come in a model: matrix units are faster on equal ones.
+  AlignedVector<std::uint8_t> x(static_cast<std::size_t>(stride * panels));
+  std::minstd_rand random;
+  for (std::uint8_t& byte : x) byte = static_cast<std::uint8_t>(random() >> 8);
   AlignedVector<std::int32_t> acc(static_cast<std::size_t>(padded * panels * panels::kSlots));
   AlignedVector<char> scratch(int8_panels::kScratchBytes);
   const int8_panels::Call call = {0,      padded,       x.data(),   stride,

@@ -1,7 +1,7 @@
 // The layouts of activations inside the encoder: feature-major panels of 64 token slots.
 //
 // Token t of a stream lies in panel t / 64, slot t % 64. Sequences follow each other without
-// padding; slots beyond the last token hold unspecified, finite values.
+// padding; slots beyond the last token hold unspecified values.
 //
 //   floats    float [panel][feature][slot]
 //   grouped   uint8 [panel][k / 4][slot][k % 4]        what dpbusd and AMX tiles read

@@ -22,7 +22,7 @@ import numpy as np
 
 from .native import extension
 
-VERSION = 2
+VERSION = 3
 """Of the file; another is measured anew."""
 
 INT8_LAYOUTS = (

@@ -101,6 +101,7 @@ class CpuBackend(Backend):
         """Where not None, every stage's label and seconds are appended."""
         self._norms: dict[int, tuple[Norm, Any]] = {}
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._recordings: dict[Recorder, Recording] = {}
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
@@ -142,7 +143,7 @@ class CpuBackend(Backend):
     ) -> Activation:
         run = Pass(batch, self._pool)
         columns = [column.contiguous() for column in ids]
-        rows = [table.to(torch.float32).contiguous() for table in tables]
+        rows = [self._table(table) for table in tables]
         run.kept += [columns, rows]
         value = run.forward.embed(
             [address(table) for table in rows],
@@ -208,6 +209,15 @@ class CpuBackend(Backend):
             weight, bias = norm.weight.float().contiguous(), norm.bias.float().contiguous()
             handle = extension().PanelNorm(address(weight), address(bias), weight.numel(), norm.eps)
             known = self._norms[id(norm)] = (norm, handle)
+        return known[1]
+
+    def _table(self, table: Tensor) -> Tensor:
+        """float32, row-major; one that had to be converted is kept."""
+        if table.dtype == torch.float32 and table.is_contiguous():
+            return table
+        known = self._tables.get(id(table))
+        if known is None:
+            known = self._tables[id(table)] = (table, table.float().contiguous())
         return known[1]
 
     def _bias_by_key(self, bias: Tensor) -> Tensor:

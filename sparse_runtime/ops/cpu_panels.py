@@ -6,6 +6,7 @@ A layer is held by a C++ object in the device layout, or layouts, that :mod:`.la
 from __future__ import annotations
 
 import weakref
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -49,7 +50,6 @@ class PanelLinear(PreparedLinear):
             self.handle = _int8_handle(
                 request.name, weight, scales, bias, activations, self.choices
             )
-        self._pool = extension().WorkspacePool()
         self.key = _register(self)
 
     @property
@@ -85,9 +85,15 @@ class PanelLinear(PreparedLinear):
                 self.out_features,
                 torch.get_num_threads(),
                 ISA,
-                self._pool,
+                _workspaces(),
             )
         return y if x.dtype == torch.float32 else y.to(x.dtype)
+
+
+@cache
+def _workspaces() -> _C.WorkspacePool:
+    """One for all layers: they run one after the other, so each would keep its own in vain."""
+    return extension().WorkspacePool()
 
 
 def stacked_weight(request: LinearRequest) -> Tensor:

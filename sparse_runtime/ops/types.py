@@ -188,7 +188,12 @@ class TokenBatch:
         first = start = 0
         while first < len(self.lengths):
             last, stop = first + 1, start + self.lengths[first]
-            while last < len(self.lengths) and stop + self.lengths[last] - start <= most_tokens:
+            # A row without tokens goes with its neighbours: no part is left without any.
+            while last < len(self.lengths) and (
+                stop == start
+                or self.lengths[last] == 0
+                or stop + self.lengths[last] - start <= most_tokens
+            ):
                 stop += self.lengths[last]
                 last += 1
             at = slice(start, stop)

@@ -16,6 +16,7 @@ import torch
 
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders import hub
+from sparse_runtime.ops.cpu_backend import CpuBackend
 from sparse_runtime.store import FormatError
 
 IDS = torch.arange(4, 10).view(2, 3)
@@ -198,3 +199,48 @@ def test_importing_the_model_leaves_transformers_alone() -> None:
         "import sys, sparse_runtime as sr; sr.SparseModel; assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture
+def on_both_backends(make_reference: Any, make_packed: Any) -> tuple[SparseModel, SparseModel]:
+    packed = make_packed(make_reference("bert", "Model"), "dense", "fp32")
+    return tuple(SparseModel.from_packed(packed, backend=name) for name in ("auto", "reference"))
+
+
+def test_rows_without_tokens_among_long_ones(
+    on_both_backends: tuple[SparseModel, SparseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of few tokens: masked rows before, between and behind sequences that fill one each."""
+    monkeypatch.setattr(CpuBackend, "most_tokens", 4)
+    ours, reference = on_both_backends
+    ids = torch.randint(4, 20, (6, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0], [1], [0], [1], [1], [0]]).expand(6, 5).contiguous()
+    for _ in range(2):  # recorded, then run again
+        found = ours(ids, mask).last_hidden_state
+        torch.testing.assert_close(
+            found, reference(ids, mask).last_hidden_state, rtol=1e-4, atol=1e-4
+        )
+        assert not found[[0, 2, 5]].any()
+
+
+def test_a_recorded_pass_takes_other_batches(
+    on_both_backends: tuple[SparseModel, SparseModel],
+) -> None:
+    """Shapes, masks and numbers of threads other than those of the pass that was recorded."""
+    ours, reference = on_both_backends
+    generator = torch.Generator().manual_seed(0)
+    threads = torch.get_num_threads()
+    try:
+        for shape, count in (((2, 9), 1), ((1, 1), 2), ((7, 12), 3), ((2, 9), 1)):
+            torch.set_num_threads(count)
+            ids = torch.randint(4, 20, shape, generator=generator)
+            mask = (torch.rand(shape, generator=generator) < 0.7).long()
+            mask[:, 0] = 1
+            torch.testing.assert_close(
+                ours(ids, mask).last_hidden_state,
+                reference(ids, mask).last_hidden_state,
+                rtol=1e-4,
+                atol=1e-4,
+            )
+    finally:
+        torch.set_num_threads(threads)

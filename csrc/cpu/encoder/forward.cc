@@ -103,7 +103,9 @@ ValueId Forward::attention(ValueId qkv, std::int64_t heads, float scale, const f
                            std::int64_t span) {
   Node node{Op::kAttention};
   const std::int64_t features = values_[qkv].features / 3;
-  const bool even = features / heads % 2 == 0;
+  // Tiles take 32 features: those beyond a head must be queries or keys of the same tokens.
+  const std::int64_t head_size = features / heads;
+  const bool even = head_size % 2 == 0 && (head_size % 32 == 0 || features >= 32);
   const bool bf16 = even && values_[qkv].attention_bf16 &&
                     find_shape(qkv, {Form::Kind::kFloats}) == nullptr &&
                     panel_attention::attend_for(isa_, panel_attention::Form::kBf16) != nullptr;
@@ -134,6 +136,7 @@ void Forward::release(ValueId x) {
 }
 
 void Forward::run(StageTimes* times) {
+  has_run_ = true;
   stages_.clear();
   scratch_bytes_ = 0;
   stages_.reserve(3 * pending_.size());
@@ -148,7 +151,6 @@ void Forward::run(StageTimes* times) {
   }
   pending_.clear();
   stages_.clear();
-  has_run_ = true;
 }
 
 std::shared_ptr<const Recording> Forward::recording(ValueId x) const {

@@ -10,7 +10,7 @@ namespace {
 constexpr std::align_val_t kAlignment{64};
 // A free block may serve a request of at least a quarter of its size.
 constexpr std::size_t kMostWaste = 4;
-// Kept between passes; a pass that needs more has its surplus freed at its end.
+// Kept between passes; a pass that needs more has its largest blocks freed at its end.
 constexpr std::size_t kKeptBytes = std::size_t{256} << 20;
 constexpr std::size_t kGranularity = 4096;
 
@@ -58,12 +58,16 @@ std::size_t Workspace::bytes() const {
 }
 
 void Workspace::trim(std::size_t keep) {
-  if (bytes() <= keep) return;
-  const auto free = [](const Block& block) { return !block.used; };
-  for (const Block& block : blocks_) {
-    if (free(block)) ::operator delete(block.memory, kAlignment);
+  std::sort(blocks_.begin(), blocks_.end(),
+            [](const Block& a, const Block& b) { return a.bytes < b.bytes; });
+  while (!blocks_.empty() && bytes() > keep) {
+    ::operator delete(blocks_.back().memory, kAlignment);
+    blocks_.pop_back();
   }
-  blocks_.erase(std::remove_if(blocks_.begin(), blocks_.end(), free), blocks_.end());
+}
+
+void Workspace::give_all() {
+  for (Block& block : blocks_) block.used = false;
 }
 
 std::unique_ptr<Workspace> WorkspacePool::take() {
@@ -75,6 +79,7 @@ std::unique_ptr<Workspace> WorkspacePool::take() {
 }
 
 void WorkspacePool::give(std::unique_ptr<Workspace> workspace) {
+  workspace->give_all();  // a pass that failed has given nothing back
   workspace->trim(kKeptBytes);
   const std::lock_guard<std::mutex> lock(mutex_);
   free_.push_back(std::move(workspace));

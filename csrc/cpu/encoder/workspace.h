@@ -24,7 +24,8 @@ class Workspace {
   // At least this many bytes that are no block's, until the next call; contents unspecified.
   char* scratch(std::size_t bytes);
   std::size_t bytes() const;  // held from the system
-  // Frees what is not in use, if more than `keep` bytes are held.
+  void give_all();
+  // Frees the largest blocks until no more than `keep` bytes are held. None may be in use.
   void trim(std::size_t keep);
 
  private:

@@ -1,16 +1,21 @@
 // Device layouts of an int8 weight. Rows are padded to kRowBlock with rows that have no units (in
 // the dense layout: zeros). A unit is what the inner loop multiplies at a time:
 //
-//   kDense, kBand4Grouped   16 bytes: row 4b, inputs 4g .. 4g+3; row 4b+1; row 4b+2; row 4b+3
-//                           index: g (kDense has none: unit u is group u)
-//   kBand4Gathered          16 bytes: row 4b, inputs i0 i1 i2 i3; row 4b+1; ...   index: i0 i1 i2
-//   i3 kBand1Grouped            4 bytes: inputs 4g .. 4g+3                           index: g
-//   kBand1Gathered           4 bytes: inputs i0 i1 i2 i3                          index: i0 i1 i2
-//   i3 kTiles                1024 bytes: [16 rows][64 inputs]                        index: tile
-//   column kTileBits             16 masks of 64 bits, one a row, bit i = input i of the tile is not
-//   0; its
-//                         bytes are the nonzero ones, row after row               index: tile
-//                         column
+// clang-format off
+//   kDense, kBand4Grouped  16 bytes: row 4b, inputs 4g .. 4g+3; row 4b+1; row 4b+2; row 4b+3
+//                          index: g (kDense has none: unit u is group u)
+//   kBand4Gathered         16 bytes: row 4b, inputs i0 i1 i2 i3; row 4b+1; row 4b+2; row 4b+3
+//                          index: i0 i1 i2 i3
+//   kBand1Grouped          4 bytes: inputs 4g .. 4g+3
+//                          index: g
+//   kBand1Gathered         4 bytes: inputs i0 i1 i2 i3
+//                          index: i0 i1 i2 i3
+//   kTiles                 1024 bytes: [16 rows][64 inputs]
+//                          index: column of tiles
+//   kTileBits              16 masks of 64 bits, one a row, bit i: input i of the tile is not 0;
+//                          values are its nonzero bytes, row after row
+//                          index: column of tiles
+// clang-format on
 //
 // starts[b] .. starts[b + 1] are the units of band b (bands of 4 rows, 1 row, or 16 rows of tiles).
 // Gathered units are filled up with input 0 and weight 0.

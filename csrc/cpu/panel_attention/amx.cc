@@ -4,7 +4,8 @@
 //   out [16 features][16 queries] += V [16 features][32 keys] x P [16 pairs][16 queries][2]
 //
 // Q and V are read where the linear before has left them. K is brought from pairs to one row a key
-// once a call (a transposition of 32-bit words). Keys are counted from the multiple of 32 tokens
+// once a call (a transposition of 32-bit words), or, where they are more than a block, once a block
+// and vector of queries. Keys are counted from the multiple of 32 tokens
 // before the sequence, as V's tiles are; the weights of tokens outside of it are zero, and so are
 // their values, so that nothing of a neighbour comes in.
 #include "core/panels.h"
