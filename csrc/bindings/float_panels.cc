@@ -4,8 +4,8 @@
 #include <array>
 #include <chrono>
 #include <limits>
-#include <random>
 #include <memory>
+#include <random>
 #include <string>
 
 #include "bindings/checks.h"
@@ -110,9 +110,8 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
     half = static_cast<std::uint16_t>((bits & 0x83ffu) | 0x3c00u);
   }
   AlignedVector<float> acc(static_cast<std::size_t>(padded * panels * panels::kSlots));
-  const float_panels::Call call = {0,      padded,       reinterpret_cast<const char*>(x.data()),
-                                   stride, panels,       last_vectors,
-                                   acc.data()};
+  const float_panels::Call call = {
+      0, padded, reinterpret_cast<const char*>(x.data()), stride, panels, last_vectors, acc.data()};
   using Clock = std::chrono::steady_clock;
   double best = std::numeric_limits<double>::infinity();
   for (int i = 0; i < repeats; ++i) {

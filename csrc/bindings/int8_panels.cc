@@ -4,8 +4,8 @@
 #include <array>
 #include <chrono>
 #include <limits>
-#include <random>
 #include <memory>
+#include <random>
 #include <string>
 
 #include "bindings/checks.h"

@@ -13,7 +13,8 @@ import math
 import os
 import platform
 import tempfile
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ _DENSITIES = (0.3, 0.06)
 _REPEATS = 12
 _TILED_PANELS = 4  # AMX layouts reuse a tile for several panels
 _SHAPES = {FEW: (1, 1), MANY: (1, 4)}  # panels, vectors of the last
+# Panels that share one reading of a weight: the layers of a model do not fit a core's caches
+# together, so each pass reads them anew. Few tokens are one vector, a short batch is two panels.
+_SHARING = {FEW: 1, MANY: 2}
+_STREAM_BYTES = 32 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +59,16 @@ class Cost:
     Attributes:
         per_unit: for each unit that it multiplies.
         per_row: for each row of the weight.
+        per_byte: for each byte of the weight, which comes from beyond the core's own caches.
     """
 
     per_unit: float
     per_row: float
+    per_byte: float = 0.0
 
-    def seconds(self, units: int, rows: int) -> float:
+    def seconds(self, units: int, rows: int, nbytes: int = 0) -> float:
         """Predicted time on one panel, one thread."""
-        return self.per_unit * units + self.per_row * rows
+        return self.per_unit * units + self.per_row * rows + self.per_byte * nbytes
 
 
 Costs = dict[str, dict[str, Cost]]
@@ -116,7 +123,25 @@ def measure() -> Costs:
         if layout == "sparse32":
             units = [count["nonzeros"] for count in counts]
         costs[layout] = _measure_float(layout, floats, units)
-    return costs
+    per_byte = _measure_stream()
+    return {
+        layout: {
+            regime: replace(cost, per_byte=per_byte / _SHARING[regime])
+            for regime, cost in regimes.items()
+        }
+        for layout, regimes in costs.items()
+    }
+
+
+def _measure_stream() -> float:
+    """Seconds a byte that one thread needs to read what is in no cache of its own."""
+    stream = np.ones(_STREAM_BYTES // 8, dtype=np.uint64)
+    best = math.inf
+    for _ in range(3):
+        begin = time.perf_counter()
+        stream.sum()
+        best = min(best, time.perf_counter() - begin)
+    return best / _STREAM_BYTES
 
 
 def _int8_layouts() -> list[str]:
@@ -178,7 +203,7 @@ def _decode(data: dict[str, Any]) -> Costs:
 def _decode_cost(data: dict[str, float]) -> Cost:
     cost = Cost(**data)
     # Also false for NaN, which no comparison among layouts could handle.
-    if not (0 <= cost.per_unit < math.inf and 0 <= cost.per_row < math.inf):
+    if not all(0 <= seconds < math.inf for seconds in astuple(cost)):
         raise ValueError("not seconds")
     return cost
 

@@ -77,7 +77,9 @@ def choose_layouts(
     rows = weight.shape[0]
     predicted = {
         regime: {
-            name: costs[name][regime].seconds(units[name], rows) for name in names if name in costs
+            name: costs[name][regime].seconds(units[name], rows, nbytes[name])
+            for name in names
+            if name in costs
         }
         for regime in (FEW, MANY)
     }
