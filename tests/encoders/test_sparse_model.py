@@ -16,6 +16,8 @@ import torch
 
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders import hub
+from sparse_runtime.ops import layouts
+from sparse_runtime.ops.calibration import FEW, FLOAT_LAYOUTS, MANY, Cost
 from sparse_runtime.ops.cpu_backend import CpuBackend
 from sparse_runtime.store import FormatError
 
@@ -158,8 +160,11 @@ def test_calls_overlap(model: SparseModel) -> None:
 
 
 def test_explain_has_a_block_for_each_kind_of_layer(
-    packed: Any, make_reference: Any, make_packed: Any
+    packed: Any, make_reference: Any, make_packed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # every unit costs the same, so that the sparse layout wins on any machine
+    unit = dict.fromkeys((FEW, MANY), Cost(per_unit=1e-9, per_row=0.0))
+    monkeypatch.setattr(layouts, "machine_costs", lambda: dict.fromkeys(FLOAT_LAYOUTS, unit))
     # the second layer keeps fewer values, so that its notes state other figures
     sparser = make_packed(make_reference("bert", "ForMaskedLM"), "unstructured", sparsity=0.9)
     name = "bert.encoder.layer.1.output.dense"
