@@ -1,5 +1,5 @@
-// What the two kernels of bf16 attention share: where a head lies, and the softmax. Each unit
-// includes this file within its anonymous namespace, after cpu/simd.h.
+// What bf16 attention needs besides tiles: where a head lies, and the softmax. To be included
+// within the unit's anonymous namespace, after cpu/simd.h.
 
 constexpr int kPanelSlots = panels::kSlots;
 constexpr std::int64_t kStep = 32;                       // keys go by this many

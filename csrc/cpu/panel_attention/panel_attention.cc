@@ -25,9 +25,6 @@ Attend attend_for(Isa isa, Form form) {
 #ifdef SPARSE_RUNTIME_HAS_AMX
   if (isa == Isa::kAmx) return kAmxKernels.attend_bf16;
 #endif
-#ifdef SPARSE_RUNTIME_HAS_AVX512_BF16
-  if (isa >= Isa::kAvx512Bf16) return kAvx512Bf16Kernels.attend_bf16;
-#endif
   return nullptr;
 }
 
@@ -37,7 +34,6 @@ std::int64_t scratch_bytes(std::int64_t head_size) {
   const std::int64_t in_float = kFloat * (kKeyBlock * panels::kSlots + head_size * panels::kSlots);
   const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * kKeyBlock * 16 +
                                kHalf * 2 * padded * kStep + kFloat * 3 * padded * 16;
-  // AVX512-BF16 holds less than the float kernel: scores and sums of two vectors.
   return std::max(in_float, in_bf16);
 }
 
