@@ -172,11 +172,13 @@ def ours(backend: str) -> tuple[Run, str]:
     import sparse_runtime as sr
 
     torch.set_num_threads(THREADS)
-    model = sr.SparseModel.from_pretrained(MODEL, backend=backend)
+    dtype = torch.bfloat16 if MODEL.name == "bf16" else torch.float32
+    model = sr.SparseModel.from_pretrained(MODEL, backend=backend, dtype=dtype)
 
     def run(x: Inputs) -> Any:
         with torch.inference_mode():
-            return model(**{name: torch.from_numpy(v) for name, v in x.items()})[0].numpy()
+            output = model(**{name: torch.from_numpy(v) for name, v in x.items()})[0]
+        return output.float().numpy()
 
     return run, sr.__version__
 
