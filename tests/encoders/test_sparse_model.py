@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,36 @@ def test_explain_has_a_block_for_each_kind_of_layer(
     assert "reference: cpu.panels comes first" in text
     asked = SparseModel.from_packed(packed, backend="reference").explain()
     assert "cpu.float: backend 'reference' was requested" in asked
+
+
+def test_explain_measures_the_first_layer_of_each_kind(
+    packed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, int]] = []
+
+    def seconds(weight: Any, layout: str, regime: str) -> float:
+        timed.append((weight.n, weight.k))
+        return 12.3e-6
+
+    model = SparseModel.from_packed(packed)
+    plain = model.explain()
+    with monkeypatch.context() as patch:
+        patch.setattr("sparse_runtime.ops.cpu_panels.panel_seconds", seconds)
+        assert model.explain() == plain and not timed
+        text = model.explain(measure=True)
+    # Four kinds in two layers each; hidden 32, a feed-forward layer of 48.
+    assert set(timed) == {(96, 32), (32, 32), (48, 32), (32, 48)}
+    assert text.count(" (2 layers; figures of the first)") == 4
+    assert text.count("measured 12 us") == len(timed) == plain.count("predicted ")
+    # And for real.
+    times = re.findall(r"measured ([\d.]+) us", model.explain(measure=True))
+    assert len(times) == len(timed) and all(0 < float(time) < 1e5 for time in times)
+
+
+def test_explain_measures_nothing_of_the_reference(packed: Any) -> None:
+    model = SparseModel.from_packed(packed, backend="reference")
+    assert model.explain(measure=True) == model.explain()
+    assert "figures of the first" not in model.explain(measure=True)
 
 
 def test_unknown_backend_and_dtype(packed: Any) -> None:
