@@ -17,6 +17,7 @@ import torch
 
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders import hub
+from sparse_runtime.ops.calibration import FEW, MANY, Cost
 from sparse_runtime.store import FormatError
 
 IDS = torch.arange(4, 10).view(2, 3)
@@ -158,8 +159,14 @@ def test_calls_overlap(model: SparseModel) -> None:
 
 
 def test_explain_has_a_block_for_each_kind_of_layer(
-    packed: Any, make_reference: Any, make_packed: Any
+    packed: Any, make_reference: Any, make_packed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Costs of no machine in particular, for which every layer runs dense.
+    costs = {
+        layout: {FEW: Cost(price, 0.0), MANY: Cost(price, 0.0)}
+        for layout, price in (("dense32", 1e-9), ("sparse32", 1e-6))
+    }
+    monkeypatch.setattr("sparse_runtime.ops.layouts.machine_costs", lambda: costs)
     # the second layer keeps fewer values, so that its notes state other figures
     sparser = make_packed(make_reference("bert", "ForMaskedLM"), "unstructured", sparsity=0.9)
     name = "bert.encoder.layer.1.output.dense"
