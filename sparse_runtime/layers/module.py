@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..formats import FORMATS, PackedWeight
-from ..ops import LinearWeight, PreparedLinear, choose
+from ..ops import Decision, LinearWeight, PreparedLinear, choose
 from ..spec import LinearSpec
 from .state import encode_spec, read_state
 
@@ -82,16 +82,25 @@ class PackedModule(nn.Module):
         """
         self.prepared = None  # nothing stale may run when choosing fails
         self._explanation = f"{self.name}: not prepared"
-        marker = self._marker
-        if marker.is_meta:
+        if self._marker.is_meta:
             return
-        weight = LinearWeight(self.name, self.packed, self.bias)
-        decision = choose([weight], backend=self.backend, device=marker.device, dtype=marker.dtype)
+        decision = self._decide()
         self.prepared = decision.prepare()
         self._explanation = decision.explain()
 
-    def explain(self) -> str:
-        """Which candidate runs the layer, and why not the others; one line each."""
+    def _decide(self) -> Decision:
+        weight, marker = LinearWeight(self.name, self.packed, self.bias), self._marker
+        return choose([weight], backend=self.backend, device=marker.device, dtype=marker.dtype)
+
+    def explain(self, *, measure: bool = False) -> str:
+        """Which candidate runs the layer, and why not the others; one line each.
+
+        Args:
+            measure: also time the layer now, on one thread, and show that beside the prediction.
+                A layer that is not prepared or does not run on ``cpu.panels`` has no time.
+        """
+        if measure and self.prepared is not None:
+            return self._decide().explain(measure=True)
         return self._explanation
 
     def get_extra_state(self) -> Tensor:

@@ -17,11 +17,14 @@ import time
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .native import extension
+
+if TYPE_CHECKING:
+    from .. import _C
 
 VERSION = 3
 """Of the file; another is measured anew."""
@@ -42,8 +45,9 @@ FEW, MANY = "few", "many"
 _ROWS, _COLUMNS = 256, 768
 _DENSITIES = (0.3, 0.06)
 _REPEATS = 12
-_TILED_PANELS = 4  # AMX layouts reuse a tile for several panels
-_SHAPES = {FEW: (1, 1), MANY: (1, 4)}  # panels, vectors of the last
+_AMX_LAYOUTS = ("tiles", "tile_bits", "tiles16")
+_AMX_PANELS = 4  # they reuse a tile for several panels
+_VECTORS = {FEW: 1, MANY: 4}  # of 16 tokens, in the last panel
 # Panels that share one reading of a weight: the layers of a model do not fit a core's caches
 # together, so each pass reads them anew. Few tokens are one vector, a short batch is two panels.
 _SHARING = {FEW: 1, MANY: 2}
@@ -116,13 +120,13 @@ def measure() -> Costs:
     counts = [extension().int8_panels_count(w.ctypes.data, _ROWS, _COLUMNS) for w in weights]
     costs: Costs = {}
     for layout in _int8_layouts():
-        costs[layout] = _measure_int8(layout, weights, [count[layout] for count in counts])
+        costs[layout] = _costs(layout, weights, [count[layout] for count in counts])
     floats = [weight.astype(np.float32) for weight in weights]
     for layout in FLOAT_LAYOUTS:
         units = [_ROWS * _COLUMNS] * 2
         if layout == "sparse32":
             units = [count["nonzeros"] for count in counts]
-        costs[layout] = _measure_float(layout, floats, units)
+        costs[layout] = _costs(layout, floats, units)
     per_byte = _measure_stream()
     return {
         layout: {
@@ -148,36 +152,35 @@ def _int8_layouts() -> list[str]:
     return [layout for layout in INT8_LAYOUTS if extension().int8_panels_runs(layout)]
 
 
-def _measure_int8(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
-    packed = [extension().int8_panels_pack(w.ctypes.data, _ROWS, _COLUMNS, layout) for w in weights]
-    tiled = layout in ("tiles", "tile_bits")
+def panel_seconds(
+    packed: _C.Int8PanelWeight | _C.FloatPanelWeight, layout: str, regime: str
+) -> float:
+    """Time the product that :meth:`Cost.seconds` predicts.
+
+    Args:
+        packed: the weight.
+        layout: what it is packed in.
+        regime: FEW or MANY.
+
+    Returns:
+        Seconds on one panel, one thread, of the product alone: the shortest of several runs with
+        made-up activations. AMX layouts multiply several whole panels at once; it is the share of
+        one.
+    """
+    is_integer = layout in INT8_LAYOUTS
+    seconds = extension().int8_panels_seconds if is_integer else extension().float_panels_seconds
+    panels = _AMX_PANELS if layout in _AMX_LAYOUTS and regime == MANY else 1
+    return float(seconds(packed, panels, _VECTORS[regime], _REPEATS)) / panels
+
+
+def _costs(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
+    is_integer = layout in INT8_LAYOUTS
+    pack = extension().int8_panels_pack if is_integer else extension().float_panels_pack
+    packed = [pack(w.ctypes.data, _ROWS, _COLUMNS, layout) for w in weights]
     return {
-        regime: _fit(
-            [
-                extension().int8_panels_seconds(w, _panels(tiled, regime), vectors, _REPEATS)
-                / _panels(tiled, regime)
-                for w in packed
-            ],
-            units,
-        )
-        for regime, (_, vectors) in _SHAPES.items()
+        regime: _fit([panel_seconds(w, layout, regime) for w in packed], units)
+        for regime in _VECTORS
     }
-
-
-def _measure_float(layout: str, weights: list[np.ndarray], units: list[int]) -> dict[str, Cost]:
-    packed = [
-        extension().float_panels_pack(w.ctypes.data, _ROWS, _COLUMNS, layout) for w in weights
-    ]
-    return {
-        regime: _fit(
-            [extension().float_panels_seconds(w, 1, vectors, _REPEATS) for w in packed], units
-        )
-        for regime, (_, vectors) in _SHAPES.items()
-    }
-
-
-def _panels(tiled: bool, regime: str) -> int:
-    return _TILED_PANELS if tiled and regime == MANY else 1
 
 
 def _fit(seconds: list[float], units: list[int]) -> Cost:

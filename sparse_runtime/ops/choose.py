@@ -31,8 +31,13 @@ class Decision:
         """Bring the layers into the chosen candidate's layout."""
         return self.candidate.prepare(self.request)
 
-    def explain(self) -> str:
-        """One line for the layers, one for each candidate."""
+    def explain(self, *, measure: bool = False) -> str:
+        """One line for the layers, one for each candidate.
+
+        Args:
+            measure: also time what was chosen, some milliseconds on one thread, and show it beside
+                the prediction. Only ``cpu.panels`` has times.
+        """
         packed = self.request.weights[0].packed
         rows = sum(weight.packed.spec.shape[0] for weight in self.request.weights)
         spec = packed.spec
@@ -41,7 +46,7 @@ class Decision:
         ]
         for item in self.considered:
             taken = item.reason is None
-            text = item.candidate.note(self.request) if taken else item.reason
+            text = item.candidate.note(self.request, measure=measure) if taken else item.reason
             lines.append(f"  {'->' if taken else '  '} {item.candidate.name}: {text}")
         return "\n".join(lines)
 

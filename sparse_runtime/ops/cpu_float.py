@@ -57,7 +57,7 @@ class CpuFloatCandidate(Candidate):
             return "the layer quantizes its input; this one multiplies floats"
         return None
 
-    def note(self, request: LinearRequest) -> str:
+    def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         dtype = compute_dtype(request)
         specs = [w.packed.spec for w in request.weights]
         expanded = (

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import weakref
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..spec import ActivationSpec
+from .calibration import panel_seconds
 from .layouts import LayoutChoice, choose_layouts
 from .native import address, extension, rows_of, unavailable
 from .types import Candidate, LinearRequest, PreparedLinear
@@ -112,11 +113,7 @@ def _int8_handle(
     choices: tuple[LayoutChoice, ...],
 ) -> _C.PanelLinear:
     scales = scales.float().contiguous()
-    rows, columns = weight.shape
-    variants = [
-        (c.most_tokens, extension().int8_panels_pack(address(weight), rows, columns, c.layout))
-        for c in choices
-    ]
+    variants = [(choice.most_tokens, _pack(weight, choice.layout)) for choice in choices]
     scheme = "symmetric" if activations.dtype == "int8" else "asymmetric"
     scale, zero_point = 1.0, 0
     if activations.scheme == "static":
@@ -130,12 +127,20 @@ def _int8_handle(
 def _float_handle(
     name: str, weight: Tensor, bias: Tensor | None, choices: tuple[LayoutChoice, ...]
 ) -> _C.PanelLinear:
-    rows, columns = weight.shape
-    variants = [
-        (c.most_tokens, extension().float_panels_pack(address(weight), rows, columns, c.layout))
-        for c in choices
-    ]
+    variants = [(choice.most_tokens, _pack(weight, choice.layout)) for choice in choices]
     return extension().PanelLinear(name, variants, address(bias))
+
+
+def _pack(weight: Tensor, layout: str) -> Any:
+    """A ``_C.Int8PanelWeight`` or ``_C.FloatPanelWeight``."""
+    is_integer = weight.dtype == torch.int8
+    pack = extension().int8_panels_pack if is_integer else extension().float_panels_pack
+    return pack(address(weight), *weight.shape, layout)
+
+
+def _measured(weight: Tensor, choice: LayoutChoice) -> float:
+    """Seconds of what ``choice.seconds`` predicts."""
+    return panel_seconds(_pack(weight, choice.layout), choice.layout, choice.regime)
 
 
 # The operator that torch.compile sees names a layer by a number: C++ objects cannot travel
@@ -192,10 +197,13 @@ class CpuPanelsCandidate(Candidate):
             return "the weight is empty"
         return None
 
-    def note(self, request: LinearRequest) -> str:
-        choices = choose_layouts(request, stacked_weight(request))
-        lines = "; ".join(choice.explain() for choice in choices)
-        return f"C++ kernels over panels of 64 tokens: {lines}"
+    def note(self, request: LinearRequest, *, measure: bool = False) -> str:
+        weight = stacked_weight(request)
+        lines = [
+            choice.explain(_measured(weight, choice) if measure else None)
+            for choice in choose_layouts(request, weight)
+        ]
+        return f"C++ kernels over panels of 64 tokens: {'; '.join(lines)}"
 
     def prepare(self, request: LinearRequest) -> PreparedLinear:
         return PanelLinear(request)

@@ -47,13 +47,29 @@ class LayoutChoice:
     seconds: float
     others: Mapping[str, float]
 
-    def explain(self) -> str:
-        """The layout, when it is used, and the prediction against the others'."""
+    @property
+    def regime(self) -> str:
+        """The number of tokens that ``seconds`` is for: FEW or MANY."""
+        return MANY if self.most_tokens == ANY_TOKENS else FEW
+
+    def explain(self, measured: float | None = None) -> str:
+        """The layout, when it is used, and the prediction against the others'.
+
+        Args:
+            measured: the seconds that were predicted, as measured; None says nothing of them.
+        """
         upto = "" if self.most_tokens == ANY_TOKENS else f" up to {self.most_tokens} tokens"
-        slower = ", ".join(f"{name} {1e6 * s:.0f}" for name, s in self.others.items())
-        against = f" ({slower})" if slower else ""
-        time = "" if isnan(self.seconds) else f", {1e6 * self.seconds:.0f} us{against}"
-        return f"{self.layout}{upto}: {self.nbytes:,} bytes{time}"
+        text = f"{self.layout}{upto}: {self.nbytes:,} bytes"
+        if not isnan(self.seconds):
+            text += f", predicted {_microseconds(self.seconds)} us"
+        if measured is not None:
+            text += f", measured {_microseconds(measured)} us"
+        slower = ", ".join(f"{name} {_microseconds(s)}" for name, s in self.others.items())
+        return f"{text} (predicted: {slower})" if slower else text
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:.{1 if seconds < 10e-6 else 0}f}"
 
 
 def choose_layouts(

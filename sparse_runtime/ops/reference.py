@@ -94,7 +94,7 @@ class ReferenceCandidate(Candidate):
     def rejects(self, request: LinearRequest) -> str | None:
         return None
 
-    def note(self, request: LinearRequest) -> str:
+    def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         return "plain PyTorch that decodes the packed bytes at every call"
 
     def prepare(self, request: LinearRequest) -> PreparedLinear:

@@ -142,8 +142,13 @@ class Candidate(ABC):
         """Why it cannot take these layers, or None."""
 
     @abstractmethod
-    def note(self, request: LinearRequest) -> str:
-        """What it does with these layers, for ``explain()``: layout, expansion, bytes."""
+    def note(self, request: LinearRequest, *, measure: bool = False) -> str:
+        """What it does with these layers, for ``explain()``: layout, expansion, bytes, times.
+
+        Args:
+            request: the layers.
+            measure: also time them now; a candidate that predicts no times may say nothing.
+        """
 
     @abstractmethod
     def prepare(self, request: LinearRequest) -> PreparedLinear:

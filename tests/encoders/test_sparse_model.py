@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +17,7 @@ import torch
 
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders import hub
-from sparse_runtime.ops import layouts
-from sparse_runtime.ops.calibration import FEW, FLOAT_LAYOUTS, MANY, Cost
+from sparse_runtime.ops.calibration import FEW, MANY, Cost
 from sparse_runtime.ops.cpu_backend import CpuBackend
 from sparse_runtime.store import FormatError
 
@@ -162,9 +162,12 @@ def test_calls_overlap(model: SparseModel) -> None:
 def test_explain_has_a_block_for_each_kind_of_layer(
     packed: Any, make_reference: Any, make_packed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # every unit costs the same, so that the sparse layout wins on any machine
-    unit = dict.fromkeys((FEW, MANY), Cost(per_unit=1e-9, per_row=0.0))
-    monkeypatch.setattr(layouts, "machine_costs", lambda: dict.fromkeys(FLOAT_LAYOUTS, unit))
+    # Costs of no machine in particular, for which every layer runs dense.
+    costs = {
+        layout: {FEW: Cost(price, 0.0), MANY: Cost(price, 0.0)}
+        for layout, price in (("dense32", 1e-9), ("sparse32", 1e-6))
+    }
+    monkeypatch.setattr("sparse_runtime.ops.layouts.machine_costs", lambda: costs)
     # the second layer keeps fewer values, so that its notes state other figures
     sparser = make_packed(make_reference("bert", "ForMaskedLM"), "unstructured", sparsity=0.9)
     name = "bert.encoder.layer.1.output.dense"
@@ -183,6 +186,36 @@ def test_explain_has_a_block_for_each_kind_of_layer(
     assert "reference: cpu.panels comes first" in text
     asked = SparseModel.from_packed(packed, backend="reference").explain()
     assert "cpu.float: backend 'reference' was requested" in asked
+
+
+def test_explain_measures_the_first_layer_of_each_kind(
+    packed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[tuple[int, int]] = []
+
+    def seconds(weight: Any, layout: str, regime: str) -> float:
+        timed.append((weight.n, weight.k))
+        return 12.3e-6
+
+    model = SparseModel.from_packed(packed)
+    plain = model.explain()
+    with monkeypatch.context() as patch:
+        patch.setattr("sparse_runtime.ops.cpu_panels.panel_seconds", seconds)
+        assert model.explain() == plain and not timed
+        text = model.explain(measure=True)
+    # Four kinds in two layers each; hidden 32, a feed-forward layer of 48.
+    assert set(timed) == {(96, 32), (32, 32), (48, 32), (32, 48)}
+    assert text.count(" (2 layers; figures of the first)") == 4
+    assert text.count("measured 12 us") == len(timed) == plain.count("predicted ")
+    # And for real.
+    times = re.findall(r"measured ([\d.]+) us", model.explain(measure=True))
+    assert len(times) == len(timed) and all(0 < float(time) < 1e5 for time in times)
+
+
+def test_explain_measures_nothing_of_the_reference(packed: Any) -> None:
+    model = SparseModel.from_packed(packed, backend="reference")
+    assert model.explain(measure=True) == model.explain()
+    assert "figures of the first" not in model.explain(measure=True)
 
 
 def test_unknown_backend_and_dtype(packed: Any) -> None:

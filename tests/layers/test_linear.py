@@ -149,6 +149,17 @@ def test_explain_and_backend() -> None:
         packed_linear(backend="gpu")
 
 
+def test_explain_measures_when_asked() -> None:
+    layer = packed_linear()
+    assert "predicted" in layer.explain() and "measured" not in layer.explain()
+    assert " us, measured " in layer.explain(measure=True)
+    assert "measured" not in layer.explain()
+    reference = packed_linear(backend="reference")
+    assert reference.explain(measure=True) == reference.explain()
+    on_meta = packed_linear().to("meta")
+    assert on_meta.explain(measure=True) == on_meta.explain()
+
+
 def test_an_explicit_backend_that_is_not_there_fails_loudly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -269,12 +269,14 @@ def test_a_weight_of_zeros_has_a_layout(values: str) -> None:
 
 def test_explain_shows_what_was_predicted_for_all() -> None:
     choice = LayoutChoice("dense", ANY_TOKENS, 12345, 41.6e-6, {"tiles": 98.7e-6, "other": 1e-3})
-    assert choice.explain() == "dense: 12,345 bytes, 42 us (tiles 99, other 1000)"
+    assert choice.explain() == (
+        "dense: 12,345 bytes, predicted 42 us (predicted: tiles 99, other 1000)"
+    )
 
 
 def test_explain_says_up_to_how_many_tokens() -> None:
     choice = LayoutChoice("dense", FEW_TOKENS, 16, 1e-6, {})
-    assert choice.explain() == "dense up to 16 tokens: 16 bytes, 1 us"
+    assert choice.explain() == "dense up to 16 tokens: 16 bytes, predicted 1.0 us"
 
 
 def test_explain_shows_no_time_where_none_was_predicted() -> None:
