@@ -1,5 +1,6 @@
-// The Python module sparse_runtime._C: the only file that knows Python. Arrays come as addresses
-// and sizes, so the module depends on no array library and no version of one.
+// The Python module sparse_runtime._C: its parts are in this folder, the only one that knows
+// Python. Arrays come as addresses and sizes, so the module depends on no array library and no
+// version of one.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

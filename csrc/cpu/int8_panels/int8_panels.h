@@ -29,7 +29,7 @@ struct Weight {
   std::int64_t bytes() const;  // of everything above
 };
 
-// w: int8 [n, k] row-major, contiguous; n * k may be 0; k <= 65536.
+// w: int8 [n, k] row-major, contiguous; n * k may be 0; k <= 65535.
 std::unique_ptr<Weight> pack(const std::int8_t* w, std::int64_t n, std::int64_t k, Layout layout);
 void unpack(const Weight& weight, std::int8_t* w);
 

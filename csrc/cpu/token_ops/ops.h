@@ -4,7 +4,7 @@
 constexpr int kPanelSlots = panels::kSlots;
 
 // x * Phi(x): GELU in its erf form. Phi(-t) ~ P(t)^16 for 0 <= t <= 6, or P(t)^8 where the result
-// is quantized; docs/kernels/token_ops.md describes the fits and their errors (1e-7 and 2e-6).
+// is quantized; docs/kernels/token_ops.md describes the fits and their errors (3e-7 and 1.7e-6).
 template <bool kCoarse>
 SIMD_INLINE F gelu(F x) {
   const F size = (F)((I)x & 0x7fffffff);
