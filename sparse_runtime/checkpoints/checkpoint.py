@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import read_config
+from .config import read_config, refuse_compressed
 from .containers import Container
+from .draft import Draft, LazyTensor, Recognition
 from .errors import CheckpointError, listed
 from .foreign import refuse_foreign
+from .layouts import finalise as finalise_layouts
 from .naming import is_ignored_buffer, normalise
+from .options import Options
+from .quantized import QuantizedLinear
 from .readers import find_reader
 from .source import locate
 from .tied import find_aliases
@@ -25,12 +29,11 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class CheckpointTensors(Mapping[str, Tensor]):
     """Tensors by name; the data is read, and checked to be finite, at each look-up."""
 
-    def __init__(self, container: Container, stored: Mapping[str, str]) -> None:
-        self._container = container
-        self._stored = stored
+    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
+        self._tensors = tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._container.load(self._stored[name])
+        tensor = self._tensors[name].load()
         finite = torch.isfinite(tensor)
         if not bool(finite.all()):
             place = [int(i) for i in (~finite).nonzero()[0]]
@@ -41,22 +44,22 @@ class CheckpointTensors(Mapping[str, Tensor]):
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._tensors)
 
     def __contains__(self, name: object) -> bool:
         # The inherited one would read the tensor.
-        return name in self._stored
+        return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Sizes of a tensor, without reading it."""
-        return self._container.shape(self._stored[name])
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
         """dtype of a tensor as torch spells it ("float32"), without reading it."""
-        return self._container.dtype(self._stored[name])
+        return self._tensors[name].dtype
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor's data, without reading it."""
@@ -65,16 +68,21 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
 @dataclass
 class Checkpoint:
-    """A float checkpoint, opened.
+    """A checkpoint, opened.
 
     Attributes:
         directory: where it lies, tokenizer files included.
-        config: the fields of config.json.
+        config: the fields of config.json, without what only its layout needs.
         tensors: float32, bfloat16 or float16 tensors by today's name, each stored once.
         aliases: other name of a tied or shared tensor -> its name in ``tensors``.
-        layout: which reader opened it, such as "hugging_face: model.safetensors".
+        layout: the layouts it has and the reader that opened it, such as
+            "torch.nn.utils.prune in hugging_face: model.safetensors".
+        linears: layers that the file states in integers, by module name. Their biases are in
+            ``tensors``, their weights are not.
+        recognised: each layout, and what showed it.
+        steps: what was done to the file's tensors, a line each.
         renamed: name in the file -> name in ``tensors``, where they differ.
-        dropped: names in the file of buffers that carry no information.
+        dropped: name of what was left out -> why.
     """
 
     directory: Path
@@ -82,26 +90,42 @@ class Checkpoint:
     tensors: CheckpointTensors
     aliases: dict[str, str]
     layout: str
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    recognised: tuple[Recognition, ...] = ()
+    steps: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the files hold the model's own tensors under the names of transformers."""
+        return not self.recognised and not self.renamed
 
 
 def open_checkpoint(
     source: str | Path,
     *,
+    finalise: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Checkpoint:
-    """Open a float checkpoint in a Hugging Face layout, from a directory or the hub.
+    """Open a checkpoint from a directory or the hub, in any layout that docs/checkpoints.md lists.
 
-    Weights are not read before they are asked for. The other arguments are those of
-    ``from_pretrained`` in transformers and apply to the hub.
+    Weights are not read before they are asked for.
+
+    Args:
+        source: a directory or a hub id.
+        finalise: what the files leave open, by the names that errors and docs/checkpoints.md give.
+        revision: hub only, a branch, tag or commit.
+        token: hub only, the access token, or True for the one that is logged in.
+        cache_dir: hub only, where downloads are kept.
+        local_files_only: hub only, use what is cached and never the network.
 
     Raises:
         CheckpointError: there is no checkpoint, its files are damaged, or its layout is not
-            supported; the message names the file or tensor and what to do.
+            supported or leaves something open; the message names the file or tensor and what to do.
     """
     directory = locate(
         source,
@@ -114,42 +138,58 @@ def open_checkpoint(
     reader = find_reader(directory)
     container = reader.open(directory)
     names = container.names()
-    refuse_foreign(directory.name, names)
     buffers = [name for name in names if is_ignored_buffer(name, container.dtype(name))]
     normal = normalise(names, buffers)
-    _require_floats(directory.name, container, normal.stored)
-    if not normal.stored:
-        raise CheckpointError(f"{directory.name}: the weights file holds no tensors")
-    aliases = find_aliases(
-        CheckpointTensors(container, normal.stored), _shared(container, normal.stored)
+    draft = Draft(
+        directory=directory,
+        config=dict(config),
+        container=container,
+        tensors={name: _lazy(container, old) for name, old in normal.stored.items()},
+        options=Options(finalise),
+        dropped=dict.fromkeys(normal.dropped, "transformers rebuilds it"),
     )
-    kept = {name: old for name, old in normal.stored.items() if name not in aliases}
+    finalise_layouts(draft)
+    draft.options.check_all_read()
+    refuse_compressed(draft.where, draft.config)
+    refuse_foreign(draft.where, draft.tensors)
+    _require_floats(draft)
+    shared = _shared(container, normal.stored, draft.tensors)
+    aliases = find_aliases(CheckpointTensors(draft.tensors), shared)
+    kept = {name: tensor for name, tensor in draft.tensors.items() if name not in aliases}
     return Checkpoint(
         directory=directory,
-        config=config,
-        tensors=CheckpointTensors(container, kept),
+        config=draft.config,
+        tensors=CheckpointTensors(kept),
         aliases=aliases,
-        layout=reader.layout,
+        layout=" in ".join([*(found.layout for found in draft.recognised), reader.layout]),
+        linears=draft.linears,
+        recognised=tuple(draft.recognised),
+        steps=tuple(draft.steps),
         renamed=normal.renamed,
-        dropped=normal.dropped,
+        dropped=draft.dropped,
     )
 
 
-def _shared(container: Container, stored: Mapping[str, str]) -> list[tuple[str, ...]]:
+def _lazy(container: Container, name: str) -> LazyTensor:
+    return LazyTensor(container.shape(name), container.dtype(name), lambda: container.load(name))
+
+
+def _shared(
+    container: Container, stored: Mapping[str, str], tensors: Mapping[str, LazyTensor]
+) -> list[tuple[str, ...]]:
     """Groups of shared storage under the names in use."""
-    new = {old: name for name, old in stored.items()}
+    new = {old: name for name, old in stored.items() if name in tensors}
     groups = [tuple(new[name] for name in group if name in new) for group in container.shared()]
     return [group for group in groups if len(group) > 1]
 
 
-def _require_floats(where: str, container: Container, stored: Mapping[str, str]) -> None:
-    others = {
-        f"{name} ({container.dtype(old)})"
-        for name, old in stored.items()
-        if container.dtype(old) not in _BYTES
-    }
+def _require_floats(draft: Draft) -> None:
+    tensors = draft.tensors
+    if not tensors and not draft.linears:
+        raise CheckpointError(f"{draft.where}: the weights file holds no tensors")
+    others = {f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _BYTES}
     if others:
         raise CheckpointError(
-            f"{where}: expected float32, bfloat16 or float16 tensors, got {listed(others)}; save "
-            "float64 weights as float32, and convert quantized ones from the float checkpoint"
+            f"{draft.where}: expected float32, bfloat16 or float16 tensors, got {listed(others)}; "
+            "save float64 weights as float32, and convert quantized ones from the float checkpoint"
         )

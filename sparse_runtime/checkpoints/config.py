@@ -34,11 +34,11 @@ def is_packed(directory: Path) -> bool:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint whose weights are plain.
+    """config.json of a checkpoint.
 
     Raises:
         AlreadyPackedError: the directory is a packed model.
-        CheckpointError: the file is missing or damaged, or states a compressed layout.
+        CheckpointError: the file is missing or damaged.
     """
     path = directory / "config.json"
     if not path.is_file():
@@ -49,13 +49,18 @@ def read_config(directory: Path) -> dict[str, Any]:
             f"{directory.name}: already packed; open it with SparseModel.from_pretrained, or "
             "convert the checkpoint that it was made from"
         )
+    return config
+
+
+def refuse_compressed(where: str, config: dict[str, Any]) -> None:
+    """Raise CheckpointError where config.json still states a compressed layout."""
     for section in _COMPRESSED_SECTIONS:
         if config.get(section):
             raise CheckpointError(
-                f"{directory.name}: config.json has {section!r} ({_method(config[section])}): "
-                "this layout is not supported yet; convert the original float checkpoint"
+                f"{where}: config.json has {section!r} ({_method(config[section])}), but the "
+                "tensors are in no layout of that kind that can be read; convert the original "
+                "float checkpoint"
             )
-    return config
 
 
 def _method(section: Any) -> str:

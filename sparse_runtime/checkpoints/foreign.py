@@ -9,7 +9,6 @@ from .errors import CheckpointError, listed
 
 # Endings of tensor names -> who writes them and what to do today.
 _FOREIGN = (
-    (r"\.(weight|bias)_(orig|mask)", "torch.nn.utils.prune", "call prune.remove before saving"),
     (
         r"\.weight_original|\.(weight|input|output)_fake_quant(\..*)?|\.fake_quant_enabled",
         "Intel's Model-Compression-Research",

@@ -26,6 +26,14 @@ Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit on the hub.", show_default=False)
 ]
 LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never use the network.")]
+Finalise = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="What the files leave open, as the error that asks for it says; may be repeated.",
+        show_default=False,
+    ),
+]
 Source = Annotated[
     str, typer.Argument(metavar="SOURCE", help="Hugging Face checkpoint: a directory or a hub id.")
 ]
@@ -39,6 +47,21 @@ MaxLength = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens to truncate a text to.", show_default="the model's"),
 ]
+
+
+def finalise_options(pairs: list[str] | None) -> dict[str, str]:
+    """NAME=VALUE texts as a dictionary.
+
+    Raises:
+        ValueError: one has no "=", or a name comes twice.
+    """
+    options: dict[str, str] = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not name or not equals or name in options:
+            raise ValueError(f"--finalise {pair!r}: expected NAME=VALUE, each name once")
+        options[name] = value
+    return options
 
 
 def example(command: str) -> str:

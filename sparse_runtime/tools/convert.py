@@ -1,8 +1,10 @@
-"""convert(): a float checkpoint becomes a packed model, checked whole before a byte is written."""
+"""convert(): a checkpoint becomes a packed model, checked whole before a byte is written."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ from ..checkpoints import (
 )
 from ..checkpoints.errors import listed
 from ..formats import Compression, CompressionNote, PackedWeight
+from ..spec import FLOAT_DTYPES, ValueSpec
 from ..store import PackedLinear, PackedModel, save, size_report
 from .convert_report import ConvertReport, KeptTensor, LayerReport
+from .integers import pack_integers
+
+_FLOATS = {str(dtype).removeprefix("torch."): name for name, dtype in FLOAT_DTYPES.items()}
 
 
 def convert(
@@ -35,6 +41,7 @@ def convert(
     prune: str | None = None,
     scales: str = "row",
     activations: str = "auto",
+    finalise: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     revision: str | None = None,
@@ -48,8 +55,11 @@ def convert(
     values and dtype. Biases of packed layers are kept in float32. Nothing is written unless
     everything could be packed, and a crash leaves no half-written directory.
 
+    A checkpoint that states its linear layers in integers keeps them, and how it quantizes their
+    inputs, to the last bit; layers that it leaves in floats then keep their float type.
+
     Args:
-        source: a Hugging Face directory or hub id with float32, bfloat16 or float16 weights.
+        source: a directory or hub id, in any layout that docs/checkpoints.md lists.
         out_dir: where the packed model goes; must not exist, or be empty, without ``overwrite``.
         structure: "auto" keeps what each matrix' zeros show and loses nothing; "dense",
             "unstructured" and "block:RxC" hold any matrix as it is; "N:M" prunes by magnitude
@@ -59,6 +69,8 @@ def convert(
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.
+        finalise: what the files leave open, such as ``{"threshold": 0.1}``; the error that asks
+            for it names it.
         overwrite: replace a packed model that is already in ``out_dir``.
         progress: show a progress bar; None shows it where stderr is a terminal.
         revision: hub only, a branch, tag or commit.
@@ -80,6 +92,7 @@ def convert(
     )
     checkpoint = open_checkpoint(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -93,7 +106,10 @@ def convert(
         "prune": prune,
         "scales": scales,
         "activations": activations,
+        "finalise": dict(finalise or {}),
     }
+    if checkpoint.linears:
+        _refuse_requantizing(checkpoint, arguments)
     name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
     model, layers = _pack(checkpoint, policy, provenance, progress)
@@ -105,6 +121,8 @@ def convert(
         arguments=arguments,
         layers=layers,
         kept=_kept_tensors(model),
+        recognised=checkpoint.recognised,
+        steps=checkpoint.steps,
         dropped=checkpoint.dropped,
         size=size_report(model, target),
         seconds=time.perf_counter() - start,
@@ -119,6 +137,7 @@ def encoder_modules(checkpoint: Checkpoint) -> list[str]:
     """
     shapes = {name: checkpoint.tensors.shape(name) for name in checkpoint.tensors}
     shapes |= {other: shapes[kept] for other, kept in checkpoint.aliases.items()}
+    shapes |= {f"{module}.weight": linear.shape for module, linear in checkpoint.linears.items()}
     found = [name for name, shape in shapes.items() if kind_of(name, shape) == "encoder_linear"]
     if not found:
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
@@ -138,19 +157,20 @@ def _pack(
     progress: bool | None,
 ) -> tuple[PackedModel, list[LayerReport]]:
     """Pack every encoder linear, one matrix in memory at a time."""
-    modules = encoder_modules(checkpoint)
+    # Heads that the file states in integers are packed too: no float would be what they are.
+    modules = sorted({*encoder_modules(checkpoint), *checkpoint.linears}, key=natural_key)
     linears: dict[str, PackedLinear] = {}
     layers: list[LayerReport] = []
-    done: dict[str, tuple[PackedWeight, CompressionNote]] = {}
+    done: dict[str, tuple[PackedWeight, CompressionNote, int]] = {}
     # tqdm's own None means: only on a terminal.
     disable = None if progress is None else not progress
     for module in tqdm(modules, desc="packing", unit="layer", disable=disable):
         stored = checkpoint.aliases.get(f"{module}.weight", f"{module}.weight")
         if stored not in done:
-            done[stored] = _compress(stored, checkpoint.tensors[stored], policy)
-        packed, note = done[stored]
+            done[stored] = _pack_one(checkpoint, module, stored, policy)
+        packed, note, nbytes = done[stored]
         linears[module] = PackedLinear(packed, _bias(checkpoint, module, packed.spec.shape[0]))
-        layers.append(LayerReport.of(module, packed, note, checkpoint.tensors.nbytes(stored)))
+        layers.append(LayerReport.of(module, packed, note, nbytes))
     tensors, aliases = _rest(checkpoint, modules)
     model = PackedModel(
         config=checkpoint.config,
@@ -163,13 +183,35 @@ def _pack(
     return model, layers
 
 
-def _compress(
-    name: str, weight: Tensor, policy: Compression
-) -> tuple[PackedWeight, CompressionNote]:
+def _pack_one(
+    checkpoint: Checkpoint, module: str, stored: str, policy: Compression
+) -> tuple[PackedWeight, CompressionNote, int]:
+    """The packed weight, what packing changed, and the bytes it took in the file."""
     try:
-        return policy.apply(weight)
+        if module in checkpoint.linears:
+            linear = checkpoint.linears[module]
+            return *pack_integers(linear, policy.structure), linear.nbytes
+        if checkpoint.linears:
+            kept = _FLOATS[checkpoint.tensors.dtype(stored)]
+            policy = replace(policy, values=ValueSpec(kept), activations=None)
+        packed, note = policy.apply(checkpoint.tensors[stored])
+        return packed, note, checkpoint.tensors.nbytes(stored)
     except ValueError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+        raise CheckpointError(f"{stored}: {error}") from error
+
+
+def _refuse_requantizing(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
+    """The file's own integers and their meaning are what is packed."""
+    plain = {"values": "auto", "scales": "row", "activations": "auto", "prune": None}
+    asked = [
+        f"{name}={arguments[name]!r}" for name, value in plain.items() if arguments[name] != value
+    ]
+    if asked:
+        raise CheckpointError(
+            f"{checkpoint.directory.name}: its linear layers are integers already "
+            f"({checkpoint.layout}), which are kept as they are; leave {', '.join(asked)} out, or "
+            "convert the float checkpoint that it was made from"
+        )
 
 
 def _bias(checkpoint: Checkpoint, module: str, rows: int) -> Tensor | None:

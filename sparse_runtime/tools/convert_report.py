@@ -6,9 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..checkpoints import Recognition
 from ..formats import CompressionNote, PackedWeight
 from ..store import SizeReport
-from .tables import add_rows_by_layer, human_bytes, new_table, percent, shape_text
+from .tables import add_rows_by_layer, human_bytes, layout_lines, new_table, percent, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -79,10 +80,13 @@ class ConvertReport:
         source: hub id, or name of the source directory.
         directory: where the packed model is.
         layout: layout of the source.
-        arguments: structure, values, prune, scales and activations as they were asked for.
+        arguments: structure, values, prune, scales, activations and finalise as they were asked
+            for.
         layers: the packed layers, in the order of the network.
         kept: the tensors that were not packed.
-        dropped: buffers of the source that carry no information.
+        recognised: the layouts the source has, and what showed each.
+        steps: what was done to the source's tensors before they were packed.
+        dropped: name of what was left out of the source -> why.
         size: the size report of the packed model.
         seconds: wall time of the conversion.
     """
@@ -93,7 +97,9 @@ class ConvertReport:
     arguments: dict[str, Any]
     layers: list[LayerReport]
     kept: list[KeptTensor]
-    dropped: tuple[str, ...]
+    recognised: tuple[Recognition, ...]
+    steps: tuple[str, ...]
+    dropped: dict[str, str]
     size: SizeReport
     seconds: float
 
@@ -113,6 +119,7 @@ class ConvertReport:
         pruned = f"{self.zeroed:,} nonzero weights pruned away" if self.zeroed else "nothing pruned"
         kept = sum(tensor.bytes for tensor in self.kept)
         return Group(
+            *layout_lines(self.recognised, self.steps),
             self._layers(),
             self._sizes(),
             f"{len(self.layers)} layers packed, {pruned}; {len(self.kept)} other tensors kept "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import (
     Checkpoint,
+    QuantizedLinear,
     is_packed,
     kind_of,
     locate,
@@ -31,6 +33,7 @@ _HEAD_COLS = re.compile(r".*\.att\w*\.(.*\.)?(output\.dense|out_lin|out_proj|o_p
 def inspect(
     source: str | Path,
     *,
+    finalise: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -39,7 +42,7 @@ def inspect(
     """Examine a checkpoint, or a packed model, matrix by matrix, and change nothing.
 
     Packed sizes are stated for int8 values with a scale a row. A tied or shared weight has one
-    row. The other arguments are those of :func:`sparse_runtime.convert`.
+    row. The arguments are those of :func:`sparse_runtime.convert`.
 
     Returns:
         One row a matrix; the structure of a packed model's rows is the one it is stored in.
@@ -57,7 +60,7 @@ def inspect(
     name = source_name(source, directory)
     if is_packed(directory):
         return _inspect_packed(name, load(directory))
-    return _inspect_checkpoint(name, open_checkpoint(directory))
+    return _inspect_checkpoint(name, open_checkpoint(directory, finalise=finalise))
 
 
 def _inspect_checkpoint(name: str, checkpoint: Checkpoint) -> InspectReport:
@@ -68,6 +71,10 @@ def _inspect_checkpoint(name: str, checkpoint: Checkpoint) -> InspectReport:
         for tensor in names
         if len(tensors.shape(tensor)) == 2
     ]
+    rows += [
+        _integer_row(module, checkpoint.linears[module], checkpoint.config)
+        for module in sorted(checkpoint.linears, key=natural_key)
+    ]
     vectors = [tensor for tensor in names if len(tensors.shape(tensor)) != 2]
     return InspectReport(
         source=name,
@@ -77,6 +84,8 @@ def _inspect_checkpoint(name: str, checkpoint: Checkpoint) -> InspectReport:
         matrices=rows,
         vectors=len(vectors),
         vector_bytes=sum(tensors.nbytes(tensor) for tensor in vectors),
+        recognised=checkpoint.recognised,
+        steps=checkpoint.steps,
         renamed=checkpoint.renamed,
         dropped=checkpoint.dropped,
     )
@@ -125,6 +134,18 @@ def _plain_row(
         sizes=seen.sizes,
         recommended=str(seen.structure) if kind == "encoder_linear" else None,
         shared_with=shared_with,
+    )
+
+
+def _integer_row(module: str, linear: QuantizedLinear, config: Mapping[str, Any]) -> MatrixReport:
+    """A layer that the checkpoint states in integers; convert packs it wherever it is."""
+    weight = linear.load().weight
+    row = _plain_row(f"{module}.weight", weight, config, ())
+    return replace(
+        row,
+        dtype=linear.values.dtype,
+        bytes=linear.nbytes,
+        recommended=row.structure,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .tables import add_rows_by_layer, human_bytes, new_table, percent, shape_text
+from ..checkpoints import Recognition
+from ..checkpoints.errors import listed
+from .tables import add_rows_by_layer, human_bytes, layout_lines, new_table, percent, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -77,14 +79,16 @@ class InspectReport:
 
     Attributes:
         source: hub id, or name of the directory.
-        layout: which reader opened it.
+        layout: the layouts it has, and which reader opened it.
         model_type: as config.json states it.
         packed: whether it is a packed model, whose rows are reported as stored.
         matrices: one row a 2-D tensor.
         vectors: number of other tensors: biases and norms.
         vector_bytes: their bytes.
+        recognised: each layout that is not plain, and what showed it.
+        steps: what was done to the file's tensors.
         renamed: name in the file -> name here, where they differ.
-        dropped: buffers that carry no information.
+        dropped: name of what was left out -> why.
     """
 
     source: str
@@ -94,8 +98,10 @@ class InspectReport:
     matrices: list[MatrixReport]
     vectors: int
     vector_bytes: int
+    recognised: tuple[Recognition, ...] = ()
+    steps: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
+    dropped: dict[str, str] = field(default_factory=dict)
 
     def totals(self) -> dict[str, Total]:
         """Sums by kind, and "all"."""
@@ -116,8 +122,9 @@ class InspectReport:
         if self.renamed:
             notes.append(f"{len(self.renamed)} tensors read under today's names")
         if self.dropped:
-            notes.append(f"ignored buffers: {', '.join(self.dropped)}")
-        return Group(self._matrix_table(), self._total_table(), "; ".join(notes))
+            notes.append(f"left out: {listed(self.dropped)}")
+        layouts = layout_lines(self.recognised, self.steps)
+        return Group(*layouts, self._matrix_table(), self._total_table(), "; ".join(notes))
 
     def _matrix_table(self) -> Table:
         """The columns that say something; to_dict() has all of them."""

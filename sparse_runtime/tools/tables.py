@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ..checkpoints import Recognition
+
 _LAYER = re.compile(r"(.*\blayers?\.(?:\d+|\*))\.(.+)")
 
 
@@ -59,3 +61,11 @@ def add_rows_by_layer(table: Table, rows: Iterable[tuple[str, list[str]]]) -> No
             table.add_row(layer, style="bold")
         above = layer
         table.add_row(f"  {rest}" if layer else rest, *cells)
+
+
+def layout_lines(recognised: Iterable[Recognition], steps: Iterable[str]) -> list[str]:
+    """The layouts that were recognised, and what was done to undo them."""
+    return [
+        *(f"layout {found.layout}: {found.why}" for found in recognised),
+        *(f"  {step}" for step in steps),
+    ]

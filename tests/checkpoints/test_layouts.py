@@ -31,7 +31,7 @@ def test_every_layout_gives_the_tensors_that_were_written(
         assert checkpoint.tensors.shape(name) == tuple(tensor.shape)
         assert checkpoint.tensors.dtype(name) == "float32"
         assert checkpoint.tensors.nbytes(name) == tensor.nbytes
-    assert (checkpoint.aliases, checkpoint.renamed, checkpoint.dropped) == ({}, {}, ())
+    assert (checkpoint.aliases, checkpoint.renamed, checkpoint.dropped) == ({}, {}, {})
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

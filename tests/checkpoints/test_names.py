@@ -105,7 +105,7 @@ def test_old_names_are_brought_up_to_date_and_reported(
     gamma = "module.bert.embeddings.LayerNorm.gamma"
     assert checkpoint.renamed[gamma] == "bert.embeddings.LayerNorm.weight"
     assert len(checkpoint.renamed) == len(untied)
-    assert checkpoint.dropped == ("module.bert.embeddings.position_ids",)
+    assert list(checkpoint.dropped) == ["module.bert.embeddings.position_ids"]
 
 
 def test_wrappers_may_be_nested(write: Callable[..., Path]) -> None:
@@ -127,7 +127,10 @@ def test_only_integer_buffers_are_dropped(write: Callable[..., Path]) -> None:
         "extra.position_ids": torch.ones(4),
     }
     checkpoint = open_checkpoint(write(tensors))
-    assert checkpoint.dropped == ("embeddings.position_ids", "embeddings.token_type_ids")
+    assert list(checkpoint.dropped) == [
+        "embeddings.position_ids",
+        "embeddings.token_type_ids",
+    ]
     assert list(checkpoint.tensors) == ["extra.position_ids"]
 
 

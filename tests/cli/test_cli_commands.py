@@ -90,6 +90,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
     result = command(
         *["convert", "a", "b", *options.split(), "--overwrite", "--revision", "r"],
         *["--local-files-only", "--quiet", "--json"],
+        *["--finalise", "threshold=0.1", "--finalise", "file=a=b"],
     )
     assert seen == {
         "source": "a",
@@ -99,6 +100,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         "scales": "tensor",
         "activations": "none",
         "prune": "2:4",
+        "finalise": {"threshold": "0.1", "file": "a=b"},
         "overwrite": True,
         "progress": False,
         "revision": "r",

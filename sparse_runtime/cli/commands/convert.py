@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from ..options import Debug, Json, LocalFilesOnly, Quiet, Revision, Source
+from ..options import (
+    Debug,
+    Finalise,
+    Json,
+    LocalFilesOnly,
+    Quiet,
+    Revision,
+    Source,
+    finalise_options,
+)
 from ..output import show
 
 
@@ -37,6 +46,7 @@ def convert(
             show_default="nothing",
         ),
     ] = None,
+    finalise: Finalise = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a packed model that is already there.")
     ] = False,
@@ -57,6 +67,7 @@ def convert(
         prune=prune,
         scales=scales,
         activations=activations,
+        finalise=finalise_options(finalise),
         overwrite=overwrite,
         progress=False if quiet else None,
         revision=revision,

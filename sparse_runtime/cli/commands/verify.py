@@ -13,6 +13,7 @@ from ..options import (
     BatchSize,
     Debug,
     Device,
+    Finalise,
     Json,
     LocalFilesOnly,
     MaxLength,
@@ -20,6 +21,7 @@ from ..options import (
     Quiet,
     Revision,
     Source,
+    finalise_options,
 )
 from ..output import quiet_transformers, show
 from ..text_files import read_pairs, read_texts
@@ -81,6 +83,7 @@ def verify(
     max_implementation_error: Annotated[
         float | None, _option("Relative difference of kernels from the reference after one layer.")
     ] = _DEFAULT.max_implementation_error,
+    finalise: Finalise = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     quiet: Quiet = False,
@@ -110,6 +113,7 @@ def verify(
         max_spearman_drop=max_spearman_drop,
         max_implementation_error=max_implementation_error,
         progress=False if quiet else None,
+        finalise=finalise_options(finalise),
         revision=revision,
         local_files_only=local_files_only,
     )

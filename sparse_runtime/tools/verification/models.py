@@ -11,6 +11,9 @@ import torch
 
 from ...checkpoints import Checkpoint
 from ...encoders import SparseModel
+from ...encoders.pipeline import runs_base_model
+from ...encoders.settings import read_settings
+from ..integers import dense_tensors
 from .inputs import Text, Tokens
 
 if TYPE_CHECKING:
@@ -49,11 +52,11 @@ def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> Pretraine
     """The original's configuration, if it describes the network that was packed.
 
     Raises:
-        ValueError: naming every field that differs.
+        ValueError: naming every field that differs, or one that transformers does not take.
     """
-    from transformers import AutoConfig
-
-    original = AutoConfig.from_pretrained(checkpoint.directory, local_files_only=True)
+    original = read_settings(
+        checkpoint.config, sentence_encoder=runs_base_model(checkpoint.directory)
+    ).config
     differences = [
         f"{name} is {mine!r} in the packed model and {theirs!r} in the source"
         for name in _FIELDS
@@ -79,14 +82,15 @@ def load_original(
 
     auto = getattr(transformers, CLASSES[task])
     arguments: dict[str, Any] = {"config": config, "dtype": torch.float32}
-    if checkpoint.renamed:
-        # transformers takes no names with the prefix of a wrapper, and tensors only by the class.
+    if checkpoint.is_plain:
+        arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
+    else:
+        # transformers reads neither other layouts nor names with the prefix of a wrapper, and takes
+        # tensors only by the class.
         with torch.device("meta"):
             auto = type(auto.from_config(config))
-        state = {name: checkpoint.tensors[name] for name in checkpoint.tensors}
+        state = dict(dense_tensors(checkpoint))
         arguments |= {"pretrained_model_name_or_path": None, "state_dict": state}
-    else:
-        arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
     with _without_progress_bars():
         model, found = auto.from_pretrained(
             local_files_only=True, output_loading_info=True, **arguments

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,6 +39,7 @@ def verify(
     max_spearman_drop: float | None = _DEFAULT.max_spearman_drop,
     max_implementation_error: float | None = _DEFAULT.max_implementation_error,
     progress: bool | None = None,
+    finalise: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -71,6 +73,7 @@ def verify(
             reference backend after the first layer of the same packed model. None leaves this or
             any other limit unchecked.
         progress: show a progress bar; None shows it where stderr is a terminal.
+        finalise: of the source, as it was given to convert.
         revision: of the source on the hub.
         token: hub token for the source.
         cache_dir: where the source's download is kept.
@@ -98,6 +101,7 @@ def verify(
         raise ValueError(f"batch_size: expected an integer from 1, got {batch_size!r}")
     checkpoint = open_checkpoint(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,

@@ -1,0 +1,123 @@
+"""A checkpoint on its way from what a file holds to what a model needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .containers import Container
+from .errors import CheckpointError, listed
+from .options import Options
+from .quantized import QuantizedLinear
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor that is read, or computed, when it is asked for.
+
+    Attributes:
+        shape: its sizes.
+        dtype: as torch spells it, such as "float32".
+        load: gives the data.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """A layout that a checkpoint has.
+
+    Attributes:
+        layout: its name.
+        why: what in the files or in config.json shows it.
+    """
+
+    layout: str
+    why: str
+
+
+@dataclass
+class Draft:
+    """What layouts work on, one after the other: each takes away what it understands.
+
+    Attributes:
+        directory: where the checkpoint lies.
+        config: the fields of config.json; a layout removes the sections that it has read and
+            states what its steps change.
+        container: the file or files.
+        tensors: by today's name. What is left in the end must be the model's plain float tensors.
+        options: what the user says of the checkpoint.
+        linears: layers that the file states in integers, by module name; their ``X.weight`` is no
+            longer in ``tensors``.
+        recognised: the layouts found so far.
+        steps: what was done, in the order in which it was done, for reports.
+        dropped: name -> why it was left out.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    container: Container
+    tensors: dict[str, LazyTensor]
+    options: Options
+    linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    recognised: list[Recognition] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        """What errors call the checkpoint."""
+        return self.directory.name
+
+    def names(self, pattern: str) -> list[str]:
+        """Names of tensors that match a regular expression as a whole, in the file's order."""
+        compiled = re.compile(pattern)
+        return [name for name in self.tensors if compiled.fullmatch(name)]
+
+    def modules(self, ending: str) -> list[str]:
+        """What stands before ``.ending`` in the names that end so, in the file's order."""
+        return [name.removesuffix(f".{ending}") for name in self.names(rf".+\.{re.escape(ending)}")]
+
+    def take(self, name: str) -> LazyTensor:
+        """Remove a tensor and return it.
+
+        Raises:
+            CheckpointError: the file does not hold it.
+        """
+        if name not in self.tensors:
+            raise CheckpointError(
+                f"{self.where}: {name} is missing, which its layout "
+                f"({listed(found.layout for found in self.recognised)}) needs; the file is "
+                "incomplete"
+            )
+        return self.tensors.pop(name)
+
+    def put(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, load: Callable[[], Tensor]
+    ) -> None:
+        """Add a tensor that is computed when it is asked for.
+
+        Raises:
+            CheckpointError: the name is taken.
+        """
+        if name in self.tensors or f"{name.removesuffix('.weight')}" in self.linears:
+            raise CheckpointError(
+                f"{self.where}: {name} is in the file both plain and in the layout "
+                f"{self.recognised[-1].layout}; remove the stale one"
+            )
+        self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
+
+    def drop(self, names: Iterable[str], why: str) -> None:
+        """Leave tensors out."""
+        for name in list(names):
+            self.take(name)
+            self.dropped[name] = why

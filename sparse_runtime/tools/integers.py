@@ -1,0 +1,41 @@
+"""Layers that a checkpoint states in integers: packed as they are, or as floats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import Checkpoint, QuantizedLinear
+from ..formats import CompressionNote, PackedWeight, observe, pack
+from ..spec import LinearSpec, Structure
+
+
+def pack_integers(
+    linear: QuantizedLinear, structure: Structure | None
+) -> tuple[PackedWeight, CompressionNote]:
+    """Pack a layer's integers as they are.
+
+    Args:
+        linear: the layer.
+        structure: what to pack it in; None takes what the zeros show.
+
+    Raises:
+        ValueError: the integers do not fit the structure, or the values.
+    """
+    stored = linear.load()
+    chosen = structure or observe(stored.weight, linear.values).structure
+    spec = LinearSpec(linear.shape, chosen, linear.values, linear.activations)
+    packed = pack(stored.weight, spec, stored.scales)
+    nonzeros = int(torch.count_nonzero(stored.weight))
+    return packed, CompressionNote(nonzeros=nonzeros, zeroed=0, error=0.0)
+
+
+def dense_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a checkpoint by name: floats as they are, integers times their scales."""
+    for name in checkpoint.tensors:
+        yield name, checkpoint.tensors[name]
+    for module, linear in checkpoint.linears.items():
+        packed, _ = pack_integers(linear, Structure("dense"))
+        yield f"{module}.weight", packed.dequantize()
