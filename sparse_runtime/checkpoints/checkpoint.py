@@ -19,7 +19,7 @@ from .layouts import finalise as finalise_layouts
 from .naming import is_ignored_buffer, normalise
 from .options import Options
 from .quantized import QuantizedLinear
-from .readers import find_reader
+from .readers import find_reader, inside_path
 from .source import locate
 from .tied import find_aliases
 
@@ -129,13 +129,15 @@ def open_checkpoint(
     """
     directory = locate(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
     config = read_config(directory)
-    reader = find_reader(directory)
+    options = Options(finalise)
+    reader = find_reader(directory, options.get("file", inside_path))
     container = reader.open(directory)
     names = container.names()
     buffers = [name for name in names if is_ignored_buffer(name, container.dtype(name))]
@@ -145,7 +147,7 @@ def open_checkpoint(
         config=dict(config),
         container=container,
         tensors={name: _lazy(container, old) for name, old in normal.stored.items()},
-        options=Options(finalise),
+        options=options,
         dropped=dict.fromkeys(normal.dropped, "transformers rebuilds it"),
     )
     finalise_layouts(draft)

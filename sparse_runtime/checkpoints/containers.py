@@ -140,6 +140,19 @@ class Shards:
         return [group for shard in self._files.values() for group in shard.shared()]
 
 
+def load_tensor(path: Path) -> Tensor:
+    """The one tensor of a file of ``torch.save``, by the same unpickler as :class:`TorchFile`.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    data = _unpickle(path)
+    if not _is_plain(path.name, data):
+        raise CheckpointError(f"{path.name}: expected one plain tensor, got {type(data).__name__}")
+    assert isinstance(data, Tensor)
+    return data.detach()
+
+
 def _unpickle(path: Path) -> object:
     try:
         # Only the zip form, torch's own since 1.6, can be memory-mapped.

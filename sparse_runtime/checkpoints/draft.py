@@ -116,6 +116,15 @@ class Draft:
             )
         self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
 
+    def change(self, name: str, dtype: torch.dtype, compute: Callable[[Tensor], Tensor]) -> None:
+        """Put what ``compute`` makes of a tensor in its place, in the same shape.
+
+        Raises:
+            CheckpointError: the file does not hold it.
+        """
+        before = self.take(name)
+        self.put(name, before.shape, dtype, lambda: compute(before.load()))
+
     def drop(self, names: Iterable[str], why: str) -> None:
         """Leave tensors out."""
         for name in list(names):

@@ -106,7 +106,7 @@ def convert(
         "prune": prune,
         "scales": scales,
         "activations": activations,
-        "finalise": dict(finalise or {}),
+        "finalise": {option: _recorded(value) for option, value in (finalise or {}).items()},
     }
     if checkpoint.linears:
         _refuse_requantizing(checkpoint, arguments)
@@ -272,6 +272,12 @@ def _provenance(
         "sparse_runtime": __version__,
         "arguments": arguments,
     }
+
+
+def _recorded(value: Any) -> Any:
+    """An answer as the packed model and the report keep it: of a file, its name alone."""
+    is_path = isinstance(value, Path) or (isinstance(value, str) and Path(value).is_absolute())
+    return Path(value).name if is_path else value
 
 
 def _kept_tensors(model: PackedModel) -> list[KeptTensor]:

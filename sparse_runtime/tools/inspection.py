@@ -52,6 +52,7 @@ def inspect(
     """
     directory = locate(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
+
+from sparse_runtime import SparseModel
+from sparse_runtime.checkpoints import Checkpoint
+from sparse_runtime.tools.convert import convert
 
 Writer = Callable[[dict[str, Tensor], Path], None]
 
@@ -113,3 +118,72 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def layouts() -> dict[str, str]:
     """Layout that ``write`` takes -> the name that the reader gives it."""
     return {layout: name for layout, (_, name) in WRITERS.items()}
+
+
+@pytest.fixture(scope="session")
+def model_config(bert: BertForMaskedLM) -> dict[str, Any]:
+    """What transformers writes as config.json, complete enough to run."""
+    return json.loads(bert.config.to_json_string()) | {"architectures": ["BertForMaskedLM"]}
+
+
+KEPT = 0.25
+
+
+@pytest.fixture(scope="session")
+def pruned(untied: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with exactly a quarter of each encoder matrix kept: its largest magnitudes."""
+    tensors = dict(untied)
+    for name, tensor in untied.items():
+        if tensor.ndim == 2 and ".layer." in name:
+            order = tensor.abs().flatten().argsort(descending=True)
+            kept = torch.zeros(tensor.numel(), dtype=torch.bool)
+            kept[order[: int(KEPT * tensor.numel())]] = True
+            tensors[name] = torch.where(kept.view(tensor.shape), tensor, 0)
+    return tensors
+
+
+IDS = torch.arange(24).view(2, 12) * 7 % 50
+
+
+def run_packed(packed: Path, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return SparseModel.from_pretrained(packed)(input_ids=ids).logits
+
+
+@pytest.fixture
+def runs_like(bert: BertForMaskedLM, tmp_path: Path) -> Callable[..., None]:
+    """runs_like(directory, tensors, finalise=None): converted in float32, it gives the outputs
+    of transformers with these tensors."""
+
+    def compare(
+        directory: Path,
+        tensors: Mapping[str, Tensor],
+        finalise: Mapping[str, Any] | None = None,
+    ) -> None:
+        packed = tmp_path / "packed"
+        convert(directory, packed, values="fp32", finalise=finalise, progress=False)
+        model = copy.deepcopy(bert)
+        absent = model.load_state_dict(dict(tensors), strict=False)
+        assert not absent.unexpected_keys
+        assert all("decoder" in name for name in absent.missing_keys)  # tied
+        with torch.no_grad():
+            expected = model(input_ids=IDS).logits
+            plain = bert(input_ids=IDS).logits
+        error = (run_packed(packed) - expected).abs().max()
+        assert error < 1e-5 * expected.abs().max()
+        # The layout does something to these outputs that the comparison would notice.
+        assert (plain - expected).abs().max() > 100 * error
+
+    return compare
+
+
+@pytest.fixture
+def holds() -> Callable[..., None]:
+    """holds(checkpoint, tensors): it has these tensors and no others, bit by bit."""
+
+    def compare(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+        assert {*checkpoint.tensors} == {*tensors}
+        for name, tensor in tensors.items():
+            assert torch.equal(checkpoint.tensors[name], tensor), name
+
+    return compare
