@@ -7,12 +7,19 @@ integers inside of a sparse container, or masks beside a teacher's weights.
 from __future__ import annotations
 
 from ..draft import Draft, Recognition
-from . import prune_pairs
+from . import (
+    intel_masks,
+    prune_pairs,
+)
 from .base import Layout
 
 __all__ = ["LAYOUTS", "Layout", "finalise"]
 
-LAYOUTS: tuple[Layout, ...] = (prune_pairs.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (
+    # What was never the model's, and masks of single weights, before what is computed from them.
+    intel_masks.LAYOUT,
+    prune_pairs.LAYOUT,
+)
 
 
 def finalise(draft: Draft) -> None:
