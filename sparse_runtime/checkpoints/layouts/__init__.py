@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..draft import Draft, Recognition
 from . import (
     intel_masks,
+    movement,
     prune_pairs,
 )
 from .base import Layout
@@ -19,6 +20,7 @@ LAYOUTS: tuple[Layout, ...] = (
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
     prune_pairs.LAYOUT,
+    movement.LAYOUT,
 )
 
 
