@@ -9,6 +9,8 @@ from __future__ import annotations
 from ..draft import Draft, Recognition
 from . import (
     intel_masks,
+    mask_buffers,
+    mask_files,
     movement,
     prune_pairs,
 )
@@ -21,6 +23,8 @@ LAYOUTS: tuple[Layout, ...] = (
     intel_masks.LAYOUT,
     prune_pairs.LAYOUT,
     movement.LAYOUT,
+    mask_buffers.LAYOUT,
+    mask_files.LAYOUT,
 )
 
 
