@@ -12,6 +12,7 @@ from . import (
     mask_buffers,
     mask_files,
     movement,
+    nxm,
     prune_pairs,
 )
 from .base import Layout
@@ -25,6 +26,7 @@ LAYOUTS: tuple[Layout, ...] = (
     movement.LAYOUT,
     mask_buffers.LAYOUT,
     mask_files.LAYOUT,
+    nxm.LAYOUT,
 )
 
 
