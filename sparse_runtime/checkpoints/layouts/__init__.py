@@ -14,6 +14,7 @@ from . import (
     movement,
     nxm,
     prune_pairs,
+    unused_layers,
 )
 from .base import Layout
 
@@ -22,6 +23,7 @@ __all__ = ["LAYOUTS", "Layout", "finalise"]
 LAYOUTS: tuple[Layout, ...] = (
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
+    unused_layers.LAYOUT,
     prune_pairs.LAYOUT,
     movement.LAYOUT,
     mask_buffers.LAYOUT,
