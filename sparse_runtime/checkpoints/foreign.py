@@ -10,16 +10,16 @@ from .errors import CheckpointError, listed
 # Endings of tensor names -> who writes them and what to do today.
 _FOREIGN = (
     (
-        r"\.weight_original|\.(weight|input|output)_fake_quant(\..*)?|\.fake_quant_enabled",
+        r"\.(weight|input|output)_fake_quant(\..*)?|\.fake_quant_enabled",
         "Intel's Model-Compression-Research",
-        "export the float weights with their masks applied",
+        "export the float weights",
     ),
     (
         r"\.\w*mask_scores?",
         "movement pruning",
         "binarize it and save the masked weights",
     ),
-    (r"\.binary_mask", "NNCF", "strip the model before saving"),
+    (r"\.binary_mask|__nncf_hooks\..*", "NNCF", "strip the model with nncf.strip and save it"),
     (
         r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|input_scale"
         r"|input_zero_point|compressed|bitmask|row_offsets|scale_packed|meta)",
@@ -33,7 +33,11 @@ _FOREIGN = (
     ),
     (r"\.(SCB|weight_format)", "bitsandbytes", "convert the float checkpoint"),
     (r"\.(qweight|qzeros|g_idx)", "GPTQ or AWQ", "convert the float checkpoint"),
-    (r".*\.lora_[AB]\..*|.*\.lora_[AB]", "a LoRA adapter", "merge it into the base model"),
+    (
+        r"\.lora_((embedding_)?[AB]|magnitude_vector)(\..*)?",
+        "a LoRA adapter",
+        "merge it into the base model",
+    ),
     (
         r"\.parametrizations\..*",
         "torch.nn.utils.parametrize",

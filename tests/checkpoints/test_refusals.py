@@ -251,9 +251,8 @@ PREFIX = "bert.encoder.layer.0.output.dense"
 @pytest.mark.parametrize(
     ("names", "who"),
     [
-        (("weight_original",), "Intel's Model-Compression-Research"),
         (("weight", "weight_fake_quant.scale"), "Intel's Model-Compression-Research"),
-        (("weight", "mask_scores"), "movement pruning"),
+        (("weight", "weight_mask_scores"), "movement pruning"),
         (("weight", "weight_ampere_mask_scores"), "movement pruning"),
         (("weight", "binary_mask"), "NNCF"),
         (("weight", "weight_scale"), "compressed-tensors"),
@@ -264,6 +263,8 @@ PREFIX = "bert.encoder.layer.0.output.dense"
         (("weight", "SCB"), "bitsandbytes"),
         (("qweight", "scales"), "GPTQ or AWQ"),
         (("base_layer.weight", "lora_A.default.weight"), "a LoRA adapter"),
+        (("weight", "lora_embedding_A"), "a LoRA adapter"),
+        (("weight", "lora_magnitude_vector.default.weight"), "a LoRA adapter"),
         (("parametrizations.weight.original",), "torch.nn.utils.parametrize"),
     ],
 )
