@@ -1,9 +1,9 @@
 """NxMiFormer: weights before their last projection, and the configuration to project them by.
 
-Source: "NxMiFormer" (arXiv 2206.15014) and its ADMM code: ``{module: {"type": ..., "args": {...}}}``
-with "N" the group length along the inputs, "M" the weights kept of it, "precision" bits, and
-"chunk_size" output rows with one scale, -1 for all. The file itself is a plain checkpoint, so the
-user names the configuration.
+Source: "NxMiFormer" (arXiv 2206.15014) and its ADMM code. A configuration is
+``{module: {"type": ..., "args": {...}}}`` with "N" the group length along the inputs, "M" the
+weights kept of it, "precision" bits, and "chunk_size" output rows with one scale, -1 for all. The
+weights file itself is a plain checkpoint, so the user names the configuration.
 """
 
 from __future__ import annotations
