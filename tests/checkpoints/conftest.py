@@ -17,6 +17,7 @@ from transformers import BertConfig, BertForMaskedLM
 from sparse_runtime import SparseModel
 from sparse_runtime.checkpoints import Checkpoint
 from sparse_runtime.tools.convert import convert
+from sparse_runtime.tools.inspection import inspect
 
 Writer = Callable[[dict[str, Tensor], Path], None]
 
@@ -152,8 +153,8 @@ def run_packed(packed: Path, ids: Tensor = IDS) -> Tensor:
 
 @pytest.fixture
 def runs_like(bert: BertForMaskedLM, tmp_path: Path) -> Callable[..., None]:
-    """runs_like(directory, tensors, finalise=None): converted in float32, it gives the outputs
-    of transformers with these tensors."""
+    """runs_like(directory, tensors, finalise=None): inspect and convert open it alike, and in
+    float32 it gives the outputs of transformers with these tensors."""
 
     def compare(
         directory: Path,
@@ -161,7 +162,10 @@ def runs_like(bert: BertForMaskedLM, tmp_path: Path) -> Callable[..., None]:
         finalise: Mapping[str, Any] | None = None,
     ) -> None:
         packed = tmp_path / "packed"
-        convert(directory, packed, values="fp32", finalise=finalise, progress=False)
+        report = convert(directory, packed, values="fp32", finalise=finalise, progress=False)
+        inspected = inspect(directory, finalise=finalise)
+        assert report.steps
+        assert (inspected.recognised, inspected.steps) == (report.recognised, report.steps)
         model = copy.deepcopy(bert)
         absent = model.load_state_dict(dict(tensors), strict=False)
         assert not absent.unexpected_keys

@@ -180,3 +180,12 @@ def test_a_named_file_is_fetched_instead_of_the_usual_weights(
     assert len(fake.calls) == 1
     fetched = {path.name for path in fake.snapshot.iterdir()}
     assert fetched == {"config.json", "tokenizer.json", "raw[1].bin"}
+
+
+def test_masks_beside_a_checkpoint_are_fetched_with_it(hub: Callable[[str], FakeHub]) -> None:
+    fake = hub("torch")
+    for name in ("head_mask.pt", "neuron_mask.pt"):
+        (fake.repository / name).write_bytes(b"")
+    # They are there, so they are read: empty files are refused by name.
+    with pytest.raises(CheckpointError, match=r"head_mask\.pt: not a file of plain tensors"):
+        open_checkpoint("owner/name")

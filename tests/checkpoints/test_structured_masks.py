@@ -16,6 +16,7 @@ from sparse_runtime import SparseModel
 from sparse_runtime.checkpoints import CheckpointError, open_checkpoint
 from sparse_runtime.testing.exporters.structured_masks import export_mask_buffers, export_mask_files
 from sparse_runtime.tools.convert import convert
+from sparse_runtime.tools.inspection import inspect
 
 EXPORTERS = {"CAP structured masks": export_mask_buffers, "Kwon et al.": export_mask_files}
 IDS = torch.arange(24).view(2, 12) * 7 % 50
@@ -60,6 +61,7 @@ def test_the_converted_model_computes_what_the_masked_one_does(
     report = convert(tmp_path / "source", tmp_path / "out", values="fp32", progress=False)
     assert report.recognised[0].layout.startswith(layout)
     assert "one float32 rounding" in report.steps[0]
+    assert inspect(tmp_path / "source").steps == report.steps
     with torch.no_grad():
         packed = SparseModel.from_pretrained(tmp_path / "out")(input_ids=IDS).logits
         dense = bert(input_ids=IDS).logits
@@ -149,6 +151,15 @@ def test_masks_of_another_model_are_refused(
     EXPORTERS[layout](tmp_path, model_config, untied, parts["heads"], parts["neurons"])
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(tmp_path).tensors["bert.encoder.layer.0.output.dense.weight"]
+
+
+def test_a_configuration_without_the_sizes_is_refused(
+    untied: dict[str, Tensor], model_config: dict[str, Any], tmp_path: Path
+) -> None:
+    config = {key: value for key, value in model_config.items() if key != "num_attention_heads"}
+    export_mask_files(tmp_path, config, untied, *masks(real=False))
+    with pytest.raises(CheckpointError, match=r"no num_attention_heads, which head_mask\.pt needs"):
+        open_checkpoint(tmp_path)
 
 
 def test_cropped_weights_do_not_take_the_masks_of_the_model_before(

@@ -62,6 +62,10 @@ def fold_masks(draft: Draft, heads: LazyTensor, neurons: LazyTensor, names: Sequ
     ):
         block, layers = _find(draft, blocks)
         size = next((draft.config[k] for k in key if k in draft.config), None)
+        if size is None:
+            raise CheckpointError(
+                f"{draft.where}: config.json has no {key[0]}, which {name} needs; add it"
+            )
         if mask.shape != (len(layers), size):
             raise CheckpointError(
                 f"{draft.where}: {name}: expected a mask [layers, {key[0]}] of "
