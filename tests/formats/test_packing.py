@@ -62,7 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
     shape = (draw(st.integers(1, 20)), draw(st.integers(1, 40)))
     density = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
     weight = project(random_matrix(shape, values, density, draw(st.integers(0, 2**32))), structure)
-    count = values.scale_count(shape[0])
+    count = values.scale_count(*shape)
     scales = torch.arange(1, count + 1) / 7 if values.is_integer else None
     spec = LinearSpec(shape, structure, values)
     return Case(spec, weight, scales, laid_out(weight, draw(st.sampled_from(LAYOUTS))))
@@ -128,7 +128,7 @@ def make_spec(shape: tuple[int, int], structure: str, dtype: str) -> LinearSpec:
 
 
 def ones_for(spec: LinearSpec) -> Tensor | None:
-    return torch.ones(spec.values.scale_count(spec.shape[0])) if spec.values.is_integer else None
+    return torch.ones(spec.scale_count) if spec.values.is_integer else None
 
 
 @pytest.mark.parametrize("dtype", VALUE_DTYPES)

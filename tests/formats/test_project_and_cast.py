@@ -160,7 +160,7 @@ def test_integers_lie_within_half_a_scale(
     quantized, scales = cast_values(weight, values)
     assert scales is not None
     assert quantized.dtype == torch.int8
-    assert scales.shape == (values.scale_count(shape[0]),)
+    assert scales.shape == (values.scale_count(*shape),)
     assert bool((torch.isfinite(scales) & (scales > 0)).all())
     assert bool((quantized[weight == 0] == 0).all())
     limit = INTEGER_RANGES[dtype][1]

@@ -78,14 +78,15 @@ def test_a_spec_reads_back_from_json(spec: LinearSpec) -> None:
 
 def test_floats_have_no_scales_whatever_was_named() -> None:
     assert ValueSpec.parse("fp32", "chunk:4") == ValueSpec("fp32")
-    assert ValueSpec.parse("bf16", "tensor").scale_count(7) == 0
+    assert ValueSpec.parse("bf16", "tensor").scale_count(7, 9) == 0
 
 
 @pytest.mark.parametrize(
-    ("scales", "count"), [("tensor", 1), ("row", 7), ("chunk:3", 3), ("chunk:7", 1), ("chunk:8", 1)]
+    ("scales", "count"),
+    [("tensor", 1), ("row", 7), ("chunk:3", 3), ("chunk:7", 1), ("chunk:8", 1), ("group:4", 21)],
 )
 def test_scales_are_counted_by_granularity(scales: str, count: int) -> None:
-    assert ValueSpec.parse("int8", scales).scale_count(7) == count
+    assert ValueSpec.parse("int8", scales).scale_count(7, 9) == count
 
 
 @pytest.mark.parametrize(
