@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Activation, Backend, Norm, PreparedLinear, TokenBatch
+from ..spec import QuantizedAttention
 from .relative import attention_bias
 from .settings import Settings
 from .weights import Weights
@@ -25,6 +26,7 @@ class Layer:
     """One layer, ready to run."""
 
     qkv: PreparedLinear
+    attention: QuantizedAttention | None
     attention_out: PreparedLinear
     attention_norm: Norm
     ffn_in: PreparedLinear
@@ -57,10 +59,12 @@ class Stack:
             self._bias = attention_bias(self._distances, settings.max_length)
 
     def _layer(self, weights: Weights, i: int) -> Layer:
-        base = f"{weights.prefix}{self._settings.architecture.stack}.{i}."
+        name = f"{weights.prefix}{self._settings.architecture.stack}.{i}"
+        base = f"{name}."
         names = self._settings.architecture.layer
         return Layer(
-            qkv=weights.stack_linear(*(base + name for name in names.qkv)),
+            qkv=weights.stack_linear(*(base + part for part in names.qkv)),
+            attention=weights.attention(name),
             attention_out=weights.stack_linear(base + names.attention_out),
             attention_norm=weights.norm(base + names.attention_norm),
             ffn_in=weights.stack_linear(base + names.ffn_in),
@@ -131,7 +135,14 @@ class Stack:
         backend, settings = self._backend, self._settings
         qkv = backend.linear(x, layer.qkv)
         scale = (settings.sizes["hidden"] // settings.heads) ** -0.5
-        context = backend.attention(qkv, batch, heads=settings.heads, scale=scale, bias=bias)
+        context = backend.attention(
+            qkv,
+            batch,
+            heads=settings.heads,
+            scale=scale,
+            bias=bias,
+            quantized=layer.attention,
+        )
         x = backend.linear(context, layer.attention_out, residual=x, norm=layer.attention_norm)
         inner = backend.linear(x, layer.ffn_in, activation=settings.activation)
         return backend.linear(inner, layer.ffn_out, residual=x, norm=layer.ffn_norm)

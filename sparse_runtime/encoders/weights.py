@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops import Backend, LinearWeight, Norm, PreparedLinear
+from ..spec import QuantizedAttention
 from .architecture import Step
 from .dense import DenseLinear
 from .settings import BASE, Settings
@@ -72,6 +73,10 @@ class Weights:
         return self._backend.prepare_linear(
             [LinearWeight(name, linear.packed, linear.bias) for name, linear in linears]
         )
+
+    def attention(self, name: str) -> QuantizedAttention | None:
+        """How a layer's self-attention is quantized, by the layer's full name."""
+        return self._model.attention.get(name)
 
     def linear(self, names: LinearNames) -> PreparedLinear | DenseLinear:
         """A layer outside of the stack, packed or plain."""
@@ -195,7 +200,11 @@ class Weights:
                 found = tuple(self._model.tensors[stored].shape)
                 wrong.append(_difference(name, shape, found))
         left = sorted({*self._model.linears, *self._model.tensors} - used)
-        self._refuse(missing, wrong, [name for name in left if not self._ignorable(name)])
+        unknown = [name for name in left if not self._ignorable(name)]
+        stack = f"{self.prefix}{self._settings.architecture.stack}"
+        layers = {f"{stack}.{i}" for i in range(self._settings.layers)}
+        unknown += [f"{n} (quantized attention)" for n in sorted({*self._model.attention} - layers)]
+        self._refuse(missing, wrong, unknown)
         return tuple(left)
 
     def _ignorable(self, name: str) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..formats import PackedWeight
+from ..spec import QuantizedAttention
 
 SECTION = "sparse_runtime"
 """Key of config.json under which a packed model describes itself."""
@@ -54,6 +57,8 @@ class PackedModel:
         aliases: tied weights, another tensor's name -> its name in ``tensors``.
         provenance: JSON: the source, and what was pruned and quantized and how.
         extra_files: a directory whose tokenizer and sentence-transformers files travel along.
+        attention: quantized self-attention by the layer's name, such as "bert.encoder.layer.0";
+            layers that are not named multiply floats.
     """
 
     config: dict[str, Any]
@@ -62,6 +67,7 @@ class PackedModel:
     aliases: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     extra_files: Path | None = None
+    attention: dict[str, QuantizedAttention] = field(default_factory=dict)
 
 
 def packed_names(model: PackedModel) -> dict[str, Tensor]:
@@ -103,4 +109,21 @@ def check_names(layers: set[str], plain: set[str], aliases: dict[str, str]) -> N
         if stored not in plain:
             raise ValueError(
                 f"tied {name}: expected the name of a stored tensor, got {str(stored)[:80]!r}"
+            )
+
+
+def check_attention(attention: Iterable[str], layers: set[str]) -> None:
+    """Raise ValueError unless each quantized attention belongs to a layer with packed weights.
+
+    Args:
+        attention: names of the layers whose attention is quantized.
+        layers: module names of the packed layers.
+    """
+    ordered = sorted(layers)
+    for name in sorted(attention):
+        at = bisect_left(ordered, f"{name}.")
+        if at == len(ordered) or not ordered[at].startswith(f"{name}."):
+            raise ValueError(
+                f"attention {name[:80]!r}: expected the name in front of packed layers, such as "
+                "'encoder.layer.0', got one that none has"
             )

@@ -57,6 +57,7 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
         aliases=section.tied,
         provenance=section.provenance,
         extra_files=directory,
+        attention=section.attention,
     )
 
 

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..spec import LinearSpec
+from ..spec import LinearSpec, QuantizedAttention
 from .errors import FormatError
-from .model import SECTION, PackedModel, check_names, plain_names
+from .model import SECTION, PackedModel, check_attention, check_names, plain_names
 from .strict_json import parse_object
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 KEYS = {"format_version", "layers", "tensors", "tied", "provenance"}
+OPTIONAL_KEYS: dict[str, type] = {"attention": dict}
+"""Keys that are written where there is something to say, and their types; absent reads as empty."""
 
 # Far above what layer names and label maps need, far below what hurts to parse.
 MAX_CONFIG_BYTES = 8 * 2**20
@@ -29,12 +31,14 @@ class Section:
         tensors: names of all stored tensors beside the packed weights.
         tied: other name -> stored name.
         provenance: as in :class:`PackedModel`.
+        attention: as in :class:`PackedModel`.
     """
 
     layers: dict[str, LinearSpec]
     tensors: frozenset[str]
     tied: dict[str, str]
     provenance: dict[str, Any]
+    attention: dict[str, QuantizedAttention]
 
 
 def write_config(model: PackedModel) -> bytes:
@@ -46,13 +50,15 @@ def write_config(model: PackedModel) -> bytes:
     """
     if SECTION in model.config:
         raise ValueError(f"config: the key {SECTION!r} is written by save; leave it out")
-    section = {
+    section: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "layers": {name: linear.packed.spec.to_dict() for name, linear in model.linears.items()},
         "tensors": sorted(plain_names(model)),
         "tied": model.aliases,
         "provenance": model.provenance,
     }
+    if model.attention:
+        section["attention"] = {name: item.to_dict() for name, item in model.attention.items()}
     try:
         text = json.dumps(
             {**model.config, SECTION: section}, indent=2, sort_keys=True, allow_nan=False
@@ -111,11 +117,12 @@ def _parse_section(data: Any) -> Section:
             f"{SECTION}.format_version: expected at most {FORMAT_VERSION}, got {version} (a newer "
             "sparse-runtime wrote the file and would read it)"
         )
-    if set(data) != KEYS:
-        missing, unknown = sorted(KEYS - set(data)), sorted(set(data) - KEYS)
+    if not KEYS <= set(data) <= KEYS | set(OPTIONAL_KEYS):
+        missing, unknown = sorted(KEYS - set(data)), sorted(set(data) - KEYS - set(OPTIONAL_KEYS))
         raise ValueError(f"{SECTION}: missing keys {missing}, unknown keys {unknown}")
-    for key, kind in (("layers", dict), ("tensors", list), ("tied", dict), ("provenance", dict)):
-        if not isinstance(data[key], kind):
+    kinds = {"layers": dict, "tensors": list, "tied": dict, "provenance": dict} | OPTIONAL_KEYS
+    for key, kind in kinds.items():
+        if key in data and not isinstance(data[key], kind):
             raise ValueError(
                 f"{SECTION}.{key}: expected {kind.__name__}, got {type(data[key]).__name__}"
             )
@@ -126,7 +133,10 @@ def _parse_section(data: Any) -> Section:
         raise ValueError(f"{SECTION}.tensors: expected each name once, got one twice")
     check_names(set(data["layers"]), set(names), data["tied"])
     layers = {name: _parse_layer(name, entry) for name, entry in data["layers"].items()}
-    return Section(layers, frozenset(names), data["tied"], data["provenance"])
+    quantized = data.get("attention", {})
+    check_attention(quantized, set(layers))
+    attention = {name: _parse_attention(name, entry) for name, entry in quantized.items()}
+    return Section(layers, frozenset(names), data["tied"], data["provenance"], attention)
 
 
 def _parse_layer(name: str, entry: Any) -> LinearSpec:
@@ -134,3 +144,10 @@ def _parse_layer(name: str, entry: Any) -> LinearSpec:
         return LinearSpec.from_dict(entry)
     except ValueError as error:
         raise ValueError(f"{SECTION}.layers[{name!r}]: {error}") from None
+
+
+def _parse_attention(name: str, entry: Any) -> QuantizedAttention:
+    try:
+        return QuantizedAttention.from_dict(entry)
+    except ValueError as error:
+        raise ValueError(f"{SECTION}.attention[{name!r}]: {error}") from None
