@@ -6,7 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from .text import require_keys
+
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+LARGEST_SCALE = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,12 @@ class ActivationSpec:
                 raise ValueError("dynamic activations carry no scale or zero point")
             return
         low, high = self.range
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"activation scale {self.scale}: expected a finite number above 0")
+        # Computed with in float32, where a smaller scale would be 0 or lose digits.
+        if not SMALLEST_SCALE <= self.scale <= LARGEST_SCALE:
+            raise ValueError(
+                f"activation scale {self.scale}: expected a finite number above 0, from "
+                f"{SMALLEST_SCALE:.4g} to {LARGEST_SCALE:.4g} as normal float32"
+            )
         if not low <= self.zero_point <= high:
             raise ValueError(f"activation zero_point {self.zero_point}: outside [{low}, {high}]")
 

@@ -165,6 +165,8 @@ def test_bad_values_and_scales_are_refused_by_name(dtype: str, scales: str, name
         ({"scheme": "static", "scale": float("nan")}, "nan"),
         ({"scheme": "static", "scale": float("inf")}, "inf"),
         ({"scheme": "static", "scale": -1.0}, "-1.0"),
+        ({"scheme": "static", "scale": 1e-39}, "1e-39"),  # subnormal in float32
+        ({"scheme": "static", "scale": 1e39}, "1e+39"),  # infinite in float32
         ({"dtype": "uint8", "narrow_range": False}, "narrow_range belongs to dynamic int8"),
         ({"scheme": "static", "scale": 1.0, "narrow_range": False}, "narrow_range belongs to"),
         ({"scheme": "static", "scale": 1.0, "zero_point": 128}, "128"),
