@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spec import QuantizedAttention
 from .config import read_config, refuse_compressed
 from .containers import Container
 from .draft import Draft, LazyTensor, Recognition
@@ -79,6 +80,7 @@ class Checkpoint:
             "torch.nn.utils.prune in hugging_face: model.safetensors".
         linears: layers that the file states in integers, by module name. Their biases are in
             ``tensors``, their weights are not.
+        attention: how attention's products are quantized, by layer, such as "encoder.layer.0".
         recognised: each layout, and what showed it.
         steps: what was done to the file's tensors, a line each.
         renamed: name in the file -> name in ``tensors``, where they differ.
@@ -91,6 +93,7 @@ class Checkpoint:
     aliases: dict[str, str]
     layout: str
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    attention: dict[str, QuantizedAttention] = field(default_factory=dict)
     recognised: tuple[Recognition, ...] = ()
     steps: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
@@ -163,6 +166,7 @@ def open_checkpoint(
         aliases=aliases,
         layout=" in ".join([*(found.layout for found in draft.recognised), reader.layout]),
         linears=draft.linears,
+        attention=draft.attention,
         recognised=tuple(draft.recognised),
         steps=tuple(draft.steps),
         renamed=normal.renamed,

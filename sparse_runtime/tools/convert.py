@@ -177,6 +177,7 @@ def _pack(
         linears=linears,
         tensors=tensors,
         aliases=aliases,
+        attention=checkpoint.attention,
         provenance=provenance,
         extra_files=checkpoint.directory,
     )
