@@ -20,7 +20,7 @@ from transformers import (
 )
 
 import sparse_runtime as sr
-from sparse_runtime.store import load
+from sparse_runtime.store import FormatError, load
 
 TASKS = {
     "Model": AutoModel,
@@ -229,3 +229,27 @@ def test_a_directory_from_before_the_field(make_packed: Any, run: Any) -> None:
     assert torch.equal(run(model), expected)
     sr.SparseModel.from_pretrained(packed).save_pretrained(packed, overwrite=True)
     assert torch.equal(run(AutoModel.from_pretrained(packed)), expected)
+
+
+def test_unpacked_again_it_is_a_float_model(
+    make_packed: Any, dequantized: Any, run: Any, tmp_path: Path
+) -> None:
+    packed = make_packed("Bert", "ForMaskedLM")
+    model = AutoModelForMaskedLM.from_pretrained(packed).dequantize()
+    expected = run(dequantized(tmp_path / "float", packed, AutoModelForMaskedLM))
+    assert torch.equal(run(model), expected) and not layers_of(model)
+    model.save_pretrained(tmp_path / "dense")
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    assert not {"sparse_runtime", "quantization_config"} & set(config)
+    assert torch.equal(run(AutoModelForMaskedLM.from_pretrained(tmp_path / "dense")), expected)
+
+
+def test_shards_open_again_in_transformers_alone(
+    make_packed: Any, run: Any, tmp_path: Path
+) -> None:
+    model = AutoModel.from_pretrained(make_packed())
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert torch.equal(run(AutoModel.from_pretrained(tmp_path / "shards")), run(model))
+    with pytest.raises(FormatError, match=r"model.safetensors: expected the packed weights"):
+        sr.SparseModel.from_pretrained(tmp_path / "shards")

@@ -1,14 +1,16 @@
-"""A float model that transformers has loaded -> the same with packed layers."""
+"""A float model that transformers has loaded -> the same with packed layers, and back."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from ... import __version__
-from ...checkpoints import kind_of
-from ...layers import replace_linears
+from ...checkpoints import kind_of, source_name
+from ...layers import Linear, replace_linears
 from ...store.model import SECTION
 from .config import SparseRuntimeConfig
 from .saving import describe
@@ -30,13 +32,30 @@ def pack_layers(model: PreTrainedModel, config: SparseRuntimeConfig) -> None:
             "supported yet, sparse_runtime.replace_linears packs any layers you choose"
         )
     replace_linears(model, filter_fn=_in_encoder, **config.arguments)
+    source = model.config.name_or_path or ""
     provenance = {
-        "source": model.config.name_or_path,
+        "source": source_name(source, Path(source)),
         "sparse_runtime": __version__,
         "arguments": config.arguments,
     }
     _, section = describe(model, provenance)
     setattr(model.config, SECTION, section.to_dict())
+
+
+def unpack_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Replace packed layers by ``nn.Linear`` with their dequantized weights, in place.
+
+    Outputs differ from the packed model's where that quantizes activations.
+    """
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, Linear):
+            continue
+        bias = layer.bias
+        dense = nn.Linear(layer.in_features, layer.out_features, bias is not None, device="meta")
+        state = {"weight": layer.weight} | ({} if bias is None else {"bias": bias.detach()})
+        dense.load_state_dict(state, assign=True)
+        model.set_submodule(name, dense.to(dtype).train(layer.training))
+    delattr(model.config, SECTION)
 
 
 def _in_encoder(module: nn.Module, name: str) -> bool:

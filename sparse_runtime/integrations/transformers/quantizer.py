@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 # Both are public, though the package does not list them for type checkers.
@@ -15,7 +16,7 @@ from transformers.quantizers import (  # type: ignore[attr-defined]
 from ...store.model import SECTION
 from .config import METHOD, SparseRuntimeConfig
 from .loading import finish_layers, insert_layers
-from .packing import pack_layers
+from .packing import pack_layers, unpack_layers
 from .saving import describe
 
 if TYPE_CHECKING:
@@ -72,6 +73,14 @@ class SparseRuntimeHfQuantizer(HfQuantizer):
         self.pre_quantized = True
         self.quantization_config = SparseRuntimeConfig()
         model.config.quantization_config = self.quantization_config
+        return model
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
+    ) -> PreTrainedModel:
+        # The configuration's dtype, which transformers passes, is a name once it was saved.
+        chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        unpack_layers(model, chosen or model.dtype)
         return model
 
     def get_state_dict_and_metadata(
