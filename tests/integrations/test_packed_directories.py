@@ -6,6 +6,7 @@ import copy
 import filecmp
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from transformers import (
 )
 
 import sparse_runtime as sr
-from sparse_runtime.store import FormatError, load
+from sparse_runtime.spec import ActivationSpec, ValueSpec
+from sparse_runtime.store import FormatError, load, save
 
 TASKS = {
     "Model": AutoModel,
@@ -76,6 +78,31 @@ def test_equals_everything_else_that_runs_the_directory(
     near, far = (1e-2, 5e-2) if values.startswith("int") else (1e-5, 1e-5)
     assert float((got - ours).abs().max()) < near * scale
     assert float((got - reference).abs().max()) < far * scale
+
+
+def test_layers_of_quantization_aware_training(
+    make_packed: Any, drop_in: Any, run: Any, tmp_path: Path
+) -> None:
+    # Zero points are one more tensor; inputs and outputs are quantized by fixed scales.
+    packed = make_packed("Bert", "Model", "dense", "int8")
+    model, name = load(packed), "encoder.layer.0.intermediate.dense"
+    linear = model.linears[name]
+    spec = replace(
+        linear.packed.spec,
+        values=ValueSpec("int8", zero_points=True),
+        activations=ActivationSpec("static", "uint8", 0.05, 128),
+        outputs=ActivationSpec("static", "int8", 0.05, 3),
+    )
+    zero_points = torch.arange(-20, 28, dtype=torch.int8)
+    linear.packed = replace(linear.packed, spec=spec, zero_points=zero_points)
+    save(model, packed, overwrite=True)
+    loaded, info = AutoModel.from_pretrained(packed, output_loading_info=True)
+    assert not any(info.values()) and loaded.get_submodule(name).spec == spec
+    assert torch.equal(run(loaded), run(drop_in(tmp_path / "float", packed, AutoModel)))
+    ours = run(sr.SparseModel.from_pretrained(packed))
+    assert float((run(loaded) - ours).abs().max()) < 0.02 * float(ours.abs().max())
+    loaded.save_pretrained(tmp_path / "again")
+    assert load(tmp_path / "again").linears[name].packed.spec == spec
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,16 @@ def test_a_newer_section(make_packed: Any) -> None:
         AutoModel.from_pretrained(packed)
 
 
+def test_attention_that_transformers_cannot_run(make_packed: Any) -> None:
+    packed = make_packed()
+    static = {"scheme": "static", "dtype": "int8", "scale": 0.125, "zero_point": 0}
+    names = ("query", "key", "probabilities", "value", "scores", "context")
+    quantized = {"encoder.layer.1": dict.fromkeys(names) | {"query": static}}
+    change_config(packed, lambda config: config["sparse_runtime"].update(attention=quantized))
+    with pytest.raises(ValueError, match=r"encoder.layer.1: its attention is quantized"):
+        AutoModel.from_pretrained(packed)
+
+
 @pytest.mark.parametrize(
     "field", [{"quant_method": "gptq"}, {"quant_method": "sparse_runtime", "bits": 8}, "x"]
 )

@@ -68,6 +68,11 @@ def insert_layers(model: PreTrainedModel, section: Any, files: Sequence[str | Pa
             here: each tensor that the model needs must be in the file.
     """
     described = parse_section(section)
+    if described.attention:
+        raise ValueError(
+            f"{sorted(described.attention)[0]}: its attention is quantized, and transformers' own "
+            "attention would multiply floats; open the directory with SparseModel.from_pretrained"
+        )
     entries = _read_entries(files, described)
     prefix = model.base_model_prefix
     modules = dict(model.named_modules())

@@ -46,7 +46,8 @@ def describe(
     check_names(set(layers), set(plain), tied)
     if provenance is None:
         provenance = getattr(model.config, SECTION)["provenance"]
-    return state, Section({name: m.spec for name, m in layers.items()}, plain, tied, provenance)
+    described = {name: layer.spec for name, layer in layers.items()}
+    return state, Section(described, plain, tied, provenance, attention={})
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
