@@ -134,7 +134,8 @@ def panel_attention(
     """One head of one sequence."""
 
 class PanelNorm:
-    def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float) -> None: ...
+    def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float | None) -> None:
+        """LayerNorm; without eps ``x * weight + bias`` alone."""
 
 class PanelLinear:
     """A layer in one or several device layouts, each up to a number of tokens."""

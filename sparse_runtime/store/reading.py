@@ -55,6 +55,8 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
         linears=linears,
         tensors={name: tensors[name] for name in sorted(section.tensors - owned)},
         aliases=section.tied,
+        absent=section.absent,
+        head_size=section.head_size,
         provenance=section.provenance,
         extra_files=directory,
         attention=section.attention,

@@ -9,13 +9,20 @@ from typing import Any
 
 from ..spec import LinearSpec, QuantizedAttention
 from .errors import FormatError
-from .model import SECTION, PackedModel, check_attention, check_names, plain_names
+from .model import (
+    SECTION,
+    PackedModel,
+    check_attention,
+    check_names,
+    check_shape_of_layers,
+    plain_names,
+)
 from .strict_json import parse_object
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 KEYS = {"format_version", "layers", "tensors", "tied", "provenance"}
-OPTIONAL_KEYS: dict[str, type] = {"attention": dict}
+OPTIONAL_KEYS: dict[str, type] = {"attention": dict, "absent": list, "head_size": int}
 """Keys that are written where there is something to say, and their types; absent reads as empty."""
 
 # By this field transformers finds the loader of packed layers (sparse_runtime.integrations). It
@@ -36,7 +43,7 @@ class Section:
         tensors: names of all stored tensors beside the packed weights.
         tied: other name -> stored name.
         provenance: as in :class:`PackedModel`.
-        attention: as in :class:`PackedModel`.
+        attention: as in :class:`PackedModel`, and the next two.
     """
 
     layers: dict[str, LinearSpec]
@@ -44,6 +51,8 @@ class Section:
     tied: dict[str, str]
     provenance: dict[str, Any]
     attention: dict[str, QuantizedAttention]
+    absent: tuple[str, ...]
+    head_size: int | None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that :func:`parse_section` reads."""
@@ -56,6 +65,10 @@ class Section:
         }
         if self.attention:
             data["attention"] = {name: item.to_dict() for name, item in self.attention.items()}
+        if self.absent:
+            data["absent"] = list(self.absent)
+        if self.head_size is not None:
+            data["head_size"] = self.head_size
         return data
 
 
@@ -69,12 +82,15 @@ def write_config(model: PackedModel) -> bytes:
     for key in (SECTION, QUANTIZATION_KEY):
         if key in model.config:
             raise ValueError(f"config: the key {key!r} is written by save; leave it out")
+    check_shape_of_layers(model.absent, model.head_size)
     section = Section(
         layers={name: linear.packed.spec for name, linear in model.linears.items()},
         tensors=frozenset(plain_names(model)),
         tied=model.aliases,
         provenance=model.provenance,
         attention=model.attention,
+        absent=tuple(sorted(model.absent)),
+        head_size=model.head_size,
     )
     own = {SECTION: section.to_dict(), QUANTIZATION_KEY: QUANTIZATION}
     try:
@@ -163,11 +179,23 @@ def parse_section(data: Any) -> Section:
     if len(set(names)) != len(names):
         raise ValueError(f"{SECTION}.tensors: expected each name once, got one twice")
     check_names(set(data["layers"]), set(names), data["tied"])
+    absent, head_size = data.get("absent", []), data.get("head_size")
+    try:
+        check_shape_of_layers(absent, head_size)
+    except ValueError as error:
+        raise ValueError(f"{SECTION}.{error}") from None
     layers = {name: _parse_layer(name, entry) for name, entry in data["layers"].items()}
     quantized = data.get("attention", {})
     check_attention(quantized, set(layers))
-    attention = {name: _parse_attention(name, entry) for name, entry in quantized.items()}
-    return Section(layers, frozenset(names), data["tied"], data["provenance"], attention)
+    return Section(
+        layers=layers,
+        tensors=frozenset(names),
+        tied=data["tied"],
+        provenance=data["provenance"],
+        attention={name: _parse_attention(name, entry) for name, entry in quantized.items()},
+        absent=tuple(absent),
+        head_size=head_size,
+    )
 
 
 def _parse_layer(name: str, entry: Any) -> LinearSpec:
