@@ -85,6 +85,10 @@ class Checkpoint:
         steps: what was done to the file's tensors, a line each.
         renamed: name in the file -> name in ``tensors``, where they differ.
         dropped: name of what was left out -> why.
+        absent: halves of layers that the network lacks, such as
+            "bert.encoder.layer.3.attention" or "bert.encoder.layer.7.ffn"; what is not
+            stated here is never taken for absent.
+        head_size: features of an attention head, where hidden size over heads is another number.
     """
 
     directory: Path
@@ -98,6 +102,8 @@ class Checkpoint:
     steps: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    head_size: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -171,6 +177,8 @@ def open_checkpoint(
         steps=tuple(draft.steps),
         renamed=normal.renamed,
         dropped=draft.dropped,
+        absent=tuple(draft.absent),
+        head_size=draft.head_size,
     )
 
 

@@ -63,6 +63,9 @@ class Draft:
         recognised: the layouts found so far.
         steps: what was done, in the order in which it was done, for reports.
         dropped: name -> why it was left out.
+        absent: halves of layers that the network lacks, such as "bert.encoder.layer.3.attention"
+            and "bert.encoder.layer.7.ffn"; their tensors, norms included, must have been dropped.
+        head_size: features of an attention head, where hidden size over heads is another number.
     """
 
     directory: Path
@@ -75,6 +78,8 @@ class Draft:
     recognised: list[Recognition] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    head_size: int | None = None
 
     @property
     def where(self) -> str:
