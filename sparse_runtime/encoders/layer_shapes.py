@@ -6,10 +6,11 @@ two. Sizes follow from the tensors that are there; what is absent is stated in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .architecture import Architecture
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -65,18 +66,22 @@ def read_layer_shapes(model: PackedModel, settings: Settings, stack: str) -> tup
     )
 
 
-def stored_though_absent(model: PackedModel, settings: Settings, stack: str) -> Iterator[str]:
-    """Names of tensors and layers that belong to sublayers stated as absent."""
-    names = settings.architecture.layer
+def absent_modules(architecture: Architecture, absent: Iterable[str]) -> set[str]:
+    """Full names of the linears and norms that belong to sublayers stated as absent."""
+    names = architecture.layer
     parts = {
         "attention": (*names.qkv, names.attention_out, names.attention_norm),
         "ffn": (names.ffn_in, names.ffn_out, names.ffn_norm),
     }
-    for sublayer in model.absent:
-        layer, _, part = sublayer.rpartition(".")
-        for module in (f"{layer}.{name}" for name in parts[part]):
-            tensors = (f"{module}.weight", f"{module}.bias")
-            yield from (n for n in (module, *tensors) if n in model.linears or n in model.tensors)
+    layers = (sublayer.rpartition(".") for sublayer in absent)
+    return {f"{layer}.{name}" for layer, _, part in layers for name in parts[part]}
+
+
+def stored_though_absent(model: PackedModel, settings: Settings) -> list[str]:
+    """Names of what the packed model holds of sublayers stated as absent."""
+    modules = absent_modules(settings.architecture, model.absent)
+    tensors = [name for name in model.tensors if name.rpartition(".")[0] in modules]
+    return sorted([*(modules & model.linears.keys()), *tensors])
 
 
 def _heads(model: PackedModel, settings: Settings, stack: str, i: int) -> int:

@@ -204,7 +204,7 @@ class Weights:
                 found = tuple(self._model.tensors[stored].shape)
                 wrong.append(_difference(name, shape, found))
         left = sorted({*self._model.linears, *self._model.tensors} - used)
-        absent = list(stored_though_absent(self._model, self._settings, self.stack))
+        absent = stored_though_absent(self._model, self._settings)
         if absent:
             raise ValueError(
                 f"the packed model states that these sublayers are absent, but holds "
