@@ -85,9 +85,8 @@ class Checkpoint:
         steps: what was done to the file's tensors, a line each.
         renamed: name in the file -> name in ``tensors``, where they differ.
         dropped: name of what was left out -> why.
-        absent: halves of layers that the network lacks, such as
-            "bert.encoder.layer.3.attention" or "bert.encoder.layer.7.ffn"; what is not
-            stated here is never taken for absent.
+        absent: halves of layers that the network lacks, such as "bert.encoder.layer.3.attention" or
+            "bert.encoder.layer.7.ffn"; what is not stated here is never taken for absent.
         head_size: features of an attention head, where hidden size over heads is another number.
     """
 

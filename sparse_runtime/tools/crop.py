@@ -218,12 +218,12 @@ class _Planner:
         return gone, int(constants.sum()), bool((units.zero & units.unread)[gone].all())
 
     def _group(self, part: _Part, units: Units, size: int) -> int:
-        """How many units must go together, so that blocks, groups and chunks stay whole."""
+        """How many units must go together, so that blocks, groups and shared scales stay whole."""
         span = size
         for module in (*part.producers, part.reader):
             axis = 1 if module == part.reader else 0
-            if axis == 0 and self._policy.values.granularity == "chunk":
-                span = lcm(span, self._policy.values.chunk_rows)
+            values = self._policy.values
+            span = lcm(span, (values.group_cols if axis else values.chunk_rows) or 1)
             if self._policy.structure is not None:
                 span = lcm(span, _span(self._policy.structure, axis))
             elif any(size % shown for shown in _SPANS):

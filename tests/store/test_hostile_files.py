@@ -344,10 +344,3 @@ def test_an_error_is_a_value_error_and_pickles() -> None:
     error = pickle.loads(pickle.dumps(FormatError("config.json: expected x, got y")))
     assert isinstance(error, ValueError)
     assert str(error) == "config.json: expected x, got y"
-
-
-def test_files_from_before_layers_could_differ_are_read(saved: Path, tampered: Any) -> None:
-    del tampered.section["absent"], tampered.section["head_size"]
-    tampered.write()
-    packed = load(saved)
-    assert packed.absent == () and packed.head_size is None

@@ -241,6 +241,7 @@ def test_explicit_structures_and_chunks_of_scales_stay_aligned(model: Any, tmp_p
         ({"structure": "block:8x1"}, 32),  # rows of blocks 8 to 39
         ({"scales": "chunk:16"}, 16),  # rows 16 to 31
         ({"structure": "2:4", "scales": "chunk:6"}, 24),  # multiples of 12: rows 12 to 35
+        ({"scales": "group:8"}, 32),  # columns 8 to 39 of the reader
         ({"prune": "2:4"}, 36),
         ({"prune": "unstructured@0.5"}, 0),  # half of the whole matrix, not of what is left
     ):
