@@ -73,6 +73,12 @@ def insert_layers(model: PreTrainedModel, section: Any, files: Sequence[str | Pa
             f"{sorted(described.attention)[0]}: its attention is quantized, and transformers' own "
             "attention would multiply floats; open the directory with SparseModel.from_pretrained"
         )
+    if described.absent or described.head_size is not None:
+        raise ValueError(
+            "the model's layers lack halves, or their heads are of another size than config.json "
+            "says, which transformers' own layers cannot run; open the directory with "
+            "SparseModel.from_pretrained"
+        )
     entries = _read_entries(files, described)
     prefix = model.base_model_prefix
     modules = dict(model.named_modules())
@@ -135,7 +141,8 @@ def _check_layer(name: str, dense: nn.Module, spec: LinearSpec, *, has_bias: boo
     if spec.shape != shape:
         raise ValueError(
             f"{name}: expected a packed weight {list(shape)}, as config.json's sizes ask, got "
-            f"{list(spec.shape)}"
+            f"{list(spec.shape)}; a model that lost heads or neurons opens with "
+            "SparseModel.from_pretrained, and crop='none' in convert keeps them"
         )
     if has_bias and dense.bias is None:
         raise ValueError(f"{name}.bias: stored, but the model's layer has none")

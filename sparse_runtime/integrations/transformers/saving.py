@@ -47,7 +47,9 @@ def describe(
     if provenance is None:
         provenance = getattr(model.config, SECTION)["provenance"]
     described = {name: layer.spec for name, layer in layers.items()}
-    return state, Section(described, plain, tied, provenance, attention={})
+    return state, Section(
+        described, plain, tied, provenance, attention={}, absent=(), head_size=None
+    )
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:
