@@ -142,18 +142,20 @@ def open_checkpoint(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    config = read_config(directory)
+    options = Options(finalise)
+    config = read_config(directory, options)
     reader = find_reader(directory)
     container = reader.open(directory)
     names = container.names()
     buffers = [name for name in names if is_ignored_buffer(name, container.dtype(name))]
     normal = normalise(names, buffers)
+    lazy = {name: _lazy(container, old) for name, old in normal.stored.items()}
     draft = Draft(
         directory=directory,
         config=dict(config),
         container=container,
-        tensors={name: _lazy(container, old) for name, old in normal.stored.items()},
-        options=Options(finalise),
+        tensors=dict(lazy),
+        options=options,
         dropped=dict.fromkeys(normal.dropped, "transformers rebuilds it"),
     )
     finalise_layouts(draft)
@@ -161,7 +163,9 @@ def open_checkpoint(
     refuse_compressed(draft.where, draft.config)
     refuse_foreign(draft.where, draft.tensors)
     _require_floats(draft)
-    shared = _shared(container, normal.stored, draft.tensors)
+    # What a layout has computed shares nothing any more, though it may have its old name.
+    stored = {new: old for new, old in normal.stored.items() if draft.tensors.get(new) is lazy[new]}
+    shared = _shared(container, stored, draft.tensors)
     aliases = find_aliases(CheckpointTensors(draft.tensors), shared)
     kept = {name: tensor for name, tensor in draft.tensors.items() if name not in aliases}
     return Checkpoint(

@@ -112,7 +112,7 @@ def convert(
         "scales": scales,
         "activations": activations,
         "crop": crop,
-        "finalise": dict(finalise or {}),
+        "finalise": _recorded(finalise or {}),
     }
     if checkpoint.linears:
         _refuse_requantizing(checkpoint, arguments)
@@ -284,6 +284,11 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
             )
     elif target.exists():
         raise FileExistsError(f"out_dir {target}: expected a directory, got a file")
+
+
+def _recorded(finalise: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user has said of the files, as it is written down: without paths of a machine."""
+    return {name: Path(said).name if name == "config" else said for name, said in finalise.items()}
 
 
 def _provenance(
