@@ -1,0 +1,1 @@
+"""Models in the layouts of pruning and quantization tools, small, for tests of what opens them."""
