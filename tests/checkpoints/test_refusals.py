@@ -252,7 +252,6 @@ PREFIX = "bert.encoder.layer.0.output.dense"
     ("names", "who"),
     [
         (("weight_original",), "Intel's Model-Compression-Research"),
-        (("weight", "weight_fake_quant.scale"), "Intel's Model-Compression-Research"),
         (("weight", "mask_scores"), "movement pruning"),
         (("weight", "weight_ampere_mask_scores"), "movement pruning"),
         (("weight", "binary_mask"), "NNCF"),

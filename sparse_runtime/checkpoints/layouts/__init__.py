@@ -7,12 +7,12 @@ integers inside of a sparse container, or masks beside a teacher's weights.
 from __future__ import annotations
 
 from ..draft import Draft, Recognition
-from . import prune_pairs
+from . import intel_qat, prune_pairs, sparseml_qat
 from .base import Layout
 
 __all__ = ["LAYOUTS", "Layout", "finalise"]
 
-LAYOUTS: tuple[Layout, ...] = (prune_pairs.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (prune_pairs.LAYOUT, intel_qat.LAYOUT, sparseml_qat.LAYOUT)
 
 
 def finalise(draft: Draft) -> None:
