@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sparse_runtime import _C
 from sparse_runtime.encoders import SparseModel
+from sparse_runtime.ops.native import extension
 from sparse_runtime.store import PackedLinear
 
 LAYER = re.compile(r"^.*\.\d+\.")
@@ -19,7 +19,7 @@ LAYER = re.compile(r"^.*\.\d+\.")
 def measure_peaks(threads: int) -> dict[str, float]:
     """Operations a second of each product instruction on all threads at once (``_C.peaks``)."""
     with ThreadPoolExecutor(threads) as pool:
-        found = list(pool.map(lambda _: _C.peaks(), range(threads)))
+        found = list(pool.map(lambda _: extension().peaks(), range(threads)))
     return {name: sum(peaks[name] for peaks in found) for name in found[0]}
 
 
