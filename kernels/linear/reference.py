@@ -3,12 +3,16 @@
     y[t, n] = activation(sum_k x[t, k] * w[n, k] + bias[n]) + residual[t, n]
 
 With integer weights and quantized inputs the sum is taken over integers, exactly, and then
-dequantized in float32, left to right: ``float(sum) * x_scale[t] * w_scale[n] + bias[n]``.
+dequantized in float32, left to right: ``float(sum) * x_scale[t] * w_scale[n] + bias[n]``. Weights
+whose groups of inputs have scales of their own have one such sum a group; the products
+``float(sum) * x_scale[t] * w_scale[n, group]`` are added in float32 in the groups' order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +28,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 INT8_MAX = 127
 UINT8_MAX = 255
+FULL_INT8_MAX = 127.5  # half of the 255 steps from -128 to 127
+
+
+class Quantizer(NamedTuple):
+    """A static quantizer: ``q = clamp(round_half_even(x / scale) + zero_point, low, high)``."""
+
+    scale: float
+    zero_point: int
+    low: int
+    high: int
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,6 +63,34 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     scaled = x * (limit / clamped).unsqueeze(1)
     q = torch.nan_to_num(scaled, nan=0.0).round().clamp(-INT8_MAX, INT8_MAX).to(torch.int8)
     return q, torch.where(largest == 0, torch.ones_like(largest), clamped / limit)
+
+
+def quantize_rows_full_range(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Dynamic symmetric int8 over -128..127, one scale per token.
+
+    ``scale = max|x| / 127.5``, at least the smallest normal float32 and 1 for an all-zero token;
+    ``q = clamp(round_half_even(x / scale), -128, 127)``. Bit for bit the dynamic int8 activations
+    of compressed-tensors (``calculate_qparams`` and ``quantize``, symmetric, 8 bits, a token each).
+    Those of torchao (Int8DynamicActivationInt8WeightConfig) have the same scale and multiply by its
+    float32 reciprocal: ties, such as the largest magnitude itself, may fall on the other side. A
+    token with NaN or infinity has zeros and a scale of NaN or infinity, which make every output
+    NaN.
+
+    Args:
+        x: float [tokens, features].
+
+    Returns:
+        (int8 [tokens, features], float32 scales [tokens])
+    """
+    x = x.float()
+    if x.shape[1] == 0:
+        return x.to(torch.int8), x.new_ones(x.shape[0])
+    largest = x.abs().amax(1)
+    scale = largest / torch.full_like(largest, FULL_INT8_MAX)
+    scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+    scale = torch.where(largest == 0, torch.ones_like(scale), scale)
+    divided = torch.nan_to_num(x / scale.unsqueeze(1), nan=0.0)
+    return divided.round().clamp(-INT8_MAX - 1, INT8_MAX).to(torch.int8), scale
 
 
 def quantize_rows_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,20 +136,78 @@ def quantize_static(x: Tensor, scale: float, zero_point: int, low: int, high: in
     return q.clamp(low, high).to(torch.int32)
 
 
-def accumulate(q: Tensor, zero_point: int | Tensor, weight: Tensor) -> Tensor:
-    """``sum_k (q[t, k] - zero_point) * weight[n, k]``, exact: float64 holds integers to 2**53.
+def dequantize(q: Tensor, quantizer: Quantizer) -> Tensor:
+    """``(q - zero_point) * scale`` in float32."""
+    return (q - quantizer.zero_point).float() * quantizer.scale
+
+
+def requantize(y: Tensor, quantizer: Quantizer | None) -> Tensor:
+    """What a static quantizer leaves of floats, float32; None leaves them as they are.
+
+    ``(clamp(round_half_even(y / scale) + zero_point, low, high) - zero_point) * scale``, ONNX
+    QuantizeLinear and DequantizeLinear. NaN becomes 0.
+    """
+    if quantizer is None:
+        return y
+    return dequantize(quantize_static(y, *quantizer), quantizer)
+
+
+def accumulate(
+    q: Tensor,
+    zero_point: int | Tensor,
+    weight: Tensor,
+    weight_zero_point: Tensor | None = None,
+) -> Tensor:
+    """``sum_k (q[t, k] - zero_point) * (weight[n, k] - weight_zero_point[n])``, exact.
+
+    float64 holds integers to 2**53.
 
     Args:
         q: integers [tokens, in].
         zero_point: the quantized value of 0, or integers [tokens]: of each token.
         weight: int8 [out, in].
+        weight_zero_point: integers [out], or None: 0.
 
     Returns:
         float64 [tokens, out] with integer values.
     """
     if isinstance(zero_point, Tensor):
         zero_point = zero_point.unsqueeze(1)
-    return F.linear(q.double() - zero_point, weight.double())
+    wide = weight.double()
+    if weight_zero_point is not None:
+        wide = wide - weight_zero_point.unsqueeze(1)
+    return F.linear(q.double() - zero_point, wide)
+
+
+def integer_product(
+    q: Tensor,
+    zero_point: int | Tensor,
+    x_scale: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None = None,
+    group_cols: int = 0,
+) -> Tensor:
+    """:func:`accumulate`, dequantized: float32 [tokens, out].
+
+    Args:
+        q: integers [tokens, in].
+        zero_point: the quantized value of 0, or integers [tokens]: of each token.
+        x_scale: float32 [tokens] or [1].
+        weight: int8 [out, in].
+        weight_scale: float32 [out, groups].
+        weight_zero_point: integers [out, groups], or None: 0.
+        group_cols: consecutive inputs that share a scale, the last group may have fewer; 0 is all.
+    """
+    length = group_cols or weight.shape[1]
+
+    def product(group: int) -> Tensor:
+        at = slice(group * length, (group + 1) * length)
+        zero = None if weight_zero_point is None else weight_zero_point[:, group]
+        total = accumulate(q[:, at], zero_point, weight[:, at], zero)
+        return total.float() * x_scale.unsqueeze(1) * weight_scale[:, group]
+
+    return reduce(torch.add, map(product, range(weight_scale.shape[1])))
 
 
 def integer_linear(
@@ -119,24 +219,40 @@ def integer_linear(
     bias: Tensor | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
+    *,
+    weight_zero_point: Tensor | None = None,
+    group_cols: int = 0,
+    outputs: Quantizer | None = None,
 ) -> Tensor:
     """A linear layer on quantized inputs.
+
+    Output quantizers, between bias and activation, are those of QAT checkpoints (SparseML, Prune
+    Once For All); weight zero points those of ONNX MatMulInteger and QLinearMatMul.
 
     Args:
         q: integers [tokens, in].
         zero_point: the quantized value of 0, or integers [tokens]: of each token.
         x_scale: float32 [tokens] or [1].
         weight: int8 [out, in].
-        weight_scale: float32 [out].
+        weight_scale: float32 [out], or [out, groups].
         bias: float [out] or None.
         activation: a key of ``ACTIVATIONS`` or None.
         residual: float [tokens, out], added last, or None.
+        weight_zero_point: integers of ``weight_scale``'s shape, or None: 0.
+        group_cols: as in :func:`integer_product`.
+        outputs: requantizes ``x w + bias``, or None.
 
     Returns:
         float32 [tokens, out].
     """
-    y = accumulate(q, zero_point, weight).float() * x_scale.unsqueeze(1) * weight_scale
-    return _finish(y, bias, activation, residual)
+    if weight_scale.ndim == 1:
+        weight_scale = weight_scale.unsqueeze(1)
+    if weight_zero_point is not None and weight_zero_point.ndim == 1:
+        weight_zero_point = weight_zero_point.unsqueeze(1)
+    y = integer_product(q, zero_point, x_scale, weight, weight_scale, weight_zero_point, group_cols)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return _finish(requantize(y, outputs), None, activation, residual)
 
 
 def float_linear(

@@ -172,6 +172,13 @@ def _checked_state_dict(data: object, where: str) -> dict[str, Tensor]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: expected tensors by name, got {type(data).__name__}")
     strange = [str(key) for key, value in data.items() if not _is_plain(key, value)]
+    converted = [name for name in strange if "._packed_params" in name]
+    if converted:
+        raise CheckpointError(
+            f"{where}: {listed(converted, 2)} are packed weights of torch.ao.quantization.convert, "
+            "which hold no plain integers; use the checkpoint of the training, before it was "
+            "converted"
+        )
     if strange:
         raise CheckpointError(
             f"{where}: expected plain tensors by name, got other things under {listed(strange)}; "

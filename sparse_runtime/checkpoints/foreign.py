@@ -11,7 +11,7 @@ from .errors import CheckpointError, listed
 _FOREIGN = (
     (
         r"\.(weight|input|output)_fake_quant(\..*)?|\.fake_quant_enabled",
-        "Intel's Model-Compression-Research",
+        "quantization-aware training",
         "export the float weights",
     ),
     (

@@ -22,11 +22,12 @@ class PackedSize:
     values: int
     index: int
     scales: int
+    zero_points: int = 0
 
     @property
     def total(self) -> int:
         """All bytes together."""
-        return self.values + self.index + self.scales
+        return self.values + self.index + self.scales + self.zero_points
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,7 +37,9 @@ class PackedWeight(ABC):
     Attributes:
         spec: what the tensors mean.
         values: the kept numbers, in ``spec.values.dtype`` (int4: nibbles in uint8).
-        scales: float32 [``spec.values.scale_count(rows)``] for integer values, else None.
+        scales: float32 [``spec.scale_count``] for integer values, else None. Groups of a row's
+            inputs have theirs side by side, row by row.
+        zero_points: int8 [``spec.scale_count``] where ``spec.values.zero_points``, else None.
     """
 
     INDEX: ClassVar[tuple[str, ...]] = ()
@@ -45,6 +48,7 @@ class PackedWeight(ABC):
     spec: LinearSpec
     values: Tensor
     scales: Tensor | None = None
+    zero_points: Tensor | None = None
 
     @classmethod
     @abstractmethod
@@ -64,7 +68,7 @@ class PackedWeight(ABC):
         """Raise ValueError where a tensor of the right shape holds what no packer writes."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by field name, in a fixed order, scales only where there are any."""
+        """The tensors by field name, in a fixed order, only those that there are."""
         names = [f.name for f in fields(self) if f.name != "spec"]
         return {name: t for name in names if (t := getattr(self, name)) is not None}
 
@@ -86,7 +90,9 @@ class PackedWeight(ABC):
     @classmethod
     def tensor_names(cls, spec: LinearSpec) -> tuple[str, ...]:
         """Names of the tensors a weight of this spec is made of."""
-        return ("values", *cls.INDEX, *(("scales",) if spec.values.is_integer else ()))
+        scales = ("scales",) if spec.values.is_integer else ()
+        zero_points = ("zero_points",) if spec.values.zero_points else ()
+        return ("values", *cls.INDEX, *scales, *zero_points)
 
     def validate(self) -> None:
         """Check dtypes, shapes and content against the MUSTs of docs/formats.
@@ -94,11 +100,10 @@ class PackedWeight(ABC):
         Raises:
             ValueError: naming the tensor, what was expected and what came.
         """
-        rows = self.spec.shape[0]
+        if self.zero_points is not None:
+            check_tensor("zero_points", self.zero_points, torch.int8, (self.spec.scale_count,))
         if self.scales is not None:
-            check_tensor(
-                "scales", self.scales, torch.float32, (self.spec.values.scale_count(rows),)
-            )
+            check_tensor("scales", self.scales, torch.float32, (self.spec.scale_count,))
             if not bool((torch.isfinite(self.scales) & (self.scales > 0)).all()):
                 raise ValueError("scales: expected finite numbers above 0, got another value")
         for name, (dtype, shape) in self._expected().items():
@@ -111,29 +116,83 @@ class PackedWeight(ABC):
         self._check_content()
 
     def row_scales(self) -> Tensor:
-        """float32 [out]: the scale of each row, whatever the granularity; ones for floats."""
-        rows = self.spec.shape[0]
+        """float32 [out]: the scale of each row, whatever the granularity; ones for floats.
+
+        Raises:
+            ValueError: a row's groups of inputs have scales of their own ("group").
+        """
         if self.scales is None:
-            return torch.ones(rows, device=self.values.device)
-        if self.spec.values.granularity == "chunk":
+            return torch.ones(self.spec.shape[0], device=self.values.device)
+        return self._by_row(self.scales)
+
+    def row_zero_points(self) -> Tensor:
+        """int32 [out]: the zero point of each row, as :meth:`row_scales`; zeros without any."""
+        if self.zero_points is None:
+            return torch.zeros(self.spec.shape[0], dtype=torch.int32, device=self.values.device)
+        return self._by_row(self.zero_points).to(torch.int32)
+
+    def _by_row(self, numbers: Tensor) -> Tensor:
+        values, rows = self.spec.values, self.spec.shape[0]
+        if values.granularity == "group":
+            raise ValueError(
+                f"scales {values.scales!r}: expected one scale a row, got one for each group of "
+                "inputs; use scale_columns()"
+            )
+        if values.granularity == "chunk":
             # Not repeat_interleave: a chunk may name far more rows than there are.
-            row = torch.arange(rows, device=self.scales.device)
-            return self.scales[row // self.spec.values.chunk_rows]
-        return self.scales.expand(rows)
+            row = torch.arange(rows, device=numbers.device)
+            return numbers[row // values.chunk_rows]
+        return numbers.expand(rows)
+
+    def scale_columns(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points by row and group of inputs, whatever the granularity.
+
+        Returns:
+            (float32 [out, groups], int32 [out, groups]); one group but for "group". Ones and zeros
+            where there are none.
+        """
+        rows = self.spec.shape[0]
+        if self.spec.values.granularity != "group" or self.scales is None:
+            return self.row_scales().unsqueeze(1), self.row_zero_points().unsqueeze(1)
+        scales = self.scales.view(rows, -1)
+        if self.zero_points is None:
+            return scales, torch.zeros_like(scales, dtype=torch.int32)
+        return scales, self.zero_points.view(rows, -1).to(torch.int32)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The logical weight [out, in]: stored values times scales, in ``dtype``."""
-        weight = self.unpack().to(dtype)
+        """The logical weight [out, in] in ``dtype``: ``(stored - zero point) * scale``."""
+        return self.scaled(self.unpack(), dtype)
+
+    def scaled(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """:meth:`dequantize` of values that are already decoded.
+
+        Args:
+            stored: [out, in], as :meth:`unpack` gives them.
+            dtype: float type of the result; subtraction and product are in it.
+        """
+        weight = stored.to(dtype)
         if self.scales is None:
             return weight
-        return weight * self.row_scales().to(dtype).unsqueeze(1)
+        scales, zero_points = (self._by_column(numbers) for numbers in self.scale_columns())
+        if self.zero_points is not None:
+            weight = weight - zero_points.to(dtype)
+        return weight * scales.to(dtype)
+
+    def _by_column(self, numbers: Tensor) -> Tensor:
+        """[out, groups] -> what broadcasts over [out, in]."""
+        length = self.spec.values.group_cols
+        if not length:
+            return numbers
+        # Not repeat_interleave: a group may name far more inputs than there are.
+        return numbers[:, torch.arange(self.spec.shape[1], device=numbers.device) // length]
 
     def size(self) -> PackedSize:
-        """Bytes of values, of index tensors and of scales."""
+        """Bytes of values, of index tensors, of scales and of zero points."""
         return PackedSize(
             values=self.values.nbytes,
             index=sum(getattr(self, name).nbytes for name in self.INDEX),
             scales=0 if self.scales is None else self.scales.nbytes,
+            zero_points=0 if self.zero_points is None else self.zero_points.nbytes,
         )
 
     def to(self, device: torch.device | str) -> Self:

@@ -121,10 +121,10 @@ def packed_bytes(nonzero: Tensor, structure: Structure, values: ValueSpec) -> in
     Args:
         nonzero: Bool [out, in].
         structure: one that holds the matrix without loss.
-        values: the value type; its scales are counted.
+        values: the value type; its scales and zero points are counted.
     """
     (rows, cols), bits = nonzero.shape, values.bits
-    scales = 4 * values.scale_count(rows)
+    scales = (4 + values.zero_points) * values.scale_count(rows, cols)
     if structure.kind == "dense":
         return rows * -(-cols * bits // 8) + scales
     if structure.kind == "unstructured":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..spec import FLOAT_DTYPES, INTEGER_RANGES, ValueSpec
 from .base import check_finite
@@ -13,15 +14,18 @@ def cast_values(weight: Tensor, values: ValueSpec) -> tuple[Tensor, Tensor | Non
     """Bring a float weight [out, in] to the form :func:`pack` takes.
 
     Floats are rounded to nearest; a value that overflows fp16 is refused. Integers are symmetric,
-    ``scale = max|w| / 127`` (int4: 7) over the rows that share the scale, rounded half to even;
-    rows without a nonzero get scale 1. Zeros stay zeros.
+    ``scale = max|w| / 127`` (int4: 7) over the weights that share the scale, rounded half to even;
+    all zeros get scale 1. Zeros stay zeros.
 
     Returns:
         (weight in ``values.torch_dtype``, float32 scales [scale_count] or None)
 
     Raises:
-        ValueError: the weight is not a finite 2-D float matrix, or overflows.
+        ValueError: the weight is not a finite 2-D float matrix, or overflows, or ``values`` has
+            zero points, which only checkpoints bring.
     """
+    if values.zero_points:
+        raise ValueError("zero_points: quantizing is symmetric; pack integers that have them")
     if weight.ndim != 2 or not weight.is_floating_point() or weight.numel() == 0:
         raise ValueError(
             "weight: expected a 2-D float matrix of at least one element, got "
@@ -43,20 +47,24 @@ def cast_values(weight: Tensor, values: ValueSpec) -> tuple[Tensor, Tensor | Non
             f"weight: largest magnitude {weight.abs().max().item():g} overflows the float32 that "
             f"{values.dtype} scales are in"
         )
-    group = _scale_of_row(weight.shape[0], values)
-    row_max = single.abs().amax(1)
-    largest = row_max.new_zeros(values.scale_count(weight.shape[0]))
-    largest.scatter_reduce_(0, group.to(row_max.device), row_max, "amax")
+    rows, cols = weight.shape
+    # Maxima of [rows, groups]; only "group" has more than one in a row.
+    length = min(values.group_cols or cols, cols)
+    maxima = pad(single.abs(), (0, -cols % length)).view(rows, -1, length).amax(2)
+    group = _scale_of_group(rows, maxima.shape[1], values).to(maxima.device)
+    largest = maxima.new_zeros(values.scale_count(rows, cols))
+    largest.scatter_reduce_(0, group.flatten(), maxima.flatten(), "amax")
     # The smallest normal number keeps w / scale finite when max|w| is subnormal.
     scales = (largest / limit).clamp_min(torch.finfo(torch.float32).tiny)
     scales = torch.where(largest == 0, torch.ones_like(scales), scales)
-    quantized = torch.round(single / scales[group].unsqueeze(1)).clamp_(-limit, limit)
+    column = torch.arange(cols, device=single.device) // length
+    quantized = torch.round(single / scales[group][:, column]).clamp_(-limit, limit)
     return quantized.to(torch.int8), scales
 
 
-def _scale_of_row(rows: int, values: ValueSpec) -> Tensor:
-    """int64 [rows]: which scale each row uses."""
+def _scale_of_group(rows: int, groups: int, values: ValueSpec) -> Tensor:
+    """int64 [rows, groups]: which scale each group of a row uses."""
     if values.granularity == "tensor":
-        return torch.zeros(rows, dtype=torch.int64)
-    row = torch.arange(rows)
-    return row // values.chunk_rows if values.granularity == "chunk" else row
+        return torch.zeros(rows, groups, dtype=torch.int64)
+    group = torch.arange(rows * groups).view(rows, groups)
+    return group // values.chunk_rows if values.granularity == "chunk" else group

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
-from ..kernels.layer_norm import reference as layer_norm_reference
+from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
 from .native import unavailable
+from .reference import quantizers_of
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
 
 Activation = Any
@@ -112,6 +113,7 @@ class Backend:
         heads: int,
         scale: float,
         bias: Tensor | None = None,
+        quantized: QuantizedAttention | None = None,
     ) -> Activation:
         """Self-attention within each sequence.
 
@@ -121,9 +123,11 @@ class Backend:
             heads: number of heads.
             scale: multiplies the scores.
             bias: float [heads, span, span], indexed by ``batch.row_positions``, or None.
+            quantized: how the two products are quantized, or None: not at all.
         """
+        steps = quantizers_of(quantized)
         return attention_reference.attention(
-            qkv, batch.lengths, heads, scale, bias, batch.row_positions
+            qkv, batch.lengths, heads, scale, bias, batch.row_positions, steps
         )
 
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
@@ -135,9 +139,7 @@ class Backend:
         return x
 
     def _normalize(self, x: Tensor, norm: Norm | None) -> Tensor:
-        if norm is None:
-            return x
-        return layer_norm_reference.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        return x if norm is None else norm.apply(x)
 
 
 def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Backend:

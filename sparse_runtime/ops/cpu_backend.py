@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..kernels.attention.reference import attention
+from ..spec import QuantizedAttention
 from .backends import Activation, Backend, Recorder
 from .cpu_panels import ISA, PanelLinear
 from .native import address, extension
+from .reference import quantizers_of
 from .types import Norm, PreparedLinear, TokenBatch
 
 
@@ -184,8 +187,13 @@ class CpuBackend(Backend):
         heads: int,
         scale: float,
         bias: Tensor | None = None,
+        quantized: QuantizedAttention | None = None,
     ) -> Activation:
         run = qkv.run
+        if quantized is not None:
+            rows, steps = self.to_tokens(qkv), quantizers_of(quantized)
+            at = batch.row_positions
+            return run.from_rows(attention(rows, batch.lengths, heads, scale, bias, at, steps))
         if bias is None:
             return PanelActivation(run, run.forward.attention(qkv.value, heads, scale))
         if not run.is_consecutive():

@@ -143,6 +143,21 @@ def _measured(weight: Tensor, choice: LayoutChoice) -> float:
     return panel_seconds(_pack(weight, choice.layout), choice.layout, choice.regime)
 
 
+def _unknown_arithmetic(request: LinearRequest) -> str | None:
+    """What the integer kernels do not compute, or None."""
+    for spec in (weight.packed.spec for weight in request.weights):
+        if spec.outputs is not None:
+            return "does not requantize outputs"
+        if spec.values.zero_points:
+            return "multiplies integer weights without zero points"
+        if spec.values.granularity == "group":
+            return f"sums whole rows of integers, the scales are {spec.values.scales}"
+        act = spec.activations
+        if act is not None and not act.narrow_range:
+            return "quantizes dynamic int8 to -127..127, the layer to -128..127"
+    return None
+
+
 # The operator that torch.compile sees names a layer by a number: C++ objects cannot travel
 # through a traced graph.
 _LAYERS: weakref.WeakValueDictionary[int, PanelLinear] = weakref.WeakValueDictionary()
@@ -195,7 +210,7 @@ class CpuPanelsCandidate(Candidate):
             return f"takes up to {extension().PANEL_MAX_K} inputs"
         if not request.in_features or not request.out_features:
             return "the weight is empty"
-        return None
+        return _unknown_arithmetic(request) if request.is_integer else None
 
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         weight = stacked_weight(request)

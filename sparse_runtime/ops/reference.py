@@ -13,7 +13,7 @@ from ..kernels.dense import reference as dense
 from ..kernels.linear import reference as linear
 from ..kernels.nm import reference as nm
 from ..kernels.unstructured import reference as unstructured
-from ..spec import ActivationSpec
+from ..spec import ActivationSpec, QuantizedAttention
 from .types import Candidate, LinearRequest, PreparedLinear
 
 
@@ -37,10 +37,24 @@ def quantize_input(x: Tensor, spec: ActivationSpec) -> tuple[Tensor, int | Tenso
         q, scale, zero_points = linear.quantize_rows_asymmetric(x)
         return q, zero_points, scale
     if spec.scheme == "dynamic":
-        q, scale = linear.quantize_rows(x)
+        quantize = linear.quantize_rows if spec.narrow_range else linear.quantize_rows_full_range
+        q, scale = quantize(x)
         return q, 0, scale
     q = linear.quantize_static(x, spec.scale, spec.zero_point, *spec.range)
     return q, spec.zero_point, torch.tensor([spec.scale], device=x.device)
+
+
+def quantizer(spec: ActivationSpec | None) -> linear.Quantizer | None:
+    """A static description as the kernels take it."""
+    return None if spec is None else linear.Quantizer(spec.scale, spec.zero_point, *spec.range)
+
+
+def quantizers_of(attention: QuantizedAttention | None) -> dict[str, linear.Quantizer] | None:
+    """The quantizers of an attention as the kernels take them, by name."""
+    if attention is None:
+        return None
+    parts = attention.parts().items()
+    return {name: found for name, spec in parts if (found := quantizer(spec)) is not None}
 
 
 class ReferenceLinear(PreparedLinear):
@@ -70,19 +84,32 @@ class ReferenceLinear(PreparedLinear):
     ) -> Tensor:
         self.check(x, activation, residual)
         parts = self._parts()
-        weight = torch.cat([read_weight(part) for part in parts])
-        scale = torch.cat([part.row_scales() for part in parts])
+        weights = [read_weight(part) for part in parts]
         activations = self._specs[0].activations
         if activations is None:
             if any(part.scales is not None for part in parts):
                 dtype = torch.promote_types(x.dtype, torch.float32)
-                weight = weight.to(dtype) * scale.to(dtype).unsqueeze(1)
-            return linear.float_linear(x, weight, self.bias, activation, residual)
-        q, zero_point, x_scale = quantize_input(x, activations)
-        y = linear.integer_linear(
-            q, zero_point, x_scale, weight, scale, self.bias, activation, residual
-        )
-        return y.to(x.dtype)
+                weights = [p.scaled(w, dtype) for p, w in zip(parts, weights, strict=True)]
+            return linear.float_linear(x, torch.cat(weights), self.bias, activation, residual)
+        quantized = quantize_input(x, activations)
+        ys, start = [], 0
+        for part, weight in zip(parts, weights, strict=True):
+            at = slice(start, start + len(weight))
+            scales, zero_points = part.scale_columns()
+            y = linear.integer_linear(
+                *quantized,
+                weight,
+                scales,
+                None if self.bias is None else self.bias[at],
+                activation,
+                None if residual is None else residual[:, at],
+                weight_zero_point=None if part.zero_points is None else zero_points,
+                group_cols=part.spec.values.group_cols,
+                outputs=quantizer(part.spec.outputs),
+            )
+            ys.append(y)
+            start = at.stop
+        return torch.cat(ys, dim=1).to(x.dtype)
 
 
 class ReferenceCandidate(Candidate):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import PackedWeight
+from ..kernels.layer_norm import reference as layer_norm
 from ..kernels.linear.reference import ACTIVATIONS
 
 
@@ -72,9 +73,36 @@ class LinearRequest:
         ]
         return torch.cat(biases)
 
+    def stacked_outputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """How the outputs are requantized, row by row; None where no layer's are.
+
+        Returns:
+            (scale float32, zero_point int32, low int32, high int32), each [all outputs]. Rows that
+            are not requantized have scale 0, which no quantizer has, and zeros.
+        """
+        specs = [weight.packed.spec for weight in self.weights]
+        if all(spec.outputs is None for spec in specs):
+            return None
+        rows = torch.tensor([spec.shape[0] for spec in specs])
+        outputs = [spec.outputs for spec in specs]
+        scale = torch.tensor([0.0 if out is None else out.scale for out in outputs])
+        integers = torch.tensor(
+            [(0, 0, 0) if out is None else (out.zero_point, *out.range) for out in outputs],
+            dtype=torch.int32,
+        )
+        columns = (scale, *integers.unbind(1))
+        scale, zero_point, low, high = (
+            column.repeat_interleave(rows).to(self.device) for column in columns
+        )
+        return scale, zero_point, low, high
+
 
 def can_fuse(weights: Sequence[LinearWeight]) -> bool:
-    """Whether these layers, given the same input, may be run as one."""
+    """Whether these layers, given the same input, may be run as one.
+
+    Their inputs must be quantized alike. Scales, zero points and output quantizers may differ: they
+    belong to the rows of each layer (:meth:`LinearRequest.stacked_outputs`).
+    """
     specs = [weight.packed.spec for weight in weights]
     return len({(spec.activations, spec.shape[1]) for spec in specs}) == 1
 
@@ -157,11 +185,20 @@ class Candidate(ABC):
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm parameters: float [features] each."""
+    """LayerNorm parameters: float [features] each.
+
+    Without ``eps`` it takes no statistics: ``x * weight + bias`` (NoNorm).
+    """
 
     weight: Tensor
     bias: Tensor
-    eps: float
+    eps: float | None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """In plain PyTorch: float [tokens, features] -> the same shape and dtype."""
+        if self.eps is None:
+            return layer_norm.no_norm(x, self.weight, self.bias)
+        return layer_norm.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .errors import FormatError
 from .model import (
     TENSOR_DTYPES,
     PackedModel,
+    check_attention,
     check_names,
     packed_names,
     plain_names,
@@ -106,6 +107,7 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
 def _stored_tensors(model: PackedModel) -> dict[str, Tensor]:
     """All tensors by stored name, checked, on the CPU."""
     check_names(set(model.linears), set(plain_names(model)), model.aliases)
+    check_attention(model.attention, set(model.linears))
     for module, linear in model.linears.items():
         try:
             linear.packed.validate()

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
+from torch import Tensor, nn
+from torch.ao.quantization import disable_observer
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
 from sparse_runtime import SparseModel
 from sparse_runtime.checkpoints import Checkpoint
+from sparse_runtime.testing.exporters import sparseml_qat
 from sparse_runtime.tools.convert import convert
 from sparse_runtime.tools.inspection import inspect
 
@@ -191,3 +193,74 @@ def holds() -> Callable[..., None]:
             assert torch.equal(checkpoint.tensors[name], tensor), name
 
     return compare
+
+
+# 48 inner features: neither square nor the hidden size, so that no matrix can be transposed unseen.
+QAT_CONFIG = BertConfig(
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=16,
+    num_labels=3,
+    attn_implementation="eager",
+)
+# As oBERT has it; with every quantizer there is; as later releases of SparseML.
+SPARSEML_FORMS: dict[str, dict[str, Any]] = {
+    "obert": {},
+    "outputs": {"outputs": ("query", "intermediate.dense"), "embedding_outputs": True},
+    "signed": {"dtype": torch.qint8},
+}
+
+
+def _texts(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 50, (8, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 8:], mask[3, 5:] = 0, 0
+    return ids, mask
+
+
+@pytest.fixture(scope="session")
+def texts() -> Callable[[int], tuple[Tensor, Tensor]]:
+    """texts(seed) -> ids and mask of eight texts of 12 tokens, two of them padded."""
+    return _texts
+
+
+@pytest.fixture(scope="session")
+def qat_config() -> dict[str, Any]:
+    """config.json of the models before and after quantization-aware training."""
+    return QAT_CONFIG.to_dict() | {"architectures": ["BertForSequenceClassification"]}
+
+
+@pytest.fixture
+def write_qat(write: Callable[..., Path], qat_config: dict[str, Any]) -> Callable[..., Path]:
+    """write_qat(tensors) -> directory of a checkpoint of such a model, as torch saves it."""
+    return lambda tensors: write(dict(tensors), "torch", qat_config)
+
+
+@pytest.fixture(scope="session")
+def plain() -> BertForSequenceClassification:
+    """A classifier before quantization-aware training."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(QAT_CONFIG).eval()
+    for name, parameter in model.named_parameters():
+        # Larger than at the start of a training, or the quantizers would hardly show.
+        if "LayerNorm" not in name:
+            nn.init.normal_(parameter.data, 0, 0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+@torch.no_grad()
+def sparseml(plain: BertForSequenceClassification) -> dict[str, BertForSequenceClassification]:
+    """The classifier in each form that SparseML writes, calibrated and frozen."""
+    made = {}
+    for form, arguments in SPARSEML_FORMS.items():
+        made[form] = copy.deepcopy(plain)
+        sparseml_qat.quantize(made[form], QAT_CONFIG.num_attention_heads, **arguments)
+        for seed in range(3):
+            made[form](*_texts(seed))
+        made[form].apply(disable_observer)
+    return made

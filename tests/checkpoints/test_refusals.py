@@ -251,7 +251,6 @@ PREFIX = "bert.encoder.layer.0.output.dense"
 @pytest.mark.parametrize(
     ("names", "who"),
     [
-        (("weight", "weight_fake_quant.scale"), "Intel's Model-Compression-Research"),
         (("weight", "weight_mask_scores"), "movement pruning"),
         (("weight", "weight_ampere_mask_scores"), "movement pruning"),
         (("weight", "binary_mask"), "NNCF"),

@@ -32,7 +32,7 @@ def leave(run: _C.Forward, value: _C.PanelValue, tokens: int) -> Tensor:
     return y
 
 
-def norm_of(features: int, eps: float = 1e-12) -> tuple[Tensor, Tensor, object]:
+def norm_of(features: int, eps: float | None = 1e-12) -> tuple[Tensor, Tensor, object]:
     weight, bias = torch.randn(features), torch.randn(features)
     return weight, bias, _C.PanelNorm(weight.data_ptr(), bias.data_ptr(), features, eps)
 
@@ -77,6 +77,29 @@ def test_norm(isa: str, threads: int, tokens: int, features: int) -> None:
     float32 = F.layer_norm(x, (features,), weight, bias, 1e-5)
     bound = 4 * (float32 - exact).abs().max() + 2e-6 * exact.abs().max()
     assert float((y - exact).abs().max()) <= float(bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 4])  # 4 threads: few panels are ended in parts
+@pytest.mark.parametrize("tokens", [1, 17, 130, 800])
+def test_norm_without_statistics(isa: str, threads: int, tokens: int) -> None:
+    """Behind rows, and behind a linear layer whose result two others read quantized."""
+    torch.manual_seed(4)
+    x = torch.randn(tokens, 200)
+    weight, bias, norm = norm_of(200, None)
+    run = forward([tokens], isa, threads)
+    y = leave(run, enter(run, x, norm), tokens)
+    exact = x.double() * weight + bias
+    assert float((y - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
+
+    w = torch.eye(200)
+    run = forward([tokens], isa, threads)
+    value = run.linear(enter(run, x), float_layer(w), "relu", enter(run, x), norm)
+    quantized = int8_layer(w.to(torch.int8), torch.ones(200), None, "dense", "asymmetric")
+    y = leave(run, run.linear(value, quantized, "none", None, None), tokens)
+    exact = (x.relu() + x).double() * weight + bias
+    step = (exact.amax(1).clamp_min(0) - exact.amin(1).clamp_max(0)) / 255
+    assert bool(((y - exact).abs() <= 0.501 * step.unsqueeze(1) + 1e-5).all())
 
 
 @pytest.mark.parametrize("isa", ISAS)

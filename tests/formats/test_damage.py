@@ -86,6 +86,42 @@ def test_damaged_tensors_are_refused(
         from_tensors(spec, tensors)
 
 
+def grouped_tensors() -> tuple[LinearSpec, Tensors]:
+    """A 3x5 matrix in groups of 2 inputs, so 9 scales and 9 zero points."""
+    values = ValueSpec.parse("int8", "group:2", zero_points=True)
+    spec = LinearSpec((3, 5), Structure("dense"), values)
+    zeros = torch.arange(9, dtype=torch.int8)
+    packed = pack(torch.ones(3, 5, dtype=torch.int8), spec, torch.ones(9), zeros)
+    return spec, {name: tensor.clone() for name, tensor in packed.tensors().items()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (replace("zero_points", lambda z: z[:8]), r"zero_points: expected torch.int8 \[9\], got"),
+        (replace("zero_points", Tensor.int), "zero_points: expected torch.int8 .* torch.int32"),
+        (replace("zero_points", lambda z: z.view(3, 3)), r"zero_points: .* got .*\[3, 3\]"),
+        (replace("scales", lambda s: s[:3]), r"scales: expected .*\[9\], got .*\[3\]"),
+        (put("scales", 8, float("inf")), "scales: expected finite numbers above 0"),
+        (lambda tensors: tensors.pop("zero_points"), r"missing tensors \['zero_points'\]"),
+    ],
+)
+def test_damaged_groups_and_zero_points_are_refused(
+    damage: Callable[[Tensors], None], message: str
+) -> None:
+    spec, tensors = grouped_tensors()
+    from_tensors(spec, tensors)  # sound before the damage
+    damage(tensors)
+    with pytest.raises(ValueError, match=message):
+        from_tensors(spec, tensors)
+
+
+def test_zero_points_that_the_description_does_not_name_are_refused() -> None:
+    spec, tensors = packed_tensors("dense", "int8")
+    with pytest.raises(ValueError, match=r"unknown tensors \['zero_points'\]"):
+        from_tensors(spec, tensors | {"zero_points": torch.zeros(3, dtype=torch.int8)})
+
+
 @pytest.mark.parametrize("structure", ["dense", "unstructured", "2:4", "block:2x2"])
 def test_missing_and_unknown_tensors_are_refused(structure: str) -> None:
     spec, tensors = packed_tensors(structure, "int8")

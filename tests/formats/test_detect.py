@@ -96,7 +96,7 @@ def test_what_is_observed_holds_the_matrix_without_loss(
     seen = observe(weight, values)
     assert 0 <= seen.fill <= 1
     assert {"dense", "unstructured", str(seen.structure)} <= set(seen.sizes)
-    scales = torch.ones(values.scale_count(shape[0])) if values.is_integer else None
+    scales = torch.ones(values.scale_count(*shape)) if values.is_integer else None
     for offered, size in seen.sizes.items():
         packed = pack(stored, LinearSpec(shape, Structure.parse(offered), values), scales)
         assert torch.equal(packed.unpack(), stored)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_runtime.formats import from_tensors, pack
-from sparse_runtime.spec import LinearSpec
+from sparse_runtime.spec import LinearSpec, QuantizedAttention
 from sparse_runtime.store import PackedLinear, PackedModel, load, save
 
 PAGES = ("README", "dense", "unstructured", "nm", "block", "store")
@@ -38,7 +38,7 @@ def tensor_from(text: str, like: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("dense", 1), ("unstructured", 1), ("nm", 2), ("block", 1)]
+    ("name", "count"), [("dense", 2), ("unstructured", 1), ("nm", 2), ("block", 1)]
 )
 def test_examples_are_right_to_the_byte(checkout_root: Path, name: str, count: int) -> None:
     examples = blocks(read(checkout_root, name), "example")
@@ -49,8 +49,12 @@ def test_examples_are_right_to_the_byte(checkout_root: Path, name: str, count: i
         stated = example["tensors"]
         scales = None
         if "scales" in stated:
-            scales = tensor_from(stated["scales"], torch.ones(spec.values.scale_count(len(weight))))
-        packed = pack(weight, spec, scales)
+            scales = tensor_from(stated["scales"], torch.ones(spec.scale_count))
+        zero_points = None
+        if "zero_points" in stated:
+            like = torch.ones(spec.scale_count, dtype=torch.int8)
+            zero_points = tensor_from(stated["zero_points"], like)
+        packed = pack(weight, spec, scales, zero_points)
         assert packed.tensors().keys() == stated.keys()
         for part, tensor in packed.tensors().items():
             assert tensor.view(torch.uint8).flatten().tolist() == list(bytes.fromhex(stated[part]))
@@ -72,16 +76,19 @@ def test_the_configuration_in_the_document_is_what_is_written(
         tensors={"embeddings.word_embeddings.weight": torch.ones(3, 6)},
         aliases=section["tied"],
         provenance=section["provenance"],
+        attention={k: QuantizedAttention.from_dict(v) for k, v in section["attention"].items()},
+        absent=tuple(section["absent"]),
+        head_size=section["head_size"],
     )
     save(model, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == config
-    load(tmp_path / "model")
+    assert load(tmp_path / "model").attention == model.attention
 
 
 def messages(root: Path) -> str:
     """The literal text of all strings of the rooms that the documents describe."""
     package = root / "sparse_runtime"
-    files = [package / "spec.py", *package.glob("formats/*.py"), *package.glob("store/*.py")]
+    files = [*package.glob("spec/*.py"), *package.glob("formats/*.py"), *package.glob("store/*.py")]
     found = []
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

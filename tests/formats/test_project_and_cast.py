@@ -146,7 +146,11 @@ def test_bad_prune_strings_are_refused(text: str) -> None:
 @given(
     SHAPES,
     st.sampled_from(sorted(INTEGER_RANGES)),
-    st.one_of(st.sampled_from(["tensor", "row"]), st.integers(1, 15).map("chunk:{}".format)),
+    st.one_of(
+        st.sampled_from(["tensor", "row"]),
+        st.integers(1, 15).map("chunk:{}".format),
+        st.integers(1, 15).map("group:{}".format),
+    ),
     st.floats(-44, 37),  # from where everything is subnormal, or rounds to zero
     SEEDS,
 )
@@ -160,13 +164,16 @@ def test_integers_lie_within_half_a_scale(
     quantized, scales = cast_values(weight, values)
     assert scales is not None
     assert quantized.dtype == torch.int8
-    assert scales.shape == (values.scale_count(shape[0]),)
+    assert scales.shape == (values.scale_count(*shape),)
     assert bool((torch.isfinite(scales) & (scales > 0)).all())
     assert bool((quantized[weight == 0] == 0).all())
     limit = INTEGER_RANGES[dtype][1]
     assert int(quantized.abs().max()) <= limit
-    group = {"tensor": shape[0], "row": 1}.get(values.granularity, values.chunk_rows)
+    group = {"tensor": shape[0], "row": 1, "group": 1}.get(values.granularity, values.chunk_rows)
     scale = scales.double()[torch.arange(shape[0]) // group].unsqueeze(1)
+    if values.granularity == "group":  # of inputs: scales by row and column
+        columns = torch.arange(shape[1]) // values.group_cols
+        scale = scales.double().view(shape[0], -1)[:, columns]
     # float32 rounds the scale and the quotient, by 2**-24 each, on numbers of up to `limit` scales.
     allowed = scale * (0.5 + limit * 2**-22)
     assert bool(((weight.double() - quantized * scale).abs() <= allowed).all())
@@ -178,6 +185,20 @@ def test_halves_round_to_even_and_a_row_without_nonzero_has_scale_one() -> None:
     assert quantized.tolist() == [[127, 0, 2, -2], [0, 0, 0, 0]]
     assert scales is not None
     assert scales.tolist() == [1.0, 1.0]
+
+
+def test_a_group_of_zeros_has_scale_one_beside_others_in_its_row() -> None:
+    weight = torch.tensor([[127.0, 0.5, 0.0, 0.0, 254.0], [0.0, 0.0, 0.0, -12.7, 0.0]])
+    quantized, scales = cast_values(weight, ValueSpec.parse("int8", "group:2"))
+    assert quantized.tolist() == [[127, 0, 0, 0, 127], [0, 0, 0, -127, 0]]
+    assert scales is not None
+    expected = torch.tensor([1.0, 1.0, 2.0, 1.0, 12.7 / 127, 1.0])
+    torch.testing.assert_close(scales, expected)
+
+
+def test_zero_points_are_never_made_up() -> None:
+    with pytest.raises(ValueError, match="zero_points: quantizing is symmetric"):
+        cast_values(torch.ones(2, 3), ValueSpec("int8", zero_points=True))
 
 
 def test_a_row_of_subnormals_has_the_smallest_normal_scale() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from typing import Any
 
@@ -16,6 +17,7 @@ from sparse_runtime.spec import (
     VALUE_DTYPES,
     ActivationSpec,
     LinearSpec,
+    QuantizedAttention,
     Structure,
     ValueSpec,
 )
@@ -32,9 +34,14 @@ STRUCTURES = st.one_of(
 VALUES = st.builds(
     ValueSpec.parse,
     st.sampled_from(VALUE_DTYPES),
-    st.one_of(st.sampled_from(["tensor", "row"]), st.integers(1, 9999).map("chunk:{}".format)),
+    st.one_of(
+        st.sampled_from(["tensor", "row"]),
+        st.integers(1, 9999).map("chunk:{}".format),
+        st.integers(1, 9999).map("group:{}".format),
+    ),
 )
-DYNAMIC = sorted(DYNAMIC_ACTIVATIONS.values(), key=str)
+FULL_RANGE = ActivationSpec("dynamic", "int8", narrow_range=False)
+DYNAMIC = [*sorted(DYNAMIC_ACTIVATIONS.values(), key=str), FULL_RANGE]
 STATIC = st.one_of(
     st.builds(
         ActivationSpec,
@@ -55,12 +62,16 @@ STATIC = st.one_of(
 
 @st.composite
 def specs(draw: st.DrawFn) -> LinearSpec:
-    values = draw(VALUES)
-    activations = st.one_of(st.none(), st.sampled_from(DYNAMIC), STATIC)
+    values, structure = draw(VALUES), draw(STRUCTURES)
+    activations = outputs = None
+    if values.is_integer:
+        activations = draw(st.one_of(st.none(), st.sampled_from(DYNAMIC), STATIC))
+        zero_points = structure.kind == "dense" and draw(st.booleans())
+        values = dataclasses.replace(values, zero_points=zero_points)
+    if activations is not None and activations.scheme == "static":
+        outputs = draw(st.one_of(st.none(), STATIC))
     shape = (draw(st.integers(1, 5000)), draw(st.integers(1, 5000)))
-    return LinearSpec(
-        shape, draw(STRUCTURES), values, draw(activations) if values.is_integer else None
-    )
+    return LinearSpec(shape, structure, values, activations, outputs)
 
 
 @given(STRUCTURES)
@@ -78,14 +89,15 @@ def test_a_spec_reads_back_from_json(spec: LinearSpec) -> None:
 
 def test_floats_have_no_scales_whatever_was_named() -> None:
     assert ValueSpec.parse("fp32", "chunk:4") == ValueSpec("fp32")
-    assert ValueSpec.parse("bf16", "tensor").scale_count(7) == 0
+    assert ValueSpec.parse("bf16", "tensor").scale_count(7, 9) == 0
 
 
 @pytest.mark.parametrize(
-    ("scales", "count"), [("tensor", 1), ("row", 7), ("chunk:3", 3), ("chunk:7", 1), ("chunk:8", 1)]
+    ("scales", "count"),
+    [("tensor", 1), ("row", 7), ("chunk:3", 3), ("chunk:7", 1), ("chunk:8", 1), ("group:4", 21)],
 )
 def test_scales_are_counted_by_granularity(scales: str, count: int) -> None:
-    assert ValueSpec.parse("int8", scales).scale_count(7) == count
+    assert ValueSpec.parse("int8", scales).scale_count(7, 9) == count
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,10 @@ def test_a_structure_has_the_fields_of_its_kind_alone(arguments: dict[str, Any])
         ("int8", "chunk:0", "'chunk'"),
         ("int8", "chunk:-2", "'chunk:-2'"),
         ("int8", "chunk:１", "'chunk:１'"),
+        ("int8", "group", "'group'"),
+        ("int8", "group:0", "'group'"),
+        ("int8", "group:-2", "'group:-2'"),
+        ("int8", "group:08", "'group:08'"),
     ],
 )
 def test_bad_values_and_scales_are_refused_by_name(dtype: str, scales: str, named: str) -> None:
@@ -149,6 +165,10 @@ def test_bad_values_and_scales_are_refused_by_name(dtype: str, scales: str, name
         ({"scheme": "static", "scale": float("nan")}, "nan"),
         ({"scheme": "static", "scale": float("inf")}, "inf"),
         ({"scheme": "static", "scale": -1.0}, "-1.0"),
+        ({"scheme": "static", "scale": 1e-39}, "1e-39"),  # subnormal in float32
+        ({"scheme": "static", "scale": 1e39}, "1e+39"),  # infinite in float32
+        ({"dtype": "uint8", "narrow_range": False}, "narrow_range belongs to dynamic int8"),
+        ({"scheme": "static", "scale": 1.0, "narrow_range": False}, "narrow_range belongs to"),
         ({"scheme": "static", "scale": 1.0, "zero_point": 128}, "128"),
         ({"scheme": "static", "scale": 1.0, "zero_point": -1, "dtype": "uint8"}, "-1"),
     ],
@@ -192,6 +212,17 @@ GOOD = LinearSpec(
         (("activations", "zero_point"), 7.0, "7.0"),
         (("activations", "zero_point"), 256, "256"),
         (("activations", "unknown"), 1, "unknown"),
+        (("activations", "narrow_range"), True, "unknown keys ['narrow_range']"),
+        (("activations",), {"scheme": "dynamic", "dtype": "int8", "narrow_range": 1}, "1"),
+        (("activations",), {"scheme": "dynamic", "dtype": "uint8", "narrow_range": True}, "uint8"),
+        (("activations",), {"scheme": "dynamic", "dtype": "int8", "scale": 1.0}, "scale"),
+        (("outputs",), "static", "outputs: expected a JSON object, got str"),
+        (("outputs",), {"scheme": "dynamic", "dtype": "int8"}, "outputs: expected a static"),
+        (("outputs",), {"scheme": "static", "dtype": "int8"}, "outputs: missing keys"),
+        (("zero_points",), True, "zero_points: expected a dense structure, got 2:4"),
+        (("zero_points",), None, "None: expected true or false"),
+        (("zero_points",), 1, "1: expected true or false"),
+        (("scales",), "group:0", "'group'"),
         (("surprise",), 1, "surprise"),
     ],
 )
@@ -225,3 +256,61 @@ def test_floats_take_neither_scales_nor_quantized_activations() -> None:
 def test_a_layer_is_a_json_object(data: Any) -> None:
     with pytest.raises(ValueError, match="layer: expected a JSON object"):
         LinearSpec.from_dict(data)
+
+
+def test_keys_that_older_files_lack_read_as_their_defaults() -> None:
+    assert {"outputs", "zero_points"}.isdisjoint(GOOD)
+    spec = LinearSpec.from_dict(GOOD)
+    assert (spec.outputs, spec.values.zero_points) == (None, False)
+    old = GOOD | {"activations": {"scheme": "dynamic", "dtype": "int8"}}
+    assert LinearSpec.from_dict(old).activations == ActivationSpec("dynamic", "int8")
+    # The range is always written, so that no later reader has to know the default.
+    written = LinearSpec.from_dict(old).to_dict()["activations"]
+    assert written == {"scheme": "dynamic", "dtype": "int8", "narrow_range": True}
+
+
+def test_outputs_are_requantized_behind_static_inputs_only() -> None:
+    outputs = ActivationSpec("static", "int8", 0.5)
+    for activations, named in ((None, "none"), (FULL_RANGE, "dynamic ones")):
+        with pytest.raises(ValueError, match=f"beside quantized outputs, got {named}"):
+            LinearSpec((4, 8), Structure("dense"), ValueSpec("int8"), activations, outputs)
+
+
+def test_zero_points_and_groups_belong_to_integers() -> None:
+    with pytest.raises(ValueError, match="zero_points: fp16 values have none"):
+        ValueSpec("fp16", zero_points=True)
+    with pytest.raises(ValueError, match="group_cols is at least 1 for 'group' and 0 otherwise"):
+        ValueSpec("int8", group_cols=4)
+    assert ValueSpec.parse("fp32", "group:4") == ValueSpec("fp32")
+
+
+ATTENTION = QuantizedAttention(
+    query=ActivationSpec("static", "uint8", 0.5, 7), context=ActivationSpec("static", "int8", 0.25)
+)
+
+
+def test_quantized_attention_reads_back_from_json() -> None:
+    data = json.loads(json.dumps(ATTENTION.to_dict()))
+    assert set(data) == {"query", "key", "probabilities", "value", "scores", "context"}
+    assert QuantizedAttention.from_dict(data) == ATTENTION
+    assert set(ATTENTION.parts()) == {"query", "context"}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"surprise": None}, "unknown keys ['surprise']"),
+        ({"query": None, "context": None}, "expected at least one quantizer, got none"),
+        ({"key": {"scheme": "dynamic", "dtype": "int8"}}, "attention key: expected a static"),
+        ({"key": "static"}, "key: expected a JSON object, got str"),
+        ({"key": {"scheme": "static", "dtype": "int8", "scale": 0, "zero_point": 0}}, "above 0"),
+        ({"key": {"scheme": "static", "dtype": "int8", "scale": 1, "zero_point": 128}}, "128"),
+    ],
+)
+def test_bad_quantized_attention_is_refused_by_name(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        QuantizedAttention.from_dict(ATTENTION.to_dict() | change)
+    assert named in str(caught.value)
+    for data in (None, [], {"query": None}):
+        with pytest.raises(ValueError, match="attention: "):
+            QuantizedAttention.from_dict(data)

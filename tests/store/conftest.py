@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from sparse_runtime.formats import cast_values, pack, project
-from sparse_runtime.spec import ActivationSpec, LinearSpec, Structure, ValueSpec
+from sparse_runtime.spec import (
+    ActivationSpec,
+    LinearSpec,
+    QuantizedAttention,
+    Structure,
+    ValueSpec,
+)
 from sparse_runtime.store import PackedLinear, PackedModel, save
 
 # 6x10: the last 2:4 group, block and bitmask byte of each row hold padding.
@@ -42,6 +48,25 @@ def packed_linear(
     return PackedLinear(packed, torch.randn(SHAPE[0], generator=generator) if bias else None)
 
 
+def foreign_linear(generator: torch.Generator) -> PackedLinear:
+    """As other tools write them: zero points, short last groups of 4 inputs, outputs, no bias."""
+    values = ValueSpec.parse("int8", "group:4", zero_points=True)
+    static = ActivationSpec("static", "uint8", 0.125, 17)
+    outputs = ActivationSpec("static", "int8", 0.25, -3)
+    spec = LinearSpec(SHAPE, Structure("dense"), values, static, outputs)
+    weight, zero_points = (
+        torch.randint(-128, 128, size, generator=generator).to(torch.int8)
+        for size in (SHAPE, (spec.scale_count,))
+    )
+    scales = torch.rand(spec.scale_count, generator=generator) + 0.01
+    return PackedLinear(pack(weight, spec, scales, zero_points))
+
+
+ATTENTION = QuantizedAttention(
+    query=ActivationSpec("static", "uint8", 0.5, 128), key=ActivationSpec("static", "int8", 0.25)
+)
+
+
 @pytest.fixture
 def make_model() -> Callable[..., PackedModel]:
     def make(seed: int = 0) -> PackedModel:
@@ -50,6 +75,7 @@ def make_model() -> Callable[..., PackedModel]:
             name: packed_linear(structure, dtype, scales, generator, bias=index % 3 != 2)
             for index, (name, structure, dtype, scales) in enumerate(LAYERS)
         }
+        linears["encoder.layer.2.query"] = foreign_linear(generator)
         return PackedModel(
             config={"model_type": "bert", "hidden_size": 10, "id2label": {"0": "no", "1": "yes"}},
             linears=linears,
@@ -61,6 +87,7 @@ def make_model() -> Callable[..., PackedModel]:
             },
             aliases={"cls.decoder.weight": "embeddings.word_embeddings.weight"},
             provenance={"source": "tiny", "seed": seed, "steps": [{"prune": "2:4"}]},
+            attention={"encoder.layer.2": ATTENTION},
         )
 
     return make

@@ -13,6 +13,7 @@ import pytest
 
 from sparse_runtime.store import FormatError, load
 
+FOREIGN = "encoder.layer.2.query"
 QUERY, KEY, VALUE = (f"encoder.layer.0.{part}" for part in ("query", "key", "value"))
 
 
@@ -76,6 +77,49 @@ SECTION: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
     ("layer", lambda s: s["layers"][QUERY].pop("shape"), rf"layers\['{QUERY}'\]: layer: missing"),
     ("structure", lambda s: s["layers"][QUERY].update(structure="4:2"), "structure 4:2: expected"),
     ("huge", lambda s: s["layers"][QUERY].update(shape=[2**40, 2**40]), "shape .*: expected two"),
+    ("zeros", lambda s: s["layers"][FOREIGN].update(zero_points=1), "zero_points 1: expected true"),
+    (
+        "zeros of a sparse layer",
+        lambda s: s["layers"][VALUE].update(zero_points=True),
+        "zero_points: expected a dense structure, got 2:4",
+    ),
+    (
+        "outputs behind dynamic inputs",
+        lambda s: s["layers"][QUERY].update(outputs=s["layers"][FOREIGN]["outputs"]),
+        "outputs: expected static activations .* got dynamic ones",
+    ),
+    ("groups", lambda s: s["layers"][FOREIGN].update(scales="group:0"), "scales 'group'"),
+    ("attention list", lambda s: s.update(attention=[]), "attention: expected dict, got list"),
+    (
+        "attention null",
+        lambda s: s.update(attention=None),
+        "attention: expected dict, got NoneType",
+    ),
+    (
+        "attention of nothing",
+        lambda s: s["attention"].update({"encoder.layer.9": s["attention"]["encoder.layer.2"]}),
+        "attention 'encoder.layer.9': expected the name in front of packed layers",
+    ),
+    (
+        "attention of half a name",
+        lambda s: s["attention"].update({"encoder.lay": s["attention"]["encoder.layer.2"]}),
+        "attention 'encoder.lay': expected the name in front",
+    ),
+    (
+        "attention key",
+        lambda s: s["attention"]["encoder.layer.2"].pop("scores"),
+        r"attention\['encoder.layer.2'\]: attention: missing keys \['scores'\]",
+    ),
+    (
+        "attention scale",
+        lambda s: s["attention"]["encoder.layer.2"]["query"].update(scale=-1),
+        "activation scale -1.0: expected a finite number above 0",
+    ),
+    (
+        "attention text",
+        lambda s: s["attention"].update({"encoder.layer.2": "static"}),
+        "attention: expected a JSON object, got str",
+    ),
     ("tied nowhere", lambda s: s["tied"].update(x="y"), "tied x: expected the name of a stored"),
     ("tied circle", lambda s: s["tied"].update(x="y", y="x"), "tied x: expected the name"),
     ("tied self", lambda s: s["tied"].update(x="x"), "tied x: expected the name"),
@@ -85,6 +129,14 @@ SECTION: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
         lambda s: s["tied"].update({"classifier.weight": "embeddings.LayerNorm.weight"}),
         "tied classifier.weight: expected a name that is not stored",
     ),
+    ("absent text", lambda s: s.update(absent="a.ffn"), "absent: expected list, got str"),
+    ("absent number", lambda s: s.update(absent=[3]), "absent: expected a list of names"),
+    ("absent layer", lambda s: s.update(absent=["encoder.layer.3"]), "absent: expected a list"),
+    ("absent escape", lambda s: s.update(absent=["../x.ffn"]), "absent: expected a list of names"),
+    ("absent twice", lambda s: s.update(absent=["a.ffn", "a.ffn"]), "absent: .* got one twice"),
+    ("head size 0", lambda s: s.update(head_size=0), "head_size: expected an integer from 1 or"),
+    ("head size true", lambda s: s.update(head_size=True), "head_size: expected an integer from"),
+    ("head size text", lambda s: s.update(head_size="64"), "head_size: expected int, got str"),
     ("tied list", lambda s: s["tied"].update(x=["y"]), "expected strings"),
     (
         "tied over a layer",

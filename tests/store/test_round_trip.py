@@ -17,6 +17,7 @@ Make = Callable[..., PackedModel]
 
 def assert_same_model(a: PackedModel, b: PackedModel) -> None:
     assert (a.config, a.aliases, a.provenance) == (b.config, b.aliases, b.provenance)
+    assert a.attention == b.attention
     assert a.linears.keys() == b.linears.keys()
     assert a.tensors.keys() == b.tensors.keys()
     for name, linear in a.linears.items():
@@ -49,6 +50,26 @@ def test_saving_again_gives_the_same_bytes(make_model: Make, saved: Path, tmp_pa
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
         assert (tmp_path / "reordered" / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_what_older_files_do_not_say_is_read_as_nothing(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    del config["sparse_runtime"]["attention"]
+    (saved / "config.json").write_text(json.dumps(config))
+    model = load(saved)
+    assert model.attention == {}
+    save(model, saved, overwrite=True)
+    assert "attention" not in json.loads((saved / "config.json").read_text())["sparse_runtime"]
+
+
+def test_attention_of_a_layer_without_packed_weights_is_not_written(
+    make_model: Make, tmp_path: Path
+) -> None:
+    model = make_model()
+    model.attention = {"encoder.layer.9": next(iter(model.attention.values()))}
+    with pytest.raises(ValueError, match=r"attention 'encoder\.layer\.9': expected the name in"):
+        save(model, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_model_may_replace_the_directory_it_is_mapped_from(saved: Path) -> None:
@@ -203,8 +224,8 @@ def test_sizes_are_counted_from_the_bytes(make_model: Make, saved: Path) -> None
     model = load(saved)
     report = size_report(model, saved)
     linears = report.linears
-    assert linears.parameters == 6 * 60
-    assert linears.fp32 == 4 * 360
+    assert linears.parameters == 7 * 60
+    assert linears.fp32 == 4 * 420
     sizes = [linear.packed.size() for linear in model.linears.values()]
     assert linears.values == sum(size.values for size in sizes)
     assert linears.packed == sum(size.total for size in sizes)

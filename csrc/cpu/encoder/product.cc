@@ -96,7 +96,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   for (std::int64_t p = 0; p < count; ++p) {
     if (ends_panels) {
       ending->whole(panel + p, ranged, floats_of(p));
-    } else if (ending->norm != nullptr) {
+    } else if (ending->takes_moments()) {
       ending->moments_of(panel + p, row_task, floats_of(p));
     }
   }

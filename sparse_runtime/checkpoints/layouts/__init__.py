@@ -9,12 +9,14 @@ from __future__ import annotations
 from ..draft import Draft, Recognition
 from . import (
     intel_masks,
+    intel_qat,
     mask_buffers,
     mask_files,
     movement,
     nncf_masks,
     nxm,
     prune_pairs,
+    sparseml_qat,
     unused_layers,
 )
 from .base import Layout
@@ -27,6 +29,8 @@ LAYOUTS: tuple[Layout, ...] = (
     unused_layers.LAYOUT,
     prune_pairs.LAYOUT,
     nncf_masks.LAYOUT,
+    intel_qat.LAYOUT,
+    sparseml_qat.LAYOUT,
     movement.LAYOUT,
     mask_buffers.LAYOUT,
     mask_files.LAYOUT,
