@@ -39,7 +39,7 @@ BACKPORTS = frozenset({"typing_extensions"})
 # Whoever may import `formats` may import `spec`: it is the language that formats are described in.
 TABLE = {
     "spec": rule("", TENSORS),
-    "checkpoints": rule("spec", f"{TENSORS} safetensors huggingface_hub"),
+    "checkpoints": rule("spec", f"{TENSORS} safetensors huggingface_hub onnx"),
     "formats": rule("spec", TENSORS),
     "store": rule("spec formats", f"{TENSORS} safetensors"),
     "kernels": rule("", f"{TENSORS} triton cupy cupyx"),
@@ -49,10 +49,10 @@ TABLE = {
         "spec layers ops store", f"{TENSORS} transformers tokenizers huggingface_hub tqdm"
     ),
     "compress": rule("spec formats", f"{TENSORS} transformers tqdm"),
-    "testing": rule("spec formats kernels", TENSORS),
+    "testing": rule("spec formats kernels", f"{TENSORS} onnx"),
     "tools": rule(f"root {LOW} _C", DEPENDENCIES, computed_names=True),
     "integrations": rule(
-        f"root {LOW} tools", f"{DEPENDENCIES} sentence_transformers ray", computed_names=True
+        f"root {LOW} tools", f"{DEPENDENCIES} sentence_transformers ray onnx", computed_names=True
     ),
     "benchmarks": rule(
         f"root {LOW} tools integrations",

@@ -15,6 +15,7 @@ from . import (
     movement,
     nncf_masks,
     nxm,
+    onnx_encoder,
     prune_pairs,
     sparseml_qat,
     unused_layers,
@@ -24,6 +25,8 @@ from .base import Layout
 __all__ = ["LAYOUTS", "Layout", "finalise"]
 
 LAYOUTS: tuple[Layout, ...] = (
+    # A graph's tensors go by other names; all else is about the model's.
+    onnx_encoder.LAYOUT,
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
     unused_layers.LAYOUT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import CheckpointError, listed
-from . import safetensors_file, safetensors_shards, torch_file, torch_shards
+from . import onnx_file, safetensors_file, safetensors_shards, torch_file, torch_shards
 from .base import Reader
 from .named_file import inside_path, named_reader
 
@@ -17,6 +17,7 @@ READERS: tuple[Reader, ...] = (
     safetensors_shards.READER,
     torch_file.READER,
     torch_shards.READER,
+    onnx_file.READER,
 )
 
 _WEIGHTS = (

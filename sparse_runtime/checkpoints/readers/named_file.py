@@ -7,9 +7,10 @@ from pathlib import Path
 from ..containers import SafetensorsFile, TorchFile
 from ..errors import CheckpointError, listed
 from .base import Reader
+from .onnx_file import OnnxFile, onnx_files
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_ENDINGS = (".safetensors", *_PICKLES)
+_ENDINGS = (".safetensors", *_PICKLES, ".onnx")
 
 
 def inside_path(value: object) -> str:
@@ -42,8 +43,10 @@ def named_reader(directory: Path, file: str) -> Reader:
         seen = [p.name for p in directory.iterdir() if p.name.endswith(_ENDINGS)]
         raise CheckpointError(
             f"{directory.name}: no {file}, which finalise file= names; weights there: "
-            f"{listed(seen)}"
+            f"{listed({*seen, *onnx_files(directory)})}"
         )
+    if file.endswith(".onnx"):
+        return Reader(f"hugging_face: {file}", lambda _: None, lambda _: OnnxFile(path))
     opener = SafetensorsFile if file.endswith(".safetensors") else TorchFile
     return Reader(file, lambda _: None, lambda _: opener(path))
 
