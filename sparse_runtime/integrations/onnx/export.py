@@ -1,0 +1,86 @@
+"""export_onnx(): a packed model's directory becomes one with model.onnx."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import store
+from ...encoders.pipeline import runs_base_model
+from ...encoders.settings import read_settings
+from ...encoders.weights import Weights
+from ...ops import get_backend
+from ...store.companions import companion_files
+from .encoder import EncoderGraph
+from .linear import Form
+
+# Protobuf holds 2 GiB; weights of a larger model lie in a file beside the graph.
+_LARGEST_FILE = 2**31 - 2**20
+
+
+def export_onnx(packed_dir: str | Path, out_dir: str | Path, form: Form = "qdq") -> Path:
+    """Write a packed encoder as an ONNX graph, for ONNX Runtime, OpenVINO and others.
+
+    The graph computes what the reference computes: weights as packed (dense, for ONNX has no
+    sparse products), static activations through QuantizeLinear and DequantizeLinear, quantized
+    attention likewise. Batch and sequence are symbolic; the outputs have the names that Optimum
+    gives them. Tokenizer and sentence-transformers files come along.
+
+    Args:
+        packed_dir: directory of a packed model.
+        out_dir: where model.onnx and config.json go; must not exist, or be empty.
+        form: what becomes of inputs that are quantized at run time, token by token. "qdq" refuses
+            them. "dynamic" writes DynamicQuantizeLinear and MatMulInteger, with one scale for a
+            whole batch: the results differ, and depend on what else is in the batch.
+
+    Returns:
+        The path of model.onnx.
+
+    Raises:
+        ImportError: the package onnx is missing.
+        ValueError: ``form`` is unknown, or a layer has no such form.
+        FileExistsError: ``out_dir`` is not empty.
+    """
+    if form not in ("qdq", "dynamic"):
+        raise ValueError(f"form {form!r}: expected 'qdq' or 'dynamic'")
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "writing ONNX needs the package onnx; pip install sparse-runtime[onnx]"
+        ) from error
+    source, target = Path(packed_dir).expanduser(), Path(out_dir).expanduser()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"out_dir {target}: expected a new or an empty directory")
+    packed = store.load(source)
+    settings = read_settings(packed.config, sentence_encoder=runs_base_model(source))
+    weights = Weights(packed, settings, get_backend("reference", "cpu", torch.float32))
+    model = EncoderGraph(packed, settings, weights, form).write()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside the target, which takes its name when it is whole.
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write(onnx, model, staging / "model.onnx")
+        (staging / "config.json").write_text(json.dumps(packed.config, indent=2), encoding="utf-8")
+        for place, path in companion_files(source).items():
+            (staging / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, staging / place)
+        staging.chmod(0o755)
+        staging.replace(target)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return target / "model.onnx"
+
+
+def _write(onnx: Any, model: Any, path: Path) -> None:
+    onnx.checker.check_model(model)
+    if model.ByteSize() < _LARGEST_FILE:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data")
