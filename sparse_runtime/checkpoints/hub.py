@@ -28,6 +28,9 @@ _METADATA = (
 )
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+_GRAPHS = ("model.onnx",)
+# What exporters call the file of a graph's weights that protobuf cannot hold.
+_EXTERNAL_DATA = ("_data", ".data")
 
 
 def download(
@@ -39,8 +42,9 @@ def download(
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> Path:
-    """Snapshot directory of a hub repository; pickles are fetched where it has nothing safer.
+    """Snapshot directory of a hub repository.
 
+    Pickles are fetched where it has nothing safer, and a graph where it has no other weights.
     With ``file``, that weights file is fetched and no other.
 
     Raises:
@@ -60,15 +64,25 @@ def download(
             )
         )
 
+    def holds(directory: Path, patterns: tuple[str, ...]) -> bool:
+        return any(any(directory.glob(pattern)) for pattern in patterns)
+
     try:
         if file is not None:
-            return fetch((*_METADATA, glob.escape(file)))
+            return fetch((*_METADATA, *_with_data(glob.escape(file))))
         directory = fetch(_METADATA + _SAFETENSORS)
-        if not any(any(directory.glob(pattern)) for pattern in _SAFETENSORS):
+        if not holds(directory, _SAFETENSORS):
             directory = fetch(_METADATA + _PICKLES)
+            if not holds(directory, _PICKLES):
+                directory = fetch((*_METADATA, *_with_data(*_GRAPHS)))
     except Exception as error:
         raise CheckpointError(_explain(error, repo_id, revision)) from error
     return directory
+
+
+def _with_data(*files: str) -> tuple[str, ...]:
+    graphs = [name for name in files if name.endswith(".onnx")]
+    return (*files, *(f"{name}{ending}" for name in graphs for ending in _EXTERNAL_DATA))
 
 
 def _explain(error: Exception, repo_id: str, revision: str | None) -> str:

@@ -29,9 +29,11 @@ class FakeHub:
     def __call__(self, repo_id: str, **arguments: Any) -> str:
         self.calls.append((repo_id, arguments))
         self.snapshot.mkdir(exist_ok=True)
-        for path in self.repository.iterdir():
-            if any(fnmatch(path.name, pattern) for pattern in arguments["allow_patterns"]):
-                shutil.copy(path, self.snapshot)
+        for path in self.repository.rglob("*"):
+            name = path.relative_to(self.repository).as_posix()
+            if any(fnmatch(name, pattern) for pattern in arguments["allow_patterns"]):
+                (self.snapshot / name).parent.mkdir(exist_ok=True)
+                shutil.copy(path, self.snapshot / name)
         return str(self.snapshot)
 
 
@@ -79,6 +81,24 @@ def test_only_needed_files_are_asked_for(
     fetched = {path.name for path in fake.snapshot.iterdir()}
     assert {"config.json", "tokenizer.json"} <= fetched
     assert not {"README.md", "model.onnx", "training_args.bin", "run.py"} & fetched
+
+
+@pytest.mark.parametrize("named", [None, "onnx/model_quantized.onnx"])
+def test_graphs_are_asked_for_by_name_or_where_there_is_nothing_else(
+    named: str | None, hub: Callable[[str], FakeHub]
+) -> None:
+    fake = hub("torch")
+    (fake.repository / "onnx").mkdir()
+    for name in ("onnx/model_quantized.onnx", "onnx/model.onnx", "model.onnx_data"):
+        (fake.repository / name).write_text("{}")
+    if named is None:
+        (fake.repository / "pytorch_model.bin").unlink()
+    finalise = None if named is None else {"file": named}
+    with pytest.raises(CheckpointError, match="ONNX"):
+        open_checkpoint("name", finalise=finalise)
+    fetched = {p.relative_to(fake.snapshot).as_posix() for p in fake.snapshot.rglob("*.*")}
+    expected = {"model.onnx", "model.onnx_data"} if named is None else {named}
+    assert fetched == {"config.json", "tokenizer.json", *expected}
 
 
 def test_a_cached_snapshot_opens_without_the_network(

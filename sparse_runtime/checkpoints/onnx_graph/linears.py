@@ -91,11 +91,17 @@ def _bias_node(graph: Graph, value: str, rows: int) -> Node | None:
 def _parts(graph: Graph, linear: GraphLinear) -> Iterator[GraphLinear]:
     """Queries, keys and values that one product computes side by side, as layers of their own."""
     reader = graph.only_reader(linear.result)
-    rows, count = linear.weight.shape[0], 0 if reader is None else len(reader.outputs)
-    if reader is None or reader.op != "Split" or count < 2 or not _is_even(graph, reader, rows):
+    rows = linear.weight.shape[0]
+    # Two parts are the start and the end of an answer, which are one layer.
+    if reader is None or reader.op != "Split" or len(reader.outputs) != 3:
         yield linear
         return
-    size = rows // count
+    if not _is_even(graph, reader, rows):
+        raise CheckpointError(
+            f"{graph.where}: {reader.title}: expected queries, keys and values of one size along "
+            "the last axis"
+        )
+    size = rows // len(reader.outputs)
     for place, result in enumerate(reader.outputs):
         part = range(place * size, (place + 1) * size)
         bias = None if linear.bias is None else sliced(linear.bias, part)

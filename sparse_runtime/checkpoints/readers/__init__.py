@@ -47,6 +47,6 @@ def find_reader(directory: Path, file: str | None = None) -> Reader:
     seen = [path.name for path in directory.iterdir() if path.name.endswith(_WEIGHTS)]
     raise CheckpointError(
         f"{directory.name}: no weights that can be read ({', '.join(refusals)}); other weights "
-        f"there: {listed(seen)}; name one of its safetensors or pickle files with --finalise "
+        f"there: {listed(seen)}; name one of its safetensors, pickle or ONNX files with --finalise "
         "file=NAME"
     )
