@@ -27,6 +27,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from sparse_runtime import store
 from sparse_runtime.checkpoints import open_checkpoint
 from sparse_runtime.encoders import SparseModel
 from sparse_runtime.tools.convert import convert
@@ -150,6 +151,24 @@ def test_dynamic_layers_are_refused_or_take_one_scale(
     with torch.no_grad():
         expected = SparseModel.from_pretrained(directory, backend="reference")(IDS, MASK).logits
     assert 0 < relative(found, expected) < 0.05
+
+
+def test_pruned_layers_and_norms_without_statistics(
+    packed: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = store.load(packed("bert", "fp32"))
+    gone = [name for name in model.linears if name.startswith("encoder.layer.1.attention.")]
+    for name in gone:
+        del model.linears[name]
+    for part in ("weight", "bias"):
+        del model.tensors[f"encoder.layer.1.attention.output.LayerNorm.{part}"]
+    model.absent = ("encoder.layer.1.attention",)
+    model.config = model.config | {"layer_norm_type": "no_norm"}
+    store.save(model, tmp_path / "packed")
+    found = run_onnx(export(tmp_path / "packed", tmp_path / "onnx"))["last_hidden_state"]
+    with torch.no_grad():
+        runtime = SparseModel.from_pretrained(tmp_path / "packed", backend="reference")
+        assert relative(found, runtime(IDS, MASK).last_hidden_state) < 1e-5
 
 
 def test_arguments_and_targets(packed: Callable[..., Path], tmp_path: Path) -> None:

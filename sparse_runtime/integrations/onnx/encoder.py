@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ class EncoderGraph:
         x = self._embeddings("token_type_ids" in inputs)
         mask = self._mask()
         for layer in range(self._settings.layers):
-            x = self._layer(x, mask, f"{self._base}{self._settings.architecture.stack}.{layer}")
+            x = self._layer(x, mask, layer)
         return self._graph.model(inputs, self._outputs(x))
 
     def _embeddings(self, types: bool) -> str:
@@ -121,9 +120,13 @@ class EncoderGraph:
         heads = g.node("Transpose", [biases], module, perm=[2, 0, 1])
         return g.node("Add", [bias, heads], f"{module}_mask")
 
-    def _layer(self, x: str, mask: str, layer: str) -> str:
+    def _layer(self, x: str, mask: str, place: int) -> str:
         g, names = self._graph, self._settings.architecture.layer
-        x = self._attention_block(x, mask, layer)
+        layer, shape = f"{self._weights.stack}.{place}", self._weights.shapes[place]
+        if shape.heads:
+            x = self._attention_block(x, mask, layer)
+        if not shape.intermediate:
+            return x
         y = self._stack_linear(x, f"{layer}.{names.ffn_in}")
         y = activation(g, self._settings.activation, y, f"{layer}.{names.ffn_in}_act")
         y = self._stack_linear(y, f"{layer}.{names.ffn_out}")
@@ -141,7 +144,7 @@ class EncoderGraph:
             sides[name] = g.quantized(y, parts.get(name), module, name)
         scores = g.node("MatMul", [sides["query"], sides["key"]], module, "scores")
         scores = g.quantized(scores, parts.get("scores"), module, "scores")
-        root = g.constant("root_of_head_size", 1 / math.sqrt(self._head_size))
+        root = g.constant("root_of_head_size", self._settings.head_size**-0.5)
         scores = g.node("Mul", [scores, root], module, "scale")
         chances = g.node("Softmax", [g.node("Add", [scores, mask], module)], module, axis=-1)
         chances = g.quantized(chances, parts.get("probabilities"), module, "probabilities")
@@ -153,14 +156,10 @@ class EncoderGraph:
         x = g.node("Add", [y, x], f"{layer}.{names.attention_out}_residual")
         return self._norm(x, f"{layer}.{names.attention_norm}")
 
-    @property
-    def _head_size(self) -> int:
-        return self._settings.sizes["hidden"] // self._settings.heads
-
     def _heads(self, x: str, module: str, name: str) -> str:
         """[batch, heads, sequence, size]; keys with their last two axes exchanged."""
         g = self._graph
-        shape = g.constant("by_head", [0, 0, -1, self._head_size])
+        shape = g.constant("by_head", [0, 0, -1, self._settings.head_size])
         order = [0, 2, 3, 1] if name == "key" else [0, 2, 1, 3]
         return g.node("Transpose", [g.node("Reshape", [x, shape], module)], module, perm=order)
 
@@ -170,6 +169,10 @@ class EncoderGraph:
             self._graph.constant(f"{module}.weight", norm.weight),
             self._graph.constant(f"{module}.bias", norm.bias),
         ]
+        if norm.eps is None:
+            # A norm without statistics (NoNorm): weight and bias alone.
+            scaled = self._graph.node("Mul", [x, numbers[0]], module)
+            return self._graph.node("Add", [scaled, numbers[1]], module)
         return self._graph.node(
             "LayerNormalization", [x, *numbers], module, axis=-1, epsilon=norm.eps
         )

@@ -58,7 +58,11 @@ def export_onnx(packed_dir: str | Path, out_dir: str | Path, form: Form = "qdq")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise FileExistsError(f"out_dir {target}: expected a new or an empty directory")
     packed = store.load(source)
-    settings = read_settings(packed.config, sentence_encoder=runs_base_model(source))
+    settings = read_settings(
+        packed.config,
+        sentence_encoder=runs_base_model(source),
+        head_size=packed.head_size,
+    )
     weights = Weights(packed, settings, get_backend("reference", "cpu", torch.float32))
     model = EncoderGraph(packed, settings, weights, form).write()
     target.parent.mkdir(parents=True, exist_ok=True)
