@@ -98,13 +98,15 @@ class Graph:
 
     def uses(self, value: str) -> Iterator[tuple[Node, str]]:
         """(node, the name it reads) for all that computes with a value, in whatever shape."""
-        for node in self.readers(value):
-            if node.op in LAYOUT_OPS and node.inputs[0] == value:
-                for output in node.outputs:
-                    yield from self.uses(output)
-            # Its shape is no use of its numbers.
-            elif node.op not in ("Shape", "Size"):
-                yield node, value
+        waiting = [value]
+        while waiting:
+            name = waiting.pop()
+            for node in self.readers(name):
+                if node.op in LAYOUT_OPS and node.inputs[0] == name:
+                    waiting.extend(node.outputs)
+                # Its shape is no use of its numbers.
+                elif node.op not in ("Shape", "Size"):
+                    yield node, name
 
     def _check(self) -> None:
         known = {"", *self.inputs, *self.leaves}

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..errors import CheckpointError
 from .constants import Constant, folded
 from .graph import Graph
@@ -67,6 +69,10 @@ def _constants(graph: Graph, node: Node) -> Iterator[tuple[Constant, str]]:
     for place, part in _PLACES.get(node.op, ()):
         if node.input(place) in graph.constants:
             yield graph.constants[node.inputs[place]], part
+    if node.op == "LayerNormalization" and not node.input(2) and node.inputs[1] in graph.constants:
+        sizes = graph.constants[node.inputs[1]].shape
+        # Left out where it is zeros; the model's module has one all the same.
+        yield Constant(sizes, "float32", lambda: torch.zeros(sizes)), "bias"
     if node.op in _VECTORS:
         for name in node.inputs:
             value = graph.constants.get(name)

@@ -89,6 +89,39 @@ def test_the_graph_itself_opens(model: Any, written: tuple[bytes, str], tmp_path
         open_checkpoint(tmp_path, finalise={"activations": "static"})
 
 
+def test_biases_that_the_graph_leaves_out_are_zeros(
+    model: Any, written: tuple[bytes, str], tmp_path: Path
+) -> None:
+    del node(model, "layer.0/output/LayerNorm/LayerNormalization").input[2:]
+    adding = node(model, "intermediate/dense/Add")
+    product = next(n for n in model.graph.node if n.output[0] in adding.input)
+    model.graph.node.remove(adding)
+    product.output[0] = adding.output[0]
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text(written[1])
+    checkpoint = open_checkpoint(tmp_path, finalise=DYNAMIC)
+    for name, size in (("output.LayerNorm", 8), ("intermediate.dense", 12)):
+        bias = checkpoint.tensors[f"encoder.layer.0.{name}.bias"]
+        assert torch.equal(bias, torch.zeros(size))
+    assert "encoder.layer.0.intermediate.dense.bias = 0: the graph adds none" in checkpoint.steps
+    assert checkpoint.dropped["encoder.layer.0.intermediate.dense.bias"] == "no node reads it"
+
+
+def test_long_chains_of_reshapes(model: Any, written: tuple[bytes, str], tmp_path: Path) -> None:
+    """Deeper than Python's stack."""
+    first = node(model, "query/DynamicQuantizeLinear")
+    place, value = list(model.graph.node).index(first), first.input[0]
+    for step in range(3000):
+        model.graph.node.insert(
+            place + step, onnx.helper.make_node("Identity", [value], [f"same_{step}"])
+        )
+        value = f"same_{step}"
+    first.input[0] = value
+    onnx.save(model, tmp_path / "model.onnx")
+    (tmp_path / "config.json").write_text(written[1])
+    assert len(open_checkpoint(tmp_path, finalise=DYNAMIC).linears) == 6
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_truncated_files(share: float, written: tuple[bytes, str], refusal: Any) -> None:
     data = written[0]
