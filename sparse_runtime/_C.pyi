@@ -149,6 +149,7 @@ class PanelLinear:
         scheme: str,
         scale: float = 1.0,
         zero_point: int = 0,
+        outputs_ptr: int = 0,
     ) -> None: ...
     @overload
     def __init__(

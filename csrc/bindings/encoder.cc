@@ -88,6 +88,30 @@ token_ops::Quantization quantization_of(const Checks& checks, const std::string&
   return {Scheme::kStatic, scale, zero_point};
 }
 
+// Four floats a row: scale (0: the row has none), zero point, least and largest level.
+std::vector<token_ops::Output> outputs_at(const Checks& checks, uintptr_t address, int64_t rows) {
+  constexpr int64_t kNumbers = 4;
+  const auto* from =
+      checks.pointer<const float>("outputs_ptr", address, rows * kNumbers * kFloatBytes);
+  std::vector<token_ops::Output> outputs;
+  for (int64_t r = 0; r < rows; ++r, from += kNumbers) {
+    const float scale = from[0], zero_point = from[1], low = from[2], high = from[3];
+    const bool is_range = -128.0f <= low && low <= zero_point && zero_point <= high &&
+                          high <= 255.0f && low == std::rint(low) && high == std::rint(high) &&
+                          zero_point == std::rint(zero_point);
+    if (!(scale >= 0.0f && std::isfinite(scale)) || (scale > 0.0f && !is_range)) {
+      checks.fail("outputs_ptr",
+                  "a positive finite scale (or 0) and integers -128 <= low <= zero point <= high "
+                  "<= 255 a row",
+                  std::to_string(scale) + ", " + std::to_string(zero_point) + ", " +
+                      std::to_string(low) + ", " + std::to_string(high) + " in row " +
+                      std::to_string(r));
+    }
+    outputs.push_back({scale, low - zero_point, high - zero_point});
+  }
+  return outputs;
+}
+
 using Int8Variants = std::vector<std::pair<int64_t, std::shared_ptr<int8_panels::Weight>>>;
 using FloatVariants = std::vector<std::pair<int64_t, std::shared_ptr<float_panels::Weight>>>;
 
@@ -116,7 +140,8 @@ void add_variants(const Checks& checks, Linear& linear, const Variants& variants
 
 std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Variants& variants,
                                        uintptr_t scale_ptr, uintptr_t bias_ptr,
-                                       const std::string& scheme, float scale, int zero_point) {
+                                       const std::string& scheme, float scale, int zero_point,
+                                       uintptr_t outputs_ptr) {
   const Checks checks("PanelLinear");
   auto linear = std::make_shared<Linear>();
   linear->name = name;
@@ -124,6 +149,7 @@ std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Varian
   linear->w_scale = floats_at(checks, "scale_ptr", scale_ptr, linear->n);
   if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
   linear->quantization = quantization_of(checks, scheme, scale, zero_point);
+  if (outputs_ptr != 0) linear->outputs = outputs_at(checks, outputs_ptr, linear->n);
   const auto is_finite = [](float value) { return std::isfinite(value); };
   linear->finite = std::all_of(linear->w_scale.begin(), linear->w_scale.end(), is_finite) &&
                    std::all_of(linear->bias.begin(), linear->bias.end(), is_finite);
@@ -142,6 +168,7 @@ std::shared_ptr<Linear> float_linear_of(const std::string& name, const FloatVari
 
 int64_t bytes_of(const Linear& linear) {
   int64_t total = kFloatBytes * static_cast<int64_t>(linear.w_scale.size() + linear.bias.size());
+  total += static_cast<int64_t>(linear.outputs.size() * sizeof(token_ops::Output));
   for (const encoder::Variant& variant : linear.variants) {
     total += variant.int8 ? variant.int8->bytes() : variant.floats->bytes();
   }
@@ -362,7 +389,8 @@ void bind_encoder(py::module_& m) {
       .def_property_readonly("bytes", &WorkspacePool::bytes);
   py::class_<Linear, std::shared_ptr<Linear>>(m, "PanelLinear")
       .def(py::init(&int8_linear_of), arg("name"), arg("variants"), arg("scale_ptr"),
-           arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0)
+           arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0,
+           arg("outputs_ptr") = 0)
       .def(py::init(&float_linear_of), arg("name"), arg("variants"), arg("bias_ptr"))
       .def_property_readonly("bytes", &bytes_of)
       .def("apply", &apply, arg("x_ptr"), arg("x_stride"), arg("tokens"), arg("activation"),

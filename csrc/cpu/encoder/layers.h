@@ -32,6 +32,7 @@ struct Linear {
   AlignedVector<float> w_scale;               // [n], integers only
   AlignedVector<float> bias;                  // [n] or empty
   token_ops::Quantization quantization = {};  // of the input, integers only
+  std::vector<token_ops::Output> outputs;     // [n] or empty, integers only
   bool finite = false;                        // all of w_scale and bias
 
   const Variant& variant_for(std::int64_t tokens) const {

@@ -155,6 +155,7 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
           variant->int8->float_sums.empty() ? nullptr : variant->int8->float_sums.data() + row;
       finish.x_scale = x_scale + panel * kSlots;
       finish.zero_points = zero_points + panel * kSlots;
+      finish.outputs = linear->outputs.empty() ? nullptr : linear->outputs.data() + row;
     }
     finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
     const std::int64_t at = (panel * linear->n + row) * kSlots;

@@ -18,10 +18,19 @@ struct Quantization {
   int zero_point;  // in 0 .. 255
 };
 
+// A linear's output that is rounded to the levels of a static quantization:
+//   v = round_even(clamp(v / scale, low, high)) * scale
+// Models that are trained with quantized outputs compute so. A NaN becomes 0.
+struct Output {
+  float scale;  // 0: this row's output stays as it is
+  float low;    // the least and the largest level, counted from the zero point
+  float high;
+};
+
 // The end of a linear layer for some rows of one panel:
 //   v = float(acc - zero_point[slot] * row_sums[r]) * x_scale[slot] * w_scale[r]   integers
 //   v = acc                                                                          floats
-//   v = activation(v + bias[r]) + residual[r][slot]
+//   v = activation(output(v + bias[r])) + residual[r][slot]
 struct Finish {
   const void* acc;  // int32 or float [rows][64]
   std::int64_t rows;
@@ -32,6 +41,7 @@ struct Finish {
   const float* x_scale;          // [64]
   const std::int32_t* zero_points;  // [64]
   const float* bias;                // [rows] or null
+  const Output* outputs;            // [rows], integers only; or null
   // Every reader rounds to 8 or 16 bits, and w_scale and bias hold no NaN and no infinity.
   bool coarse;
   Activation activation;

@@ -73,6 +73,23 @@ SIMD_INLINE F activate(F v) {
   return v;
 }
 
+// The level nearest to v. The bounds are integers, so clamping first is the same as last; adding 0
+// leaves no -0, which the levels, integers, do not have.
+SIMD_INLINE F requantized(const Output& output, F v) {
+  const F scale = splat(output.scale);
+  v = v / scale;
+  v = (F)((I)v & (I)(v == v));
+  v = least(most(v, splat(output.low)), splat(output.high));
+  return (round_even(v) + 0.0f) * scale;
+}
+
+// One rounding where nobody sees it; the reference's two where the next rounding, to few levels,
+// would make a whole level of the difference.
+SIMD_INLINE F dequantized(F v, float scale, float bias, const Output* output) {
+  if (output == nullptr) return fma(v, splat(scale), splat(bias));
+  return requantized(*output, v * splat(scale) + splat(bias));
+}
+
 // Some lane groups of slots, all rows: what does not change from row to row stays in registers.
 //
 // kCoarse: see Finish. Only a whole token can then be NaN, by its scale, and infinities are seen in
@@ -101,17 +118,19 @@ void finish_slots(const Finish& finish, int slot) {
   for (std::int64_t r = 0; r < f.rows; ++r) {
     const std::int64_t row = r * kPanelSlots + slot;
     const float bias = f.bias != nullptr ? f.bias[r] : 0.0f;
+    const bool leveled = kInteger && f.outputs != nullptr && f.outputs[r].scale != 0.0f;
+    const Output* output = leveled ? f.outputs + r : nullptr;
     F v[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       const std::int64_t at = row + g * kLanes;
       if (kInteger && f.float_sums != nullptr) {
         v[g] = fma(float_points[g], splat(f.float_sums[r]), to_float(load<I>(sums + at)));
-        v[g] = fma(v[g] * x_scale[g], splat(f.w_scale[r]), splat(bias));
+        v[g] = dequantized(v[g] * x_scale[g], f.w_scale[r], bias, output);
       } else if (kInteger) {
         // Unsigned: products and differences beyond int32 cancel modulo 2^32.
         const U sum =
             load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
-        v[g] = fma(to_float((I)sum) * x_scale[g], splat(f.w_scale[r]), splat(bias));
+        v[g] = dequantized(to_float((I)sum) * x_scale[g], f.w_scale[r], bias, output);
       } else {
         v[g] = load<F>(products + at) + bias;
       }
