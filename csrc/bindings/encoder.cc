@@ -78,8 +78,10 @@ token_ops::Quantization quantization_of(const Checks& checks, const std::string&
   using token_ops::Scheme;
   if (scheme == "asymmetric") return {Scheme::kAsymmetric, 1.0f, 0};
   if (scheme == "symmetric") return {Scheme::kSymmetric, 1.0f, 0};
+  if (scheme == "symmetric_full") return {Scheme::kSymmetricFull, 1.0f, 0};
   if (scheme != "static") {
-    checks.fail("scheme", "one of asymmetric, symmetric, static", "\"" + scheme + "\"");
+    checks.fail("scheme", "one of asymmetric, symmetric, symmetric_full, static",
+                "\"" + scheme + "\"");
   }
   if (!(scale > 0.0f && std::isfinite(scale))) {
     checks.fail("scale", "a positive finite number", std::to_string(scale));

@@ -80,11 +80,12 @@ def test_norm(isa: str, threads: int, tokens: int, features: int) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_a_token_that_is_not_finite_stays_alone(isa: str) -> None:
+@pytest.mark.parametrize("scheme", ["asymmetric", "symmetric", "symmetric_full"])
+def test_a_token_that_is_not_finite_stays_alone(isa: str, scheme: str) -> None:
     x = torch.randn(40, 96)
     norm = norm_of(96)[2]
     w = torch.randint(-127, 128, (64, 96), dtype=torch.int8)
-    layer = int8_layer(w, torch.ones(64), None, "dense", "asymmetric")
+    layer = int8_layer(w, torch.ones(64), None, "dense", scheme)
 
     def result(x: Tensor) -> Tensor:
         run = forward([40], isa)
@@ -112,7 +113,7 @@ def test_activations(isa: str, activation: str) -> None:
     assert bool((error <= 6e-7 * x.abs().clamp_min(0.5)).all()), float(error.max())
 
 
-SCHEMES = [("asymmetric",), ("symmetric",), ("static", 0.037, 131)]
+SCHEMES = [("asymmetric",), ("symmetric",), ("symmetric_full",), ("static", 0.037, 131)]
 
 
 def quantized(x: Tensor, scheme: tuple) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,6 +123,11 @@ def quantized(x: Tensor, scheme: tuple) -> tuple[Tensor, Tensor, Tensor]:
         return q.long(), scale, zero.long()
     if scheme[0] == "symmetric":
         q, scale = reference.quantize_rows(x)
+        return q.long(), scale, torch.zeros(len(x), dtype=torch.long)
+    if scheme[0] == "symmetric_full":
+        largest = x.abs().amax(1)
+        scale = torch.where(largest == 0, torch.ones_like(largest), largest / 127.5)
+        q = (x / scale.unsqueeze(1)).round().clamp(-128, 127)
         return q.long(), scale, torch.zeros(len(x), dtype=torch.long)
     q = ((x / scheme[1]).round().clamp(-scheme[2], 255 - scheme[2]) + scheme[2]).long()
     return q, torch.full((len(x),), scheme[1]), torch.full((len(x),), scheme[2])

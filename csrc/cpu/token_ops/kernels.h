@@ -11,7 +11,11 @@ enum class Activation { kNone, kRelu, kGelu, kTanh, kSilu, kGeluTanh };
 
 // How an activation is quantized to uint8; a signed value q is stored as q + 128 with its zero
 // point. The formulas are those of kernels/linear/reference.py, bit for bit.
-enum class Scheme { kAsymmetric, kSymmetric, kStatic };
+//   kAsymmetric     0 .. 255, a zero point a token
+//   kSymmetric      -127 .. 127, max|x| / 127
+//   kSymmetricFull  -128 .. 127, max|x| / 127.5
+//   kStatic         one scale and zero point for all tokens
+enum class Scheme { kAsymmetric, kSymmetric, kSymmetricFull, kStatic };
 struct Quantization {
   Scheme scheme;
   float scale;     // static only, as the next

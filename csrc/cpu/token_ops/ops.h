@@ -352,20 +352,20 @@ void merge_moments(const Merge& m) {
 }
 
 // How one lane group is quantized: q = round_even(clamp(x * factor)) + offset. The static scheme
-// divides by its scale instead, as the reference does.
+// and that of the full range divide by their scale instead, as the reference does.
 struct Rule {
-  F factor;  // static: the scale
+  F factor;  // or the scale
   F least_value;
   F most_value;
   I offset;
 };
 
-template <bool kStatic, bool kClamp = true>
+template <bool kDivide, bool kClamp = true>
 SIMD_INLINE U quantized(const Rule& rule, F x) {
-  F v = kStatic ? x / rule.factor : x * rule.factor;
+  F v = kDivide ? x / rule.factor : x * rule.factor;
   // A NaN becomes zero. (In the dynamic schemes it makes its whole token's range NaN, and the
   // comparison with the lower bound, then 0, takes care of it.)
-  if (kStatic) v = (F)((I)v & (I)(v == v));
+  if (kDivide) v = (F)((I)v & (I)(v == v));
   // The bounds are integers, so clamping before rounding is the same as after it.
   if (kClamp) v = least(most(v, rule.least_value), rule.most_value);
   return (U)(to_nearest(v) + rule.offset);
@@ -380,6 +380,15 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
     zero = splat(static_cast<float>(q.quantization.zero_point));
     rule.least_value = -zero;
     rule.most_value = 255.0f - zero;
+  } else if (q.quantization.scheme == Scheme::kSymmetricFull) {
+    const F amax = most(high, -low);  // both are NaN or neither
+    const F floor = splat(127.5f * 0x1p-126f);
+    const F clamped = amax < floor ? floor : amax;  // NaN stays
+    const I finite = amax - amax == 0.0f;
+    rule.factor = scale = amax == 0.0f ? splat(1.0f) : clamped / 127.5f;
+    zero = splat(128.0f);
+    rule.least_value = (F)((I)splat(-128.0f) & finite);  // a token that is not finite: zeros
+    rule.most_value = (F)((I)splat(127.0f) & finite);
   } else if (q.quantization.scheme == Scheme::kSymmetric) {
     const F amax = most(high, -low);  // both are NaN or neither
     const F floor = splat(127.0f * 0x1p-126f);
@@ -420,7 +429,7 @@ SIMD_INLINE Rule rule_for(const Quantize& q, int slot) {
 }
 
 // Four features of a slot make the four bytes of its lane. Rows are read whole.
-template <bool kStatic>
+template <bool kDivide>
 void quantize_grouped(const Quantize& quantize) {
   constexpr int kMostGroups = kPanelSlots / kLanes;
   const Quantize q = quantize;  // as in finish_slots
@@ -432,10 +441,10 @@ void quantize_grouped(const Quantize& quantize) {
   for (; i + 4 <= q.rows; i += 4) {
     const float* x = q.x + i * kPanelSlots;
     for (int g = 0; g < groups; ++g, x += kLanes) {
-      U word = quantized<kStatic>(rules[g], load<F>(x));
-      word |= quantized<kStatic>(rules[g], load<F>(x + kPanelSlots)) << 8;
-      word |= quantized<kStatic>(rules[g], load<F>(x + 2 * kPanelSlots)) << 16;
-      word |= quantized<kStatic>(rules[g], load<F>(x + 3 * kPanelSlots)) << 24;
+      U word = quantized<kDivide>(rules[g], load<F>(x));
+      word |= quantized<kDivide>(rules[g], load<F>(x + kPanelSlots)) << 8;
+      word |= quantized<kDivide>(rules[g], load<F>(x + 2 * kPanelSlots)) << 16;
+      word |= quantized<kDivide>(rules[g], load<F>(x + 3 * kPanelSlots)) << 24;
       store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
     }
   }
@@ -444,7 +453,7 @@ void quantize_grouped(const Quantize& quantize) {
       U word = {};
       for (std::int64_t j = i; j < i + 4 && j < q.rows; ++j) {
         const F v = load<F>(q.x + j * kPanelSlots + g * kLanes);
-        word |= quantized<kStatic>(rules[g], v) << (8 * (j - i));
+        word |= quantized<kDivide>(rules[g], v) << (8 * (j - i));
       }
       store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
     }
@@ -456,7 +465,7 @@ SIMD_INLINE int plain_word(int slot) {
   return 16 * (slot % 16 / 4) + 4 * (slot / 16);
 }
 
-template <bool kStatic>
+template <bool kDivide>
 void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
   const Quantize q = quantize;
   const Rule rule = given;
@@ -464,7 +473,7 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
   for (std::int64_t i = 0; i < padded; ++i) {
     Bytes bytes = {};
     if (i < q.rows) {
-      const U whole = quantized<kStatic>(rule, load<F>(q.x + i * kPanelSlots + slot));
+      const U whole = quantized<kDivide>(rule, load<F>(q.x + i * kPanelSlots + slot));
       bytes = __builtin_convertvector(whole, Bytes);
     }
     std::uint8_t words[kLanes];
@@ -479,7 +488,7 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
 // All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows. They
 // saturate, which is all the clamping that the asymmetric scheme needs: its bounds are 0 and 255,
 // and what is not finite becomes the least integer.
-template <bool kStatic, bool kClamp>
+template <bool kDivide, bool kClamp>
 void quantize_plain_panel(const Quantize& quantize) {
   const Quantize q = quantize;
   const Rule rules[4] = {rule_for(q, 0), rule_for(q, 16), rule_for(q, 32), rule_for(q, 48)};
@@ -488,7 +497,7 @@ void quantize_plain_panel(const Quantize& quantize) {
     __m512i whole[4];
     for (int v = 0; v < 4; ++v) {
       whole[v] =
-          (__m512i)quantized<kStatic, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
+          (__m512i)quantized<kDivide, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
     }
     const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
     const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
@@ -498,21 +507,23 @@ void quantize_plain_panel(const Quantize& quantize) {
 }
 #endif
 
-template <bool kStatic>
+template <bool kDivide>
 void quantize_as(const Quantize& q) {
-  if (!q.plain) return quantize_grouped<kStatic>(q);
+  if (!q.plain) return quantize_grouped<kDivide>(q);
 #if defined(__AVX512BW__)
   const bool saturates = q.quantization.scheme == Scheme::kAsymmetric;
   if (q.vectors == panels::kVectors && saturates) return quantize_plain_panel<false, false>(q);
-  if (q.vectors == panels::kVectors) return quantize_plain_panel<kStatic, true>(q);
+  if (q.vectors == panels::kVectors) return quantize_plain_panel<kDivide, true>(q);
 #endif
   for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
-    quantize_plain<kStatic>(q, slot, rule_for(q, slot));
+    quantize_plain<kDivide>(q, slot, rule_for(q, slot));
   }
 }
 
 void quantize(const Quantize& q) {
-  return q.quantization.scheme == Scheme::kStatic ? quantize_as<true>(q) : quantize_as<false>(q);
+  const bool divide =
+      q.quantization.scheme == Scheme::kStatic || q.quantization.scheme == Scheme::kSymmetricFull;
+  return divide ? quantize_as<true>(q) : quantize_as<false>(q);
 }
 
 void to_pairs(const float* x, std::int64_t rows, int vectors, std::uint16_t* y) {
