@@ -72,6 +72,7 @@ class FloatPanelWeight:
     def unpack(self, w_ptr: int) -> None: ...
 
 PANEL_MAX_K: int
+PANEL_MAX_K_ZERO_POINTS: int
 
 def int8_panels_pack(w_ptr: int, n: int, k: int, layout: str) -> Int8PanelWeight: ...
 def int8_panels_count(w_ptr: int, n: int, k: int) -> dict[str, int]:
@@ -150,6 +151,7 @@ class PanelLinear:
         scale: float = 1.0,
         zero_point: int = 0,
         outputs_ptr: int = 0,
+        zero_points_ptr: int = 0,
     ) -> None: ...
     @overload
     def __init__(

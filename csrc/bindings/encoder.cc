@@ -31,6 +31,8 @@ using std::uintptr_t;
 
 constexpr int64_t kMaxTokens = int64_t{1} << 40;
 constexpr int64_t kMaxFeatures = int64_t{1} << 31;
+// |x - zero point| and |w - zero point| are at most 255, and a sum of products below 2^31.
+constexpr int64_t kMaxInputsWithZeroPoints = std::numeric_limits<std::int32_t>::max() / (255 * 255);
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 // A recorded value, by the forward pass that owns it; released when Python drops it.
@@ -114,6 +116,25 @@ std::vector<token_ops::Output> outputs_at(const Checks& checks, uintptr_t addres
   return outputs;
 }
 
+// Adds a zero point for each row of the weight.
+void add_zero_points(const Checks& checks, Linear& linear, uintptr_t address) {
+  if (linear.k > kMaxInputsWithZeroPoints) {
+    checks.fail("zero_points_ptr",
+                "at most " + std::to_string(kMaxInputsWithZeroPoints) +
+                    " inputs, that sums stay within 32 bits",
+                std::to_string(linear.k));
+  }
+  const auto* from = checks.pointer<const std::int32_t>("zero_points_ptr", address,
+                                                        linear.n * int64_t{sizeof(std::int32_t)});
+  linear.w_zero_points.assign(from, from + linear.n);
+  for (int64_t r = 0; r < linear.n; ++r) {
+    checks.range("zero_points_ptr", from[r], -128, 127);
+    const auto k = static_cast<std::int32_t>(linear.k);
+    linear.row_sums.push_back(linear.variants.front().int8->row_sums[static_cast<std::size_t>(r)] -
+                              k * from[r]);
+  }
+}
+
 using Int8Variants = std::vector<std::pair<int64_t, std::shared_ptr<int8_panels::Weight>>>;
 using FloatVariants = std::vector<std::pair<int64_t, std::shared_ptr<float_panels::Weight>>>;
 
@@ -143,7 +164,7 @@ void add_variants(const Checks& checks, Linear& linear, const Variants& variants
 std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Variants& variants,
                                        uintptr_t scale_ptr, uintptr_t bias_ptr,
                                        const std::string& scheme, float scale, int zero_point,
-                                       uintptr_t outputs_ptr) {
+                                       uintptr_t outputs_ptr, uintptr_t zero_points_ptr) {
   const Checks checks("PanelLinear");
   auto linear = std::make_shared<Linear>();
   linear->name = name;
@@ -151,6 +172,7 @@ std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Varian
   linear->w_scale = floats_at(checks, "scale_ptr", scale_ptr, linear->n);
   if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
   linear->quantization = quantization_of(checks, scheme, scale, zero_point);
+  if (zero_points_ptr != 0) add_zero_points(checks, *linear, zero_points_ptr);
   if (outputs_ptr != 0) linear->outputs = outputs_at(checks, outputs_ptr, linear->n);
   const auto is_finite = [](float value) { return std::isfinite(value); };
   linear->finite = std::all_of(linear->w_scale.begin(), linear->w_scale.end(), is_finite) &&
@@ -170,6 +192,7 @@ std::shared_ptr<Linear> float_linear_of(const std::string& name, const FloatVari
 
 int64_t bytes_of(const Linear& linear) {
   int64_t total = kFloatBytes * static_cast<int64_t>(linear.w_scale.size() + linear.bias.size());
+  total += kFloatBytes * static_cast<int64_t>(linear.w_zero_points.size() + linear.row_sums.size());
   total += static_cast<int64_t>(linear.outputs.size() * sizeof(token_ops::Output));
   for (const encoder::Variant& variant : linear.variants) {
     total += variant.int8 ? variant.int8->bytes() : variant.floats->bytes();
@@ -389,10 +412,11 @@ void bind_encoder(py::module_& m) {
   py::class_<WorkspacePool, std::shared_ptr<WorkspacePool>>(m, "WorkspacePool")
       .def(py::init<>())
       .def_property_readonly("bytes", &WorkspacePool::bytes);
+  m.attr("PANEL_MAX_K_ZERO_POINTS") = kMaxInputsWithZeroPoints;
   py::class_<Linear, std::shared_ptr<Linear>>(m, "PanelLinear")
       .def(py::init(&int8_linear_of), arg("name"), arg("variants"), arg("scale_ptr"),
            arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0,
-           arg("outputs_ptr") = 0)
+           arg("outputs_ptr") = 0, arg("zero_points_ptr") = 0)
       .def(py::init(&float_linear_of), arg("name"), arg("variants"), arg("bias_ptr"))
       .def_property_readonly("bytes", &bytes_of)
       .def("apply", &apply, arg("x_ptr"), arg("x_stride"), arg("tokens"), arg("activation"),

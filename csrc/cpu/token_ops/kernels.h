@@ -32,7 +32,8 @@ struct Output {
 };
 
 // The end of a linear layer for some rows of one panel:
-//   v = float(acc - zero_point[slot] * row_sums[r]) * x_scale[slot] * w_scale[r]   integers
+//   v = float(acc - zero_point[slot] * row_sums[r] - w_zero_points[r] * x_sums[slot])
+//       * x_scale[slot] * w_scale[r]                                                 integers
 //   v = acc                                                                          floats
 //   v = activation(output(v + bias[r])) + residual[r][slot]
 struct Finish {
@@ -40,12 +41,14 @@ struct Finish {
   std::int64_t rows;
   int vectors;                   // vectors of 16 slots in use, 1 .. 4
   const float* w_scale;          // [rows]; null: acc is float, and the next three are too
-  const std::int32_t* row_sums;  // [rows]
+  const std::int32_t* row_sums;  // [rows] of w - its zero point
   const float* float_sums;       // [rows] the same, or null where a sum may leave float's integers
   const float* x_scale;          // [64]
-  const std::int32_t* zero_points;  // [64]
-  const float* bias;                // [rows] or null
-  const Output* outputs;            // [rows], integers only; or null
+  const std::int32_t* zero_points;    // [64]
+  const std::int32_t* w_zero_points;  // [rows] or null: all 0
+  const std::int32_t* x_sums;         // [64] of a slot's bytes, with w_zero_points
+  const float* bias;                  // [rows] or null
+  const Output* outputs;              // [rows], integers only; or null
   // Every reader rounds to 8 or 16 bits, and w_scale and bias hold no NaN and no infinity.
   bool coarse;
   Activation activation;
@@ -94,6 +97,14 @@ struct Quantize {
   std::int32_t* zero_points;  // [64], written
 };
 
+// The sum of each slot's bytes in one panel, grouped or plain; k: features, at most 65535.
+struct ByteSums {
+  const std::uint8_t* x;
+  std::int64_t k;
+  bool plain;
+  std::int32_t* sums;  // [64]
+};
+
 // Sums one row of each table for each token and lays the tokens out in one vector of a panel.
 struct Embed {
   const float* const* tables;      // [count] float [rows][features]
@@ -126,6 +137,7 @@ struct Kernels {
   void (*merge_ranges)(const Merge&);
   void (*merge_moments)(const Merge&);
   void (*quantize)(const Quantize&);
+  void (*byte_sums)(const ByteSums&);
   // floats -> pairs, some rows from an even one on; rows up to a multiple of 64 are written as 0.
   void (*to_pairs)(const float* x, std::int64_t rows, int vectors, std::uint16_t* y);
   void (*embed)(const Embed&);

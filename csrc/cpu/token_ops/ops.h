@@ -128,8 +128,11 @@ void finish_slots(const Finish& finish, int slot) {
         v[g] = dequantized(v[g] * x_scale[g], f.w_scale[r], bias, output);
       } else if (kInteger) {
         // Unsigned: products and differences beyond int32 cancel modulo 2^32.
-        const U sum =
-            load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
+        U sum = load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
+        if (f.w_zero_points != nullptr) {
+          sum -= load<U>(f.x_sums + slot + g * kLanes) *
+                 static_cast<std::uint32_t>(f.w_zero_points[r]);
+        }
         v[g] = dequantized(to_float((I)sum) * x_scale[g], f.w_scale[r], bias, output);
       } else {
         v[g] = load<F>(products + at) + bias;
@@ -382,10 +385,11 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
     rule.most_value = 255.0f - zero;
   } else if (q.quantization.scheme == Scheme::kSymmetricFull) {
     const F amax = most(high, -low);  // both are NaN or neither
-    const F floor = splat(127.5f * 0x1p-126f);
-    const F clamped = amax < floor ? floor : amax;  // NaN stays
+    const F tiny = splat(0x1p-126f);
+    const F wanted = amax / 127.5f;
     const I finite = amax - amax == 0.0f;
-    rule.factor = scale = amax == 0.0f ? splat(1.0f) : clamped / 127.5f;
+    scale = wanted < tiny ? tiny : wanted;  // NaN stays
+    rule.factor = scale = amax == 0.0f ? splat(1.0f) : scale;
     zero = splat(128.0f);
     rule.least_value = (F)((I)splat(-128.0f) & finite);  // a token that is not finite: zeros
     rule.most_value = (F)((I)splat(127.0f) & finite);
@@ -524,6 +528,33 @@ void quantize(const Quantize& q) {
   const bool divide =
       q.quantization.scheme == Scheme::kStatic || q.quantization.scheme == Scheme::kSymmetricFull;
   return divide ? quantize_as<true>(q) : quantize_as<false>(q);
+}
+
+// Bytes beyond the features are 0, and those of slots not in use anything.
+void byte_sums(const ByteSums& byte_sums) {
+  constexpr int kGroups = kPanelSlots / kLanes;
+  const ByteSums b = byte_sums;
+  U sums[kGroups] = {};
+  if (!b.plain) {
+    for (std::int64_t i = 0; i < b.k; i += 4) {
+      for (int g = 0; g < kGroups; ++g) {
+        const U word = load<U>(b.x + i * kPanelSlots + 4 * kLanes * g);
+        const U pairs = (word & 0x00ff00ffu) + (word >> 8 & 0x00ff00ffu);
+        sums[g] += (pairs & 0xffffu) + (pairs >> 16);
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) store(b.sums + g * kLanes, sums[g]);
+    return;
+  }
+  for (std::int64_t i = 0; i < b.k; ++i) {
+    for (int g = 0; g < kGroups; ++g) {
+      sums[g] += __builtin_convertvector(load<Bytes>(b.x + i * kPanelSlots + g * kLanes), U);
+    }
+  }
+  for (int slot = 0; slot < kPanelSlots; ++slot) {
+    const int at = panels::byte_of_slot(slot);
+    b.sums[slot] = (std::int32_t)sums[at / kLanes][at % kLanes];
+  }
 }
 
 void to_pairs(const float* x, std::int64_t rows, int vectors, std::uint16_t* y) {
