@@ -131,8 +131,24 @@ def panel_attention(
     query: int,
     queries: int,
     isa: str,
+    quantizers: AttentionQuantizers | None = None,
 ) -> None:
     """One head of one sequence."""
+
+class AttentionQuantizers:
+    """Static quantizers of attention's products, each (scale, zero point, low, high)."""
+
+    def __init__(
+        self,
+        query: tuple[float, int, int, int],
+        key: tuple[float, int, int, int],
+        probabilities: tuple[float, int, int, int],
+        value: tuple[float, int, int, int],
+        scores: tuple[float, int, int, int] | None,
+        context: tuple[float, int, int, int] | None,
+    ) -> None: ...
+
+ATTENTION_MAX_INT8_TERMS: int
 
 class PanelNorm:
     def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float) -> None: ...
@@ -212,7 +228,13 @@ class Forward:
         norm: PanelNorm | None,
     ) -> PanelValue: ...
     def attention(
-        self, qkv: PanelValue, heads: int, scale: float, bias_ptr: int = 0, span: int = 0
+        self,
+        qkv: PanelValue,
+        heads: int,
+        scale: float,
+        bias_ptr: int = 0,
+        span: int = 0,
+        quantizers: AttentionQuantizers | None = None,
     ) -> PanelValue: ...
     def to_rows(self, x: PanelValue, rows_ptr: int, stride: int) -> None: ...
     def run(self, profile: bool = False) -> list[tuple[str, float]]:

@@ -305,7 +305,8 @@ Value linear(const std::shared_ptr<Forward>& forward, const Value& x,
 }
 
 Value attention(const std::shared_ptr<Forward>& forward, const Value& qkv, int64_t heads,
-                float scale, uintptr_t bias_ptr, int64_t span) {
+                float scale, uintptr_t bias_ptr, int64_t span,
+                const std::shared_ptr<panel_attention::Quantizers>& quantizers) {
   const Checks checks("attention");
   const ValueId id = qkv.of(checks, "qkv", forward);
   checks.range("heads", heads, 1, qkv.features());
@@ -319,7 +320,7 @@ Value attention(const std::shared_ptr<Forward>& forward, const Value& qkv, int64
     bias = checks.pointer<const float>("bias_ptr", bias_ptr, heads * span * span * kFloatBytes);
     forward->check_span(span);
   }
-  return Value(forward, forward->attention(id, heads, scale, bias, span));
+  return Value(forward, forward->attention(id, heads, scale, bias, span, quantizers));
 }
 
 void to_rows(const std::shared_ptr<Forward>& forward, const Value& x, uintptr_t rows_ptr,
@@ -441,7 +442,7 @@ void bind_encoder(py::module_& m) {
       .def("linear", &linear, arg("x"), arg("layer"), arg("activation"), arg("residual"),
            arg("norm"))
       .def("attention", &attention, arg("qkv"), arg("heads"), arg("scale"), arg("bias_ptr") = 0,
-           arg("span") = 0)
+           arg("span") = 0, arg("quantizers") = nullptr)
       .def("to_rows", &to_rows, arg("x"), arg("rows_ptr"), arg("stride"))
       .def("recording", &recording, arg("x"))
       .def("run", &run, arg("profile") = false);

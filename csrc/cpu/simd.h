@@ -147,6 +147,14 @@ SIMD_INLINE F exponential(F x) {
 #endif
 }
 
+// v / scale within bounds that are integers, so that rounding may follow; NaN becomes 0. Static
+// quantization divides in the reference, and a reciprocal's last bit would change ties.
+SIMD_INLINE F divided_within(F v, F scale, F low, F high) {
+  v = v / scale;
+  v = (F)((I)v & (I)(v == v));
+  return least(most(v, low), high);
+}
+
 // Float bits -> bf16 in the low half of each lane, nearest even; NaN stays NaN.
 SIMD_INLINE U to_bf16(F x) {
   const U bits = (U)x;

@@ -73,13 +73,10 @@ SIMD_INLINE F activate(F v) {
   return v;
 }
 
-// The level nearest to v. The bounds are integers, so clamping first is the same as last; adding 0
-// leaves no -0, which the levels, integers, do not have.
+// The level nearest to v; adding 0 leaves no -0, which the levels, integers, do not have.
 SIMD_INLINE F requantized(const Output& output, F v) {
   const F scale = splat(output.scale);
-  v = v / scale;
-  v = (F)((I)v & (I)(v == v));
-  v = least(most(v, splat(output.low)), splat(output.high));
+  v = divided_within(v, scale, splat(output.low), splat(output.high));
   return (round_even(v) + 0.0f) * scale;
 }
 

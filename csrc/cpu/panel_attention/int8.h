@@ -1,0 +1,434 @@
+// Attention in static INT8 over vectors of any width; each instruction set's unit includes this
+// file within its anonymous namespace, after attend.h.
+//
+// Both products are those of a dense INT8 linear: keys, and then the features of the values, are
+// its rows, the queries its tokens. The tokens' side is stored unsigned and the rows' side signed,
+// offset by 128 where the quantizer has it otherwise. Keys are counted from the vector that holds
+// the sequence's first one, so that every load is a whole vector of one panel.
+
+// A quantizer for loops. Bounds are counted from the zero point.
+struct Levels {
+  F scale;
+  F low;
+  F high;
+  I zero;  // as stored
+};
+
+SIMD_INLINE Levels levels_of(const Quantizer& q, int offset) {
+  return {splat(q.scale), splat(static_cast<float>(q.low - q.zero_point)),
+          splat(static_cast<float>(q.high - q.zero_point)), I{} + (q.zero_point + offset)};
+}
+
+SIMD_INLINE Levels unsigned_levels(const Quantizer& q) {
+  return levels_of(q, q.low < 0 ? 128 : 0);
+}
+
+SIMD_INLINE Levels signed_levels(const Quantizer& q) {
+  return levels_of(q, q.high > 127 ? -128 : 0);
+}
+
+SIMD_INLINE I quantized(const Levels& to, F x) {
+  return to_nearest(divided_within(x, to.scale, to.low, to.high)) + to.zero;
+}
+
+// The nearest level's value; -0 is none.
+SIMD_INLINE F requantized(const Levels& to, F x) {
+  return (round_even(divided_within(x, to.scale, to.low, to.high)) + 0.0f) * to.scale;
+}
+
+// Keys [begin, end) of a block are the sequence's; those before fill its first vector.
+struct KeyBlock {
+  std::int64_t token;  // of key 0, at the beginning of a vector
+  std::int64_t begin;
+  std::int64_t end;
+
+  std::int64_t loaded() const { return round_up(end, panels::kVector); }
+  std::int64_t rows() const { return round_up(end, int8_panels::kRowBlock); }
+  std::int64_t groups() const { return (end + 3) / 4; }
+  bool owns(std::int64_t key) const { return key >= begin && key < end; }
+
+  static std::int64_t round_up(std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; }
+};
+
+// Queries of some vectors of one panel, with what their softmax has come to.
+struct Queries {
+  std::int64_t panel;
+  int slot;  // a multiple of kVector; everything below is counted from it
+  int vectors;
+  Lanes lanes;  // those that are the call's
+  alignas(64) float top[kPanelSlots];
+  alignas(64) float total[kPanelSlots];
+  alignas(64) std::int32_t terms[kPanelSlots];        // what zero points take from every score
+  alignas(64) std::int32_t weight_sums[kPanelSlots];  // of stored probabilities
+};
+
+class Int8Attention {
+ public:
+  Int8Attention(const Problem& problem, const Call& call, const Head& head)
+      : problem_(problem),
+        call_(call),
+        head_(head),
+        memory_(head.head_size),
+        first_token_(call.start / panels::kVector * panels::kVector),
+        keys_(call.start - first_token_ + call.length),
+        one_block_(keys_ <= kInt8KeyBlock) {}
+
+  void run() {
+    if (one_block_) pack(block(0));
+    std::int64_t token = call_.start + call_.query;
+    const std::int64_t end = token + call_.queries;
+    Queries q;
+    while (token < end) {
+      q.panel = token / kPanelSlots;
+      const auto first = static_cast<int>(token % kPanelSlots);
+      const std::int64_t left = end - q.panel * kPanelSlots;
+      const int last = left < kPanelSlots ? static_cast<int>(left) : kPanelSlots;
+      q.slot = first / panels::kVector * panels::kVector;
+      q.vectors = (last - q.slot + panels::kVector - 1) / panels::kVector;
+      q.lanes = {first - q.slot, last - q.slot};
+      attend(q);
+      token = q.panel * kPanelSlots + last;
+    }
+  }
+
+ private:
+  template <typename Element>
+  Element* at(std::int64_t offset) const {
+    return reinterpret_cast<Element*>(static_cast<char*>(call_.scratch) + offset);
+  }
+
+  KeyBlock block(std::int64_t first_key) const {
+    const std::int64_t left = keys_ - first_key;
+    return {first_token_ + first_key, first_key == 0 ? call_.start - first_token_ : 0,
+            left < kInt8KeyBlock ? left : kInt8KeyBlock};
+  }
+
+  // Probabilities are rounded to levels after they have been divided by their true sum, so keys
+  // beyond one block are gone through twice.
+  void attend(Queries& q) {
+    pack_queries(q);
+    for (int slot = 0; slot < kPanelSlots; ++slot) {
+      q.top[slot] = -3.0e38f;
+      q.total[slot] = 0.0f;
+      q.weight_sums[slot] = 0;
+    }
+    for (std::int64_t key = 0; key < keys_; key += kInt8KeyBlock) {
+      const KeyBlock own = block(key);
+      if (!one_block_) pack_keys(own);
+      scores(q, own);
+    }
+    float inverse[kPanelSlots];
+    for (int slot = 0; slot < kPanelSlots; ++slot) {
+      inverse[slot] = 1.0f / (q.total[slot] * problem_.quantizers->probabilities.scale);
+    }
+    if (!one_block_) clear_sums();
+    for (std::int64_t key = 0; key < keys_; key += kInt8KeyBlock) {
+      const KeyBlock own = block(key);
+      if (!one_block_) {
+        pack(own);
+        scores(q, own);
+      }
+      weigh(q, own, inverse);
+      multiply(at<const std::int8_t>(memory_.values), memory_.value_rows, own.groups(),
+               at<const std::uint8_t>(memory_.weights), q.vectors,
+               at<std::int32_t>(memory_.context));
+      if (!one_block_) add_sums();
+    }
+    leave(q);
+  }
+
+  void clear_sums() const {
+    auto* sums = at<std::int32_t>(memory_.sums);
+    for (std::int64_t i = 0; i < head_.head_size * kPanelSlots; i += kLanes) store(sums + i, I{});
+    auto* value_sums = at<std::int32_t>(memory_.value_sums);
+    for (std::int64_t d = 0; d < head_.head_size; ++d) value_sums[d] = 0;
+  }
+
+  void add_sums() const {
+    const auto* from = at<const std::int32_t>(memory_.context);
+    auto* to = at<std::int32_t>(memory_.sums);
+    for (std::int64_t i = 0; i < head_.head_size * kPanelSlots; i += kLanes) {
+      store(to + i, load<U>(to + i) + load<U>(from + i));
+    }
+  }
+
+  // acc[row][slot] = sum over groups of four of rows[row] * x[slot].
+  void multiply(const std::int8_t* rows, std::int64_t count, std::int64_t groups,
+                const std::uint8_t* x, int vectors, std::int32_t* acc) const {
+    auto* starts = at<std::int32_t>(memory_.starts);
+    for (std::int64_t band = 0; band <= count / 4; ++band) {
+      starts[band] = static_cast<std::int32_t>(band * groups);
+    }
+    int8_panels::WeightView view = {};
+    view.layout = int8_panels::Layout::kDense;
+    view.n = count;
+    view.k = 4 * groups;
+    view.values = rows;
+    view.starts = starts;
+    problem_.accumulate(
+        view, {0, count, x, 4 * groups * kPanelSlots, 1, vectors, acc, at<void>(memory_.kernel)});
+  }
+
+  // Four features of a token make one word.
+  template <typename Store>
+  SIMD_INLINE I words(const Levels& levels, std::int64_t row, std::int64_t token,
+                      const Store& put) const {
+    I sum = {};
+    for (std::int64_t d = 0; d < head_.head_size; d += 4) {
+      U word = {};
+      for (std::int64_t i = 0; i < 4 && d + i < head_.head_size; ++i) {
+        const I value = quantized(levels, load<F>(feature_at(head_, row + d + i, token)));
+        sum += value;
+        word |= ((U)value & 0xffu) << static_cast<int>(8 * i);
+      }
+      put(d / 4, word);
+    }
+    return sum;
+  }
+
+  void pack_queries(Queries& q) const {
+    const Levels levels = unsigned_levels(problem_.quantizers->query);
+    const I key_zero = signed_levels(problem_.quantizers->key).zero;
+    const I both = static_cast<int>(head_.head_size) * levels.zero * key_zero;
+    auto* to = at<std::uint8_t>(memory_.queries);
+    for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
+      const I sum = words(
+          levels, head_.query_row, q.panel * kPanelSlots + q.slot + slot,
+          [&](std::int64_t group, U word) { store(to + (group * kPanelSlots + slot) * 4, word); });
+      store(q.terms + slot, sum * key_zero - both);
+    }
+  }
+
+  void pack(const KeyBlock& block) const {
+    pack_keys(block);
+    pack_values(block);
+  }
+
+  void pack_keys(const KeyBlock& block) const {
+    const Levels levels = signed_levels(problem_.quantizers->key);
+    const I query_zero = unsigned_levels(problem_.quantizers->query).zero;
+    auto* keys = at<std::int8_t>(memory_.keys);
+    const std::int64_t band_bytes = memory_.groups * 16;
+    for (std::int64_t key = 0; key < block.loaded(); key += kLanes) {
+      const I sum =
+          words(levels, head_.key_row, block.token + key, [&](std::int64_t group, U word) {
+            std::uint32_t lanes[kLanes];
+            store(lanes, word);
+            std::int8_t* to = keys + key / 4 * band_bytes + group * 16;
+            for (int lane = 0; lane < kLanes; lane += 4, to += band_bytes) {
+              __builtin_memcpy(to, lanes + lane, 16);
+            }
+          });
+      store(at<std::int32_t>(memory_.key_terms) + key, sum * query_zero);
+    }
+    // Rows up to a whole block are multiplied, and not read.
+    __builtin_memset(keys + block.loaded() / 4 * band_bytes, 0,
+                     static_cast<std::size_t>((block.rows() - block.loaded()) / 4 * band_bytes));
+  }
+
+  void pack_values(const KeyBlock& block) const {
+    const Levels levels = signed_levels(problem_.quantizers->value);
+    auto* values = at<std::int8_t>(memory_.values);
+    auto* sums = at<std::int32_t>(memory_.value_sums);
+    const std::int64_t groups = block.groups();
+    for (std::int64_t d = 0; d < head_.head_size; ++d) {
+      std::int8_t* to = values + (d / 4 * groups * 4 + d % 4) * 4;
+      I sum = {};
+      for (std::int64_t key = 0; key < block.loaded(); key += kLanes) {
+        I value =
+            quantized(levels, load<F>(feature_at(head_, head_.value_row + d, block.token + key)));
+        if (key < block.begin || key + kLanes > block.end) {
+          for (int lane = 0; lane < kLanes; ++lane) {
+            if (!block.owns(key + lane)) value[lane] = 0;
+          }
+        }
+        sum += value;
+        std::uint8_t bytes[kLanes];
+        store(bytes, __builtin_convertvector((U)value, Bytes));
+        for (int lane = 0; lane < kLanes && key + lane < 4 * groups; lane += 4) {
+          __builtin_memcpy(to + (key + lane) * 4, bytes + lane, 4);
+        }
+      }
+      std::int32_t total = one_block_ ? 0 : sums[d];
+      for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
+      sums[d] = total;
+    }
+    for (std::int64_t d = head_.head_size; d < memory_.value_rows; ++d) {
+      std::int8_t* to = values + (d / 4 * groups * 4 + d % 4) * 4;
+      for (std::int64_t group = 0; group < groups; ++group) __builtin_memset(to + group * 16, 0, 4);
+    }
+  }
+
+  // Leaves exponentials of the scores less the largest so far, and adds them to the totals.
+  void scores(Queries& q, const KeyBlock& block) const {
+    multiply(at<const std::int8_t>(memory_.keys), block.rows(), memory_.groups,
+             at<const std::uint8_t>(memory_.queries), q.vectors, at<std::int32_t>(memory_.scores));
+    over_queries(
+        q, [&](auto groups, int slot) { dequantize<decltype(groups)::value>(q, block, slot); });
+    over_queries(
+        q, [&](auto groups, int slot) { exponentials<decltype(groups)::value>(q, block, slot); });
+  }
+
+  template <int kValue>
+  struct Groups {
+    static constexpr int value = kValue;
+  };
+
+  // Several lane groups side by side where there are as many, so that rows are read whole.
+  template <typename Step>
+  static SIMD_INLINE void over_queries(const Queries& q, const Step& step) {
+    const int end = q.vectors * panels::kVector;
+    int slot = 0;
+    for (; slot + 4 * kLanes <= end; slot += 4 * kLanes) step(Groups<4>(), slot);
+    for (; slot < end; slot += kLanes) step(Groups<1>(), slot);
+  }
+
+  template <int kGroups>
+  void dequantize(Queries& q, const KeyBlock& block, int slot) const {
+    const Quantizers& quantizers = *problem_.quantizers;
+    const F left = splat(quantizers.query.scale), right = splat(quantizers.key.scale);
+    const F scale = splat(problem_.scale);
+    const bool leveled = quantizers.scores.scale != 0.0f;
+    const Levels levels = levels_of(quantizers.scores, 0);
+    const auto* key_terms = at<const std::int32_t>(memory_.key_terms);
+    auto* rows = at<float>(memory_.scores) + slot;
+    const float* bias = bias_at(q, block, slot);
+    U terms[kGroups];
+    F top[kGroups], before[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      terms[g] = load<U>(q.terms + slot + g * kLanes);
+      top[g] = before[g] = load<F>(q.top + slot + g * kLanes);
+    }
+    for (std::int64_t key = block.begin; key < block.end; ++key) {
+      float* row = rows + key * kPanelSlots;
+      const auto key_term = static_cast<std::uint32_t>(key_terms[key]);
+      for (int g = 0; g < kGroups; ++g) {
+        const U sum = load<U>(row + g * kLanes) - terms[g] - key_term;
+        F v = to_float((I)sum) * left * right;
+        if (leveled) v = requantized(levels, v);
+        v = v * scale;
+        if (bias != nullptr) {
+          const int from = q.lanes.first - slot - g * kLanes, to = q.lanes.end - slot - g * kLanes;
+          v = v + load_lanes(bias + key * problem_.span + g * kLanes, from < 0 ? 0 : from,
+                             to > kLanes ? kLanes : to);
+        }
+        store(row + g * kLanes, v);
+        top[g] = most(v, top[g]);
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) {
+      const int lane = slot + g * kLanes;
+      store(q.top + lane, top[g]);
+      store(q.total + lane, load<F>(q.total + lane) * exponential(before[g] - top[g]));
+    }
+  }
+
+  // Of key 0 and the query of `slot`, which may both lie before those that are read.
+  const float* bias_at(const Queries& q, const KeyBlock& block, int slot) const {
+    if (problem_.bias == nullptr) return nullptr;
+    const std::int64_t own = call_.bias_start - call_.start;
+    return problem_.bias + (call_.head * problem_.span + block.token + own) * problem_.span +
+           q.panel * kPanelSlots + q.slot + slot + own;
+  }
+
+  template <int kGroups>
+  void exponentials(Queries& q, const KeyBlock& block, int slot) const {
+    auto* rows = at<float>(memory_.scores) + slot;
+    F top[kGroups], total[kGroups];
+    for (int g = 0; g < kGroups; ++g) {
+      top[g] = load<F>(q.top + slot + g * kLanes);
+      total[g] = load<F>(q.total + slot + g * kLanes);
+    }
+    for (std::int64_t key = block.begin; key < block.end; ++key) {
+      float* row = rows + key * kPanelSlots;
+      for (int g = 0; g < kGroups; ++g) {
+        const F shifted = load<F>(row + g * kLanes) - top[g];
+        F p = exponential(shifted);
+        p = shifted == shifted ? p : shifted;  // NaN stays
+        store(row + g * kLanes, p);
+        total[g] = total[g] + p;
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) store(q.total + slot + g * kLanes, total[g]);
+  }
+
+  // Exponentials of four keys become one word of probabilities. NaN becomes the level of 0.
+  void weigh(Queries& q, const KeyBlock& block, const float* inverse) const {
+    const Levels levels = unsigned_levels(problem_.quantizers->probabilities);
+    auto* weights = at<std::uint8_t>(memory_.weights);
+    for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
+      const auto* column = at<const float>(memory_.scores) + slot;
+      const F factor = load<F>(inverse + slot);
+      const auto weight = [&](std::int64_t key) __attribute__((always_inline)) {
+        const F p = load<F>(column + key * kPanelSlots) * factor;
+        return (U)(to_nearest(least(most(p, F{}), levels.high)) + levels.zero);
+      };
+      U sum = load<U>(q.weight_sums + slot);
+      for (std::int64_t group = 0; group < block.groups(); ++group) {
+        const std::int64_t key = 4 * group;
+        U part[4] = {};
+        if (key >= block.begin && key + 4 <= block.end) {
+          for (int i = 0; i < 4; ++i) part[i] = weight(key + i);
+        } else {
+          for (int i = 0; i < 4; ++i) part[i] = block.owns(key + i) ? weight(key + i) : U{};
+        }
+        sum += part[0] + part[1] + part[2] + part[3];
+        const U word = part[0] | part[1] << 8 | part[2] << 16 | part[3] << 24;
+        store(weights + (group * kPanelSlots + slot) * 4, word);
+      }
+      store(q.weight_sums + slot, sum);
+    }
+  }
+
+  void leave(const Queries& q) const {
+    const Quantizers& quantizers = *problem_.quantizers;
+    const F left = splat(quantizers.probabilities.scale), right = splat(quantizers.value.scale);
+    const U weight_zero = (U)unsigned_levels(quantizers.probabilities).zero;
+    const U value_zero = (U)signed_levels(quantizers.value).zero;
+    const bool leveled = quantizers.context.scale != 0.0f;
+    const Levels levels = levels_of(quantizers.context, 0);
+    const auto* sums = at<const std::int32_t>(one_block_ ? memory_.context : memory_.sums);
+    const auto* value_sums = at<const std::int32_t>(memory_.value_sums);
+    float* out = problem_.out + q.panel * problem_.out_stride + head_.query_row * kPanelSlots;
+    for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
+      const U own = static_cast<std::uint32_t>(call_.length) * weight_zero;
+      const U terms = (load<U>(q.weight_sums + slot) - own) * value_zero;
+      const int first = q.lanes.first - slot, end = q.lanes.end - slot;
+      for (std::int64_t d = 0; d < head_.head_size; ++d) {
+        const U sum = load<U>(sums + d * kPanelSlots + slot) - terms -
+                      weight_zero * static_cast<std::uint32_t>(value_sums[d]);
+        F v = to_float((I)sum) * left * right;
+        if (leveled) v = requantized(levels, v);
+        float* to = out + d * kPanelSlots + q.slot + slot;
+        if (first <= 0 && end >= kLanes) {
+          store(to, v);
+          continue;
+        }
+        // The other lanes are other sequences', maybe another thread's.
+        for (int lane = first < 0 ? 0 : first; lane < (end < kLanes ? end : kLanes); ++lane) {
+          to[lane] = v[lane];
+        }
+      }
+    }
+  }
+
+  const Problem& problem_;
+  const Call& call_;
+  const Head& head_;
+  const Int8Memory memory_;
+  const std::int64_t first_token_;  // of key 0
+  const std::int64_t keys_;         // from it on
+  const bool one_block_;
+};
+
+void attend_int8(const Problem& problem, const Call& call) {
+  const std::int64_t all = problem.heads * problem.head_size;
+  const std::int64_t row = call.head * problem.head_size;
+  const Head head = {static_cast<const char*>(problem.qkv),
+                     problem.panel_stride,
+                     row,
+                     all + row,
+                     2 * all + row,
+                     problem.head_size};
+  Int8Attention(problem, call, head).run();
+}
