@@ -111,7 +111,8 @@ std::vector<token_ops::Output> outputs_at(const Checks& checks, uintptr_t addres
                       std::to_string(low) + ", " + std::to_string(high) + " in row " +
                       std::to_string(r));
     }
-    outputs.push_back({scale, low - zero_point, high - zero_point});
+    outputs.push_back(
+        {scale, scale > 0.0f ? 1.0f / scale : 0.0f, low - zero_point, high - zero_point});
   }
   return outputs;
 }

@@ -111,6 +111,26 @@ def test_ties_and_what_is_not_a_number(isa: str) -> None:
     assert not bool(torch.signbit(got[expected == 0]).any()), "levels have no -0"
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("step", [0.1, 1 / 3, 0.0078431375, 3e38, 1e-38])
+def test_the_last_bits_around_a_tie(isa: str, step: float) -> None:
+    """A product with the inverse of the scale would round some of these to the other level."""
+    scale = torch.tensor(step)
+    ties = ((torch.arange(-12, 12) + 0.5).double() * step).float()
+    around = [ties]
+    for direction in (-torch.inf, torch.inf):
+        near = ties
+        for _ in range(3):
+            near = torch.nextafter(near, torch.tensor(direction))
+            around.append(near)
+    bias = torch.cat(around).clamp(-3e38, 3e38)
+    levels = torch.tensor([(float(scale), 0, -128, 127)] * len(bias))
+    x, w = torch.zeros(1, 4), torch.zeros(len(bias), 4, dtype=torch.int8)
+    got = run(x, layer(w, torch.ones(len(bias)), bias, "dense", levels), isa, "none", None)[0]
+    expected = (bias / scale).round().clamp(-128, 127) * scale
+    assert torch.equal(got, expected)
+
+
 def test_a_layer_without_rows_that_requantize_is_as_before() -> None:
     torch.manual_seed(0)
     x = inputs(40, 64, "usual")

@@ -6,21 +6,24 @@
 // offset by 128 where the quantizer has it otherwise. Keys are counted from the vector that holds
 // the sequence's first one, so that every load is a whole vector of one panel.
 
-// A quantizer for loops. Bounds are counted from the zero point.
+// A quantizer for loops.
 struct Levels {
-  F scale;
-  F low;
-  F high;
+  Grid grid;
   I zero;  // as stored
 };
 
 SIMD_INLINE Levels levels_of(const Quantizer& q, int offset) {
-  return {splat(q.scale), splat(static_cast<float>(q.low - q.zero_point)),
-          splat(static_cast<float>(q.high - q.zero_point)), I{} + (q.zero_point + offset)};
+  return {grid_of(q.scale, static_cast<float>(q.low - q.zero_point),
+                  static_cast<float>(q.high - q.zero_point)),
+          I{} + (q.zero_point + offset)};
+}
+
+constexpr int unsigned_offset(const Quantizer& q) {
+  return q.low < 0 ? 128 : 0;
 }
 
 SIMD_INLINE Levels unsigned_levels(const Quantizer& q) {
-  return levels_of(q, q.low < 0 ? 128 : 0);
+  return levels_of(q, unsigned_offset(q));
 }
 
 SIMD_INLINE Levels signed_levels(const Quantizer& q) {
@@ -28,12 +31,34 @@ SIMD_INLINE Levels signed_levels(const Quantizer& q) {
 }
 
 SIMD_INLINE I quantized(const Levels& to, F x) {
-  return to_nearest(divided_within(x, to.scale, to.low, to.high)) + to.zero;
+  return to_int(nearest_level(to.grid, x)) + to.zero;
 }
 
 // The nearest level's value; -0 is none.
-SIMD_INLINE F requantized(const Levels& to, F x) {
-  return (round_even(divided_within(x, to.scale, to.low, to.high)) + 0.0f) * to.scale;
+SIMD_INLINE F requantized(const Grid& to, F x) {
+  return (nearest_level(to, x) + 0.0f) * to.scale;
+}
+
+SIMD_INLINE U word_of(const I (&bytes)[4]) {
+  const U low = ((U)bytes[0] & 0xffu) | ((U)bytes[1] & 0xffu) << 8;
+  return low | ((U)bytes[2] & 0xffu) << 16 | (U)bytes[3] << 24;
+}
+
+// Words of four features for each of four tokens -> of four tokens for each of four features.
+SIMD_INLINE U by_feature(U words) {
+  typedef std::uint8_t All __attribute__((vector_size(4 * kLanes)));
+  const All from = (All)words;
+  All order;
+  for (int i = 0; i < 4 * kLanes; ++i) {
+    order[i] = static_cast<std::uint8_t>(i / 16 * 16 + i % 4 * 4 + i % 16 / 4);
+  }
+#if defined(__clang__)  // lacks shuffles by a vector and finds its own in constant lanes
+  All to;
+  for (int i = 0; i < 4 * kLanes; ++i) to[i] = from[order[i]];
+  return (U)to;
+#else
+  return (U)__builtin_shuffle(from, order);
+#endif
 }
 
 // Keys [begin, end) of a block are the sequence's; those before fill its first vector.
@@ -44,7 +69,7 @@ struct KeyBlock {
 
   std::int64_t loaded() const { return round_up(end, panels::kVector); }
   std::int64_t rows() const { return round_up(end, int8_panels::kRowBlock); }
-  std::int64_t groups() const { return (end + 3) / 4; }
+  std::int64_t groups() const { return loaded() / 4; }
   bool owns(std::int64_t key) const { return key >= begin && key < end; }
 
   static std::int64_t round_up(std::int64_t x, std::int64_t to) { return (x + to - 1) / to * to; }
@@ -71,7 +96,9 @@ class Int8Attention {
         memory_(head.head_size),
         first_token_(call.start / panels::kVector * panels::kVector),
         keys_(call.start - first_token_ + call.length),
-        one_block_(keys_ <= kInt8KeyBlock) {}
+        one_block_(keys_ <= kInt8KeyBlock),
+        weight_zero_(problem.quantizers->probabilities.zero_point +
+                     unsigned_offset(problem.quantizers->probabilities)) {}
 
   void run() {
     if (one_block_) pack(block(0));
@@ -169,19 +196,29 @@ class Int8Attention {
         view, {0, count, x, 4 * groups * kPanelSlots, 1, vectors, acc, at<void>(memory_.kernel)});
   }
 
-  // Four features of a token make one word.
-  template <typename Store>
-  SIMD_INLINE I words(const Levels& levels, std::int64_t row, std::int64_t token,
-                      const Store& put) const {
+  // Four features of a token make one word. Returns the sum of all.
+  template <typename Put>
+  SIMD_INLINE I words(const Levels& given, std::int64_t row, std::int64_t token,
+                      const Put& put) const {
+    const Levels levels = given;
+    const float* x = feature_at(head_, row, token);
+    const std::int64_t size = head_.head_size;
     I sum = {};
-    for (std::int64_t d = 0; d < head_.head_size; d += 4) {
-      U word = {};
-      for (std::int64_t i = 0; i < 4 && d + i < head_.head_size; ++i) {
-        const I value = quantized(levels, load<F>(feature_at(head_, row + d + i, token)));
-        sum += value;
-        word |= ((U)value & 0xffu) << static_cast<int>(8 * i);
+    std::int64_t d = 0;
+    for (; d + 4 <= size; d += 4, x += 4 * kPanelSlots) {
+      I value[4];
+      UNROLL
+      for (int i = 0; i < 4; ++i) value[i] = quantized(levels, load<F>(x + i * kPanelSlots));
+      sum += value[0] + value[1] + value[2] + value[3];
+      put(d / 4, word_of(value));
+    }
+    if (d < size) {
+      I value[4] = {};
+      for (int i = 0; d + i < size; ++i) {
+        value[i] = quantized(levels, load<F>(x + i * kPanelSlots));
+        sum += value[i];
       }
-      put(d / 4, word);
+      put(d / 4, word_of(value));
     }
     return sum;
   }
@@ -229,33 +266,29 @@ class Int8Attention {
   void pack_values(const KeyBlock& block) const {
     const Levels levels = signed_levels(problem_.quantizers->value);
     auto* values = at<std::int8_t>(memory_.values);
-    auto* sums = at<std::int32_t>(memory_.value_sums);
-    const std::int64_t groups = block.groups();
-    for (std::int64_t d = 0; d < head_.head_size; ++d) {
-      std::int8_t* to = values + (d / 4 * groups * 4 + d % 4) * 4;
-      I sum = {};
-      for (std::int64_t key = 0; key < block.loaded(); key += kLanes) {
-        I value =
-            quantized(levels, load<F>(feature_at(head_, head_.value_row + d, block.token + key)));
-        if (key < block.begin || key + kLanes > block.end) {
-          for (int lane = 0; lane < kLanes; ++lane) {
-            if (!block.owns(key + lane)) value[lane] = 0;
-          }
-        }
-        sum += value;
-        std::uint8_t bytes[kLanes];
-        store(bytes, __builtin_convertvector((U)value, Bytes));
-        for (int lane = 0; lane < kLanes && key + lane < 4 * groups; lane += 4) {
-          __builtin_memcpy(to + (key + lane) * 4, bytes + lane, 4);
-        }
-      }
-      std::int32_t total = one_block_ ? 0 : sums[d];
-      for (int lane = 0; lane < kLanes; ++lane) total += sum[lane];
-      sums[d] = total;
+    const std::int64_t row_bytes = block.groups() * 16;  // of four features
+    for (std::int64_t key = 0; key < block.loaded(); key += kLanes) {
+      std::int8_t* to = values + key * 4;
+      words(levels, head_.value_row, block.token + key,
+            [&](std::int64_t group, U word) { store(to + group * row_bytes, by_feature(word)); });
     }
-    for (std::int64_t d = head_.head_size; d < memory_.value_rows; ++d) {
-      std::int8_t* to = values + (d / 4 * groups * 4 + d % 4) * 4;
-      for (std::int64_t group = 0; group < groups; ++group) __builtin_memset(to + group * 16, 0, 4);
+    // Features up to a whole block are multiplied, and not read.
+    __builtin_memset(
+        values + memory_.groups * row_bytes, 0,
+        static_cast<std::size_t>((memory_.value_rows / 4 - memory_.groups) * row_bytes));
+    if (weight_zero_ != 0) add_values(block);
+  }
+
+  void add_values(const KeyBlock& block) const {
+    const auto* values = at<const std::int8_t>(memory_.values);
+    auto* sums = at<std::int32_t>(memory_.value_sums);
+    for (std::int64_t d = 0; d < head_.head_size; ++d) {
+      const std::int8_t* row = values + d / 4 * block.groups() * 16 + d % 4 * 4;
+      std::int32_t total = one_block_ ? 0 : sums[d];
+      for (std::int64_t key = block.begin; key < block.end; ++key) {
+        total += row[key / 4 * 16 + key % 4];
+      }
+      sums[d] = total;
     }
   }
 
@@ -289,7 +322,7 @@ class Int8Attention {
     const F left = splat(quantizers.query.scale), right = splat(quantizers.key.scale);
     const F scale = splat(problem_.scale);
     const bool leveled = quantizers.scores.scale != 0.0f;
-    const Levels levels = levels_of(quantizers.scores, 0);
+    const Grid grid = levels_of(quantizers.scores, 0).grid;
     const auto* key_terms = at<const std::int32_t>(memory_.key_terms);
     auto* rows = at<float>(memory_.scores) + slot;
     const float* bias = bias_at(q, block, slot);
@@ -305,7 +338,7 @@ class Int8Attention {
       for (int g = 0; g < kGroups; ++g) {
         const U sum = load<U>(row + g * kLanes) - terms[g] - key_term;
         F v = to_float((I)sum) * left * right;
-        if (leveled) v = requantized(levels, v);
+        if (leveled) v = requantized(grid, v);
         v = v * scale;
         if (bias != nullptr) {
           const int from = q.lanes.first - slot - g * kLanes, to = q.lanes.end - slot - g * kLanes;
@@ -334,6 +367,7 @@ class Int8Attention {
   template <int kGroups>
   void exponentials(Queries& q, const KeyBlock& block, int slot) const {
     auto* rows = at<float>(memory_.scores) + slot;
+    const bool biased = problem_.bias != nullptr;  // else all scores are finite
     F top[kGroups], total[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       top[g] = load<F>(q.top + slot + g * kLanes);
@@ -344,7 +378,7 @@ class Int8Attention {
       for (int g = 0; g < kGroups; ++g) {
         const F shifted = load<F>(row + g * kLanes) - top[g];
         F p = exponential(shifted);
-        p = shifted == shifted ? p : shifted;  // NaN stays
+        if (biased) p = shifted == shifted ? p : shifted;  // NaN stays
         store(row + g * kLanes, p);
         total[g] = total[g] + p;
       }
@@ -361,7 +395,7 @@ class Int8Attention {
       const F factor = load<F>(inverse + slot);
       const auto weight = [&](std::int64_t key) __attribute__((always_inline)) {
         const F p = load<F>(column + key * kPanelSlots) * factor;
-        return (U)(to_nearest(least(most(p, F{}), levels.high)) + levels.zero);
+        return (U)(to_nearest(least(most(p, F{}), levels.grid.high)) + levels.zero);
       };
       U sum = load<U>(q.weight_sums + slot);
       for (std::int64_t group = 0; group < block.groups(); ++group) {
@@ -383,22 +417,22 @@ class Int8Attention {
   void leave(const Queries& q) const {
     const Quantizers& quantizers = *problem_.quantizers;
     const F left = splat(quantizers.probabilities.scale), right = splat(quantizers.value.scale);
-    const U weight_zero = (U)unsigned_levels(quantizers.probabilities).zero;
+    const auto weight_zero = static_cast<std::uint32_t>(weight_zero_);
     const U value_zero = (U)signed_levels(quantizers.value).zero;
     const bool leveled = quantizers.context.scale != 0.0f;
-    const Levels levels = levels_of(quantizers.context, 0);
+    const Grid grid = levels_of(quantizers.context, 0).grid;
     const auto* sums = at<const std::int32_t>(one_block_ ? memory_.context : memory_.sums);
     const auto* value_sums = at<const std::int32_t>(memory_.value_sums);
     float* out = problem_.out + q.panel * problem_.out_stride + head_.query_row * kPanelSlots;
     for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
-      const U own = static_cast<std::uint32_t>(call_.length) * weight_zero;
+      const std::uint32_t own = static_cast<std::uint32_t>(call_.length) * weight_zero;
       const U terms = (load<U>(q.weight_sums + slot) - own) * value_zero;
       const int first = q.lanes.first - slot, end = q.lanes.end - slot;
       for (std::int64_t d = 0; d < head_.head_size; ++d) {
-        const U sum = load<U>(sums + d * kPanelSlots + slot) - terms -
-                      weight_zero * static_cast<std::uint32_t>(value_sums[d]);
+        U sum = load<U>(sums + d * kPanelSlots + slot) - terms;
+        if (weight_zero != 0) sum -= weight_zero * static_cast<std::uint32_t>(value_sums[d]);
         F v = to_float((I)sum) * left * right;
-        if (leveled) v = requantized(levels, v);
+        if (leveled) v = requantized(grid, v);
         float* to = out + d * kPanelSlots + q.slot + slot;
         if (first <= 0 && end >= kLanes) {
           store(to, v);
@@ -419,6 +453,7 @@ class Int8Attention {
   const std::int64_t first_token_;  // of key 0
   const std::int64_t keys_;         // from it on
   const bool one_block_;
+  const int weight_zero_;  // as stored
 };
 
 void attend_int8(const Problem& problem, const Call& call) {

@@ -26,8 +26,9 @@ struct Quantization {
 //   v = round_even(clamp(v / scale, low, high)) * scale
 // Models that are trained with quantized outputs compute so. A NaN becomes 0.
 struct Output {
-  float scale;  // 0: this row's output stays as it is
-  float low;    // the least and the largest level, counted from the zero point
+  float scale;    // 0: this row's output stays as it is
+  float inverse;  // 1 / scale
+  float low;      // the least and the largest level, counted from the zero point
   float high;
 };
 

@@ -75,9 +75,9 @@ SIMD_INLINE F activate(F v) {
 
 // The level nearest to v; adding 0 leaves no -0, which the levels, integers, do not have.
 SIMD_INLINE F requantized(const Output& output, F v) {
-  const F scale = splat(output.scale);
-  v = divided_within(v, scale, splat(output.low), splat(output.high));
-  return (round_even(v) + 0.0f) * scale;
+  const Grid grid = {splat(output.scale), splat(output.inverse), splat(output.low),
+                     splat(output.high)};
+  return (nearest_level(grid, v) + 0.0f) * grid.scale;
 }
 
 // One rounding where nobody sees it; the reference's two where the next rounding, to few levels,
