@@ -59,7 +59,8 @@ class Ending {
   float* moments = nullptr;  // statistics: means, deviations; with a norm
   float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
 
-  bool quantizes() const;
+  // Whether a reader's scales depend on the values.
+  bool needs_range() const;
   // The steps, for one part of one panel whose floats are x. The first is moments_of (norm) or
   // range_of (none, where the product has not kept the range); each needs all parts of the panel to
   // be through the last.

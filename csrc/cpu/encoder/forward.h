@@ -48,8 +48,8 @@ class Forward {
   // norm(activation(linear(x)) + residual)
   ValueId linear(ValueId x, std::shared_ptr<const Linear> linear, token_ops::Activation activation,
                  ValueId residual, std::shared_ptr<const Norm> norm_or_null);
-  // quantizers: or null, attention in floats. With them, throws std::invalid_argument where a sum of
-  // integers could leave 32 bits.
+  // quantizers: or null, attention in floats. With them, throws std::invalid_argument where a sum
+  // of integers could leave 32 bits.
   ValueId attention(ValueId qkv, std::int64_t heads, float scale, const float* bias,
                     std::int64_t span,
                     std::shared_ptr<const panel_attention::Quantizers> quantizers);

@@ -248,7 +248,7 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
     add(" (moments)", [](const Ending& e, int64_t panel, int64_t part, float* x) {
       e.moments_of(panel, part, x);
     });
-  } else if (!first_done && ending->quantizes()) {
+  } else if (!first_done && ending->needs_range()) {
     add(" (range)",
         [](const Ending& e, int64_t panel, int64_t part, float* x) { e.range_of(panel, part, x); });
   }

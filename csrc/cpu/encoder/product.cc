@@ -75,7 +75,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   const std::int64_t first = row_task * tiling.task_rows;
   const std::int64_t end = std::min(first + tiling.task_rows, padded_rows);
   // Without a norm between, the epilogue itself keeps the range for the quantization.
-  const bool ranged = ending != nullptr && ending->norm == nullptr && ending->quantizes();
+  const bool ranged = ending != nullptr && ending->norm == nullptr && ending->needs_range();
   const auto range_of = [&](std::int64_t p) {
     return !ranged ? nullptr : ending->ranges + ((panel + p) * row_tasks + row_task) * 2 * kSlots;
   };

@@ -90,7 +90,8 @@ struct Quantize {
   std::int64_t rows;
   int vectors;
   Quantization quantization;
-  const float* low;   // [64] minimum over all features, not these rows alone; NaN: not finite
+  const float* low;   // [64] minimum over all features, not these rows alone; NaN: not finite;
+                      // unused where static, as the next
   const float* high;  // [64]
   bool plain;         // the form of q: plain or grouped
   std::uint8_t* q;    // at the first row; rows up to a multiple of 64 are written as 0

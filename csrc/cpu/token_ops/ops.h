@@ -354,7 +354,8 @@ void merge_moments(const Merge& m) {
 // How one lane group is quantized: q = round_even(clamp(x * factor)) + offset. The static scheme
 // and that of the full range divide by their scale instead, as the reference does.
 struct Rule {
-  F factor;  // or the scale
+  F factor;  // or 1 / scale
+  F scale;
   F least_value;
   F most_value;
   I offset;
@@ -362,11 +363,13 @@ struct Rule {
 
 template <bool kDivide, bool kClamp = true>
 SIMD_INLINE U quantized(const Rule& rule, F x) {
-  F v = kDivide ? x / rule.factor : x * rule.factor;
-  // A NaN becomes zero. (In the dynamic schemes it makes its whole token's range NaN, and the
-  // comparison with the lower bound, then 0, takes care of it.)
-  if (kDivide) v = (F)((I)v & (I)(v == v));
-  // The bounds are integers, so clamping before rounding is the same as after it.
+  if (kDivide) {
+    const Grid grid = {rule.scale, rule.factor, rule.least_value, rule.most_value};
+    return (U)(to_int(nearest_level(grid, x)) + rule.offset);
+  }
+  F v = x * rule.factor;
+  // The bounds are integers, so clamping before rounding is the same as after it. A NaN makes its
+  // whole token's range NaN, and the comparison with the lower bound, then 0, takes care of it.
   if (kClamp) v = least(most(v, rule.least_value), rule.most_value);
   return (U)(to_nearest(v) + rule.offset);
 }
@@ -376,7 +379,8 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
   Rule rule = {};
   F scale, zero;
   if (q.quantization.scheme == Scheme::kStatic) {
-    rule.factor = scale = splat(q.quantization.scale);
+    scale = splat(q.quantization.scale);
+    rule.factor = splat(1.0f / q.quantization.scale);
     zero = splat(static_cast<float>(q.quantization.zero_point));
     rule.least_value = -zero;
     rule.most_value = 255.0f - zero;
@@ -386,7 +390,8 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
     const F wanted = amax / 127.5f;
     const I finite = amax - amax == 0.0f;
     scale = wanted < tiny ? tiny : wanted;  // NaN stays
-    rule.factor = scale = amax == 0.0f ? splat(1.0f) : scale;
+    scale = amax == 0.0f ? splat(1.0f) : scale;
+    rule.factor = 1.0f / scale;
     zero = splat(128.0f);
     rule.least_value = (F)((I)splat(-128.0f) & finite);  // a token that is not finite: zeros
     rule.most_value = (F)((I)splat(127.0f) & finite);
@@ -418,6 +423,7 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
     rule.least_value = -zero;
     rule.most_value = (F)((I)(255.0f - zero) & finite);
   }
+  rule.scale = scale;
   store(q.scale + slot, scale);
   rule.offset = to_int(zero);
   store(q.zero_points + slot, rule.offset);
