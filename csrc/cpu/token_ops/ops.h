@@ -91,7 +91,8 @@ SIMD_INLINE F dequantized(F v, float scale, float bias, const Output* output) {
 //
 // kCoarse: see Finish. Only a whole token can then be NaN, by its scale, and infinities are seen in
 // the range.
-template <bool kInteger, Activation kActivation, bool kCoarse, int kGroups>
+// kForeign: rows may have levels or zero points; loops of layers without are as if there were none.
+template <bool kInteger, Activation kActivation, bool kCoarse, bool kForeign, int kGroups>
 void finish_slots(const Finish& finish, int slot) {
   // A copy of our own: stores through its pointers cannot change it, so its members stay in
   // registers.
@@ -115,7 +116,7 @@ void finish_slots(const Finish& finish, int slot) {
   for (std::int64_t r = 0; r < f.rows; ++r) {
     const std::int64_t row = r * kPanelSlots + slot;
     const float bias = f.bias != nullptr ? f.bias[r] : 0.0f;
-    const bool leveled = kInteger && f.outputs != nullptr && f.outputs[r].scale != 0.0f;
+    const bool leveled = kForeign && f.outputs != nullptr && f.outputs[r].scale != 0.0f;
     const Output* output = leveled ? f.outputs + r : nullptr;
     F v[kGroups];
     for (int g = 0; g < kGroups; ++g) {
@@ -126,7 +127,7 @@ void finish_slots(const Finish& finish, int slot) {
       } else if (kInteger) {
         // Unsigned: products and differences beyond int32 cancel modulo 2^32.
         U sum = load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
-        if (f.w_zero_points != nullptr) {
+        if (kForeign && f.w_zero_points != nullptr) {
           sum -= load<U>(f.x_sums + slot + g * kLanes) *
                  static_cast<std::uint32_t>(f.w_zero_points[r]);
         }
@@ -167,22 +168,25 @@ void finish_slots(const Finish& finish, int slot) {
   }
 }
 
-template <bool kInteger, Activation kActivation, bool kCoarse>
+template <bool kInteger, Activation kActivation, bool kCoarse, bool kForeign>
 void finish_panel_as(const Finish& f) {
   const int end = f.vectors * panels::kVector;
   int slot = 0;
   for (; slot + 2 * kLanes <= end; slot += 2 * kLanes) {
-    finish_slots<kInteger, kActivation, kCoarse, 2>(f, slot);
+    finish_slots<kInteger, kActivation, kCoarse, kForeign, 2>(f, slot);
   }
-  for (; slot < end; slot += kLanes) finish_slots<kInteger, kActivation, kCoarse, 1>(f, slot);
+  for (; slot < end; slot += kLanes)
+    finish_slots<kInteger, kActivation, kCoarse, kForeign, 1>(f, slot);
 }
 
 template <bool kInteger, Activation kActivation>
 void finish_panel(const Finish& f) {
-  if (kInteger && f.coarse && f.residual == nullptr) {
-    return finish_panel_as<kInteger, kActivation, true>(f);
-  }
-  finish_panel_as<kInteger, kActivation, false>(f);
+  const bool coarse = kInteger && f.coarse && f.residual == nullptr;
+  const bool foreign = kInteger && (f.outputs != nullptr || f.w_zero_points != nullptr);
+  if (coarse && foreign) return finish_panel_as<kInteger, kActivation, kInteger, kInteger>(f);
+  if (coarse) return finish_panel_as<kInteger, kActivation, kInteger, false>(f);
+  if (foreign) return finish_panel_as<kInteger, kActivation, false, kInteger>(f);
+  finish_panel_as<kInteger, kActivation, false, false>(f);
 }
 
 template <bool kInteger>
