@@ -196,6 +196,33 @@ def test_several_readers_of_one_value_each_get_their_form(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 4])  # whole panels a task, and parts of their rows
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_static_readers_beside_one_that_looks_at_the_range(
+    isa: str, threads: int, with_norm: bool
+) -> None:
+    x = torch.randn(33, 192)
+    norm = norm_of(192)[2] if with_norm else None
+    w = torch.randint(-127, 128, (64, 192), dtype=torch.int8)
+    scale = torch.full((64,), 0.01)
+    layers = [
+        int8_layer(w, scale, None, layout, *scheme)
+        for layout in ("dense", "band1_gathered")
+        for scheme in SCHEMES
+    ]
+
+    def results(chosen: list) -> list[Tensor]:
+        run = forward([33], isa, threads)
+        value = enter(run, x, norm)
+        ys = [run.linear(value, layer, "none", None, None) for layer in chosen]
+        return [leave(run, y, 33) for y in ys]
+
+    together = results(layers)
+    for layer, y in zip(layers, together, strict=True):
+        assert torch.equal(results([layer])[0], y)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_embedding_adds_rows_of_every_table(isa: str, threads: int) -> None:
     tables = [torch.randn(30, 70), torch.randn(5, 70)]
