@@ -17,6 +17,7 @@ _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
     "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",

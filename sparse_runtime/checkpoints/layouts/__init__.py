@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..draft import Draft, Recognition
 from . import (
+    compressed_tensors,
     intel_masks,
     intel_qat,
     mask_buffers,
@@ -24,6 +25,8 @@ from .base import Layout
 __all__ = ["LAYOUTS", "Layout", "finalise"]
 
 LAYOUTS: tuple[Layout, ...] = (
+    # Weights whose values lie packed, before anything that is done to values.
+    compressed_tensors.LAYOUT,
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
     unused_layers.LAYOUT,
