@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ..draft import Draft, Recognition
 from . import (
+    bitsandbytes,
     compressed_tensors,
     intel_masks,
     intel_qat,
@@ -18,6 +19,7 @@ from . import (
     nxm,
     prune_pairs,
     sparseml_qat,
+    torchao,
     unused_layers,
 )
 from .base import Layout
@@ -27,6 +29,8 @@ __all__ = ["LAYOUTS", "Layout", "finalise"]
 LAYOUTS: tuple[Layout, ...] = (
     # Weights whose values lie packed, before anything that is done to values.
     compressed_tensors.LAYOUT,
+    torchao.LAYOUT,
+    bitsandbytes.LAYOUT,
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
     unused_layers.LAYOUT,
