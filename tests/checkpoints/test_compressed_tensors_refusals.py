@@ -89,6 +89,7 @@ def test_integers_that_disagree(
     [
         ({"input_scale": torch.tensor([0.0])}, "finite scales above 0"),
         ({"input_scale": torch.tensor([float("nan")])}, "finite scales above 0"),
+        ({"input_scale": torch.tensor([1e-40])}, "the file is damaged"),
         ({"input_scale": torch.ones(2)}, "input_scale: expected"),
         ({"input_scale": None}, "input_scale is missing"),
         ({"input_zero_point": torch.tensor([3], dtype=torch.int8)}, "expected 0"),

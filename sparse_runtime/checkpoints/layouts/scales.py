@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...spec import ActivationSpec
 from ..draft import LazyTensor
 from ..errors import CheckpointError
 
@@ -64,3 +65,17 @@ def check_range(name: str, weight: Tensor, bits: int) -> Tensor:
             f"{int(weight.max())}; the file is damaged"
         )
     return weight
+
+
+def static_int8(name: str, scale: LazyTensor, zero_point: int) -> ActivationSpec:
+    """Static int8 activations with the one scale of a tensor.
+
+    Raises:
+        CheckpointError: the scale is not one that can be divided by.
+    """
+    try:
+        return ActivationSpec("static", "int8", float(load_scales(name, scale)), zero_point)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}; the file is damaged") from error

@@ -25,7 +25,7 @@ from ..naming import kind_of, normalise
 from ..options import one_of
 from ..quantized import QuantizedLinear, QuantizedValues
 from .base import Layout
-from .scales import FLOATS, check_layout, load_scales, load_zero_points
+from .scales import FLOATS, check_layout, load_scales, load_zero_points, static_int8
 
 _PLAIN, _INT8 = "Tensor", "Int8Tensor"
 _ADVICE = {
@@ -243,14 +243,14 @@ def _activations(
 
 def _static(module: str, tensors: Mapping[str, LazyTensor]) -> ActivationSpec:
     shapes: tuple[tuple[int, ...], ...] = ((1, 1), (1,), ())
-    name = f"{module}._weight_act_quant_scale"
-    check_layout(name, tensors["act_quant_scale"], shapes, FLOATS)
-    scale, zero_point = float(load_scales(name, tensors["act_quant_scale"])), 0
+    zero_point = 0
     if "act_quant_zero_point" in tensors:
         name = f"{module}._weight_act_quant_zero_point"
         check_layout(name, tensors["act_quant_zero_point"], shapes, ("int8", "int32", "int64"))
         zero_point = int(load_zero_points(name, tensors["act_quant_zero_point"]))
-    return ActivationSpec("static", "int8", scale, zero_point)
+    name = f"{module}._weight_act_quant_scale"
+    check_layout(name, tensors["act_quant_scale"], shapes, FLOATS)
+    return static_int8(name, tensors["act_quant_scale"], zero_point)
 
 
 def _word(data: Any, key: str) -> str:

@@ -13,7 +13,7 @@ from ....spec import DYNAMIC_ACTIVATIONS, ActivationSpec
 from ...draft import Draft
 from ...errors import CheckpointError
 from ...options import one_of
-from ..scales import FLOATS, check_layout, load_scales, load_zero_points
+from ..scales import FLOATS, check_layout, load_zero_points, static_int8
 from .schemes import Arguments, Scheme
 
 _ONE = ((1,), (), (1, 1))
@@ -90,8 +90,7 @@ def _read(
     name = f"{module}.{side}_scale"
     stored = draft.take(name)
     check_layout(name, stored, _ONE, FLOATS)
-    scale = float(load_scales(name, stored))
-    return ActivationSpec("static", "int8", scale, _zero_point(draft, module, side, arguments))
+    return static_int8(name, stored, _zero_point(draft, module, side, arguments))
 
 
 def _zero_point(draft: Draft, module: str, side: str, arguments: Arguments) -> int:
