@@ -105,6 +105,7 @@ def export_bitmask(
         "sparsity_structure": "2:4" if two_of_four else "unstructured",
         "targets": ["Linear"],
         "ignore": [],
+        "registry_requires_subclass": False,
     }
     plain = {"quant_method": "compressed-tensors"}
     return written, dict(section or plain) | {"sparsity_config": sparsity}

@@ -28,6 +28,10 @@ _CONFIG_KEYS = {
     *("sparsity_config", "version", "global_compression_ratio"),
     *("run_compressed", "dequantize", "use_optimized_inference"),
 }
+_SPARSITY_KEYS = {
+    *("format", "targets", "ignore", "global_sparsity", "sparsity_structure"),
+    "registry_requires_subclass",
+}
 # Parts of a model that no reading of its linear layers covers.
 _REFUSED_KEYS = {
     "kv_cache_scheme": "it quantizes the keys and values of attention",
@@ -144,11 +148,7 @@ def read_sparsity_format(section: Mapping[str, Any]) -> str:
     """
     sparsity = section.get("sparsity_config") or {}
     where = "quantization_config.sparsity_config"
-    _known(
-        sparsity,
-        {"format", "targets", "ignore", "global_sparsity", "sparsity_structure"},
-        where,
-    )
+    _known(sparsity, _SPARSITY_KEYS, where)
     written = sparsity.get("format") or "dense"
     if written not in ("dense", "sparse-bitmask", "sparse-24-bitmask"):
         raise CheckpointError(
