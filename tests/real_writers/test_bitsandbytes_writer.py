@@ -14,6 +14,7 @@ from sparse_runtime.tools.convert import convert
 from sparse_runtime.tools.integers import pack_integers
 
 bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50")
+pytest.importorskip("accelerate")  # transformers places the model with it
 
 
 @pytest.fixture

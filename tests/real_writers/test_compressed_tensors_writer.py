@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import BertForSequenceClassification
 
 from sparse_runtime.checkpoints import Checkpoint, open_checkpoint
+from sparse_runtime.integrations.compressed_tensors import export_compressed_tensors
 from sparse_runtime.kernels.linear.reference import quantize_rows_full_range, quantize_static
 from sparse_runtime.tools.convert import convert
 from sparse_runtime.tools.integers import pack_integers
@@ -229,3 +230,23 @@ def test_what_it_writes_converts(
     report = convert(tmp_path / "model", tmp_path / "packed", progress=False)
     assert {layer.name for layer in report.layers} == set(schemes)
     assert all(layer.error == 0 for layer in report.layers)
+
+
+@pytest.mark.parametrize(
+    "name", ["int8 dynamic", "int8 static", "int8 weight zero points", "int4 packed groups"]
+)
+def test_the_package_reads_what_is_exported(
+    name: str, small_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    schemes = write(small_bert, SCHEMES[name], tmp_path / "model", ignore=["classifier"])
+    convert(tmp_path / "model", tmp_path / "packed", progress=False)
+    export_compressed_tensors(tmp_path / "packed", tmp_path / "exported")
+    read = BertForSequenceClassification.from_pretrained(tmp_path / "exported")
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        logits = read(tokens).logits  # decompresses before the first pass
+        assert torch.equal(logits, small_bert(tokens).logits)
+    for module in schemes:
+        theirs = read.get_submodule(module)
+        assert theirs.quantization_scheme.weights is not None
+        assert torch.equal(theirs.weight, small_bert.get_submodule(module).weight), module
