@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertForSequenceClassification
 
+import sparse_runtime as sr
 from sparse_runtime.checkpoints import Checkpoint, open_checkpoint
 from sparse_runtime.integrations.compressed_tensors import export_compressed_tensors
 from sparse_runtime.kernels.linear.reference import quantize_rows_full_range, quantize_static
@@ -230,6 +231,24 @@ def test_what_it_writes_converts(
     report = convert(tmp_path / "model", tmp_path / "packed", progress=False)
     assert {layer.name for layer in report.layers} == set(schemes)
     assert all(layer.error == 0 for layer in report.layers)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMES if "float8" not in name])
+def test_packed_models_compute_what_the_package_computes(
+    name: str, small_bert: BertForSequenceClassification, tmp_path: Path
+) -> None:
+    # Of the [batch, features] that the pooler sees the package takes one dynamic scale for all
+    # tokens; what is packed takes one for each, as the config says.
+    heads = ["classifier", "bert.pooler.dense"]
+    small_bert.config.architectures = ["BertForSequenceClassification"]
+    write(small_bert, SCHEMES[name], tmp_path / "model", ignore=heads)
+    convert(tmp_path / "model", tmp_path / "packed", progress=False)
+    model = sr.SparseModel.from_pretrained(tmp_path / "packed")
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        theirs = small_bert(tokens).logits
+    ours = model(tokens).logits
+    assert (ours - theirs).abs().max() < 1e-6 * theirs.abs().max()
 
 
 @pytest.mark.parametrize(
