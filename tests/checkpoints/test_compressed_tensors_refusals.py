@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,7 @@ def test_static_inputs_that_disagree(
         ({"weight_zero_point": None}, "weight_zero_point is missing"),
         ({"weight_zero_point": torch.zeros(32, 6, dtype=torch.int32)}, "int32 [4, 6]"),
         ({"weight_scale": torch.ones(32, 5)}, "[32, 6], got float32 [32, 5]"),
+        ({"weight": torch.zeros(32, 48)}, "both plain and in the layout compressed-tensors"),
     ],
 )
 def test_packed_integers_that_disagree(
@@ -282,3 +284,49 @@ def test_a_scale_without_a_section_is_refused(
     tensors, _ = export_integers(untied)
     with pytest.raises(CheckpointError, match="in the layout of compressed-tensors"):
         open_checkpoint(write(tensors))
+
+
+JUNK = (None, 0, 1, -1, 2**70, 1.5, True, "x", "", "group", [], ["re:a"], [1], {}, {"a": 1})
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside of JSON."""
+    items = data.items() if isinstance(data, dict) else enumerate(data)
+    found = []
+    for key, value in items:
+        found.append((*path, key))
+        if isinstance(value, (dict, list)):
+            found += places(value, (*path, key))
+    return found
+
+
+def test_any_value_in_the_section_is_read_or_refused(
+    write: Callable[..., Path], untied: dict[str, Tensor]
+) -> None:
+    tensors, section = export_integers(
+        untied, packed=True, bits=4, group_size=8, symmetric=False, inputs=STATIC
+    )
+    section["config_groups"]["group_0"]["output_activations"] = STATIC
+    for name in [name for name in tensors if name.endswith("input_scale")]:
+        tensors[f"{name.removesuffix('input_scale')}output_scale"] = torch.ones(1)
+    directory = write(tensors)
+    refused = opened = 0
+    for path in places(section):
+        for junk in JUNK:
+            damaged = json.loads(json.dumps(section))
+            parent = damaged
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = junk
+            config = {**CONFIG, "quantization_config": damaged}
+            (directory / "config.json").write_text(json.dumps(config))
+            try:
+                checkpoint = open_checkpoint(directory)
+                opened += 1
+            except CheckpointError:
+                refused += 1
+                continue
+            for linear in checkpoint.linears.values():
+                assert linear.load().weight.shape == linear.shape
+    assert refused > 200
+    assert opened > 20

@@ -124,6 +124,7 @@ def test_tables_become_floats(opened: Callable[..., Checkpoint]) -> None:
         ({"qdata": None}, "_weight_qdata is missing"),
         ({"qdata": QDATA.float()}, "got float32 [6, 8]"),
         ({"zero_point": torch.zeros(5, 1, dtype=torch.int8)}, "_weight_zero_point: expected"),
+        ({"zero_point": torch.zeros(6, 1)}, "_weight_zero_point: expected"),
         ({"zero_point": torch.full((6, 1), 300)}, "zero points from -128 to 127"),
     ],
 )
@@ -196,3 +197,26 @@ def test_inputs_without_a_counterpart_are_asked_for(
         PARTS, described(PARTS, act_quant_kwargs=inputs), finalise={"activations": "symmetric"}
     )
     assert checkpoint.linears[LAYER].activations == ActivationSpec("dynamic", "int8")
+
+
+JUNK = (None, 0, -1, 2**70, True, "x", "PerRow", "SYMMETRIC", [], [1], {}, {"_type": "PerRow"})
+
+
+def test_any_value_in_the_metadata_is_read_or_refused(opened: Callable[..., Checkpoint]) -> None:
+    whole = described(PARTS, act_quant_kwargs=INPUTS)
+    kwargs = ("_data", "act_quant_kwargs")
+    places = [(key,) for key in whole] + [("_data", key) for key in whole["_data"]]
+    places += [(*kwargs, "_data"), *((*kwargs, "_data", key) for key in INPUTS["_data"])]
+    refused = 0
+    for path in places:
+        for junk in JUNK:
+            damaged = json.loads(json.dumps(whole))
+            parent = damaged
+            for key in path[:-1]:
+                parent = parent[key]
+            parent[path[-1]] = junk
+            try:
+                opened(PARTS, damaged)
+            except CheckpointError:
+                refused += 1
+    assert refused > 80

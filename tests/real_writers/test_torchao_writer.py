@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, TorchAoConfig
 
+import sparse_runtime as sr
 from sparse_runtime.checkpoints import CheckpointError, open_checkpoint
 from sparse_runtime.kernels.linear.reference import quantize_rows_full_range
 from sparse_runtime.spec import ActivationSpec
@@ -91,6 +92,27 @@ def test_dynamic_inputs_have_the_packages_integers_but_for_ties() -> None:
     assert (((exact.abs() % 1) - 0.5).abs()[differs] < 1e-4).all()
     assert differs.sum() <= 500
     assert ((ours.int() - theirs.qdata.int()).abs() <= 1).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "tolerance"),
+    [
+        (Int8WeightOnlyConfig(), 1e-6),
+        (Int8WeightOnlyConfig(granularity=PerGroup(16)), 1e-6),
+        # Integers that differ by one in ties; 3e-5 was seen.
+        (Int8DynamicActivationInt8WeightConfig(), 1e-3),
+    ],
+)
+def test_packed_models_compute_what_the_package_computes(
+    config: Any, tolerance: float, write: Any, tmp_path: Path
+) -> None:
+    quantized = write(config)
+    convert(tmp_path / "model", tmp_path / "packed", progress=False)
+    tokens = torch.arange(24).reshape(2, 12)
+    with torch.no_grad():
+        theirs = quantized(tokens).logits
+    ours = sr.SparseModel.from_pretrained(tmp_path / "packed")(tokens).logits
+    assert (ours - theirs).abs().max() < tolerance * theirs.abs().max()
 
 
 def test_inputs_without_a_counterpart_are_asked_for(write: Any, tmp_path: Path) -> None:

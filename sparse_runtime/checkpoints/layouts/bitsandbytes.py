@@ -77,13 +77,14 @@ def _read_module(draft: Draft, module: str, activations: str) -> None:
         raise CheckpointError(
             f"{module}.SCB: expected linear layers, got a table; convert the float checkpoint"
         )
-    draft.linears[module] = QuantizedLinear(
+    linear = QuantizedLinear(
         shape=shape,
         values=ValueSpec("int8"),
         activations=DYNAMIC_ACTIVATIONS.get(activations),
         nbytes=shape[0] * (shape[1] + 4),
         load=lambda: _load(module, weight, largest),
     )
+    draft.put_linear(module, linear)
 
 
 def _drop_format(draft: Draft, name: str) -> None:

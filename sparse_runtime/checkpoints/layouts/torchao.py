@@ -38,6 +38,8 @@ _REQUIRED = {"qdata", "scale"}
 _OPTIONAL = {"zero_point", "act_quant_scale", "act_quant_zero_point"}
 _KEYS = {"block_size", "dtype", "act_quant_kwargs", "reduce_range"}
 _INPUT_KEYS = {"granularity", "mapping_type", "reduce_range"}
+_SYMMETRIC = {"_type": "MappingType", "_data": "SYMMETRIC"}
+_PER_ROW = {"_type": "PerRow", "_data": {"dim": -1}}
 
 
 def _recognise(draft: Draft) -> str | None:
@@ -130,7 +132,7 @@ def _read_module(draft: Draft, module: str, described: Mapping[str, Any]) -> Non
         draft.put(where, shape, torch.float32, lambda: _dequantized(load(), shape, grid))
         draft.steps.append(f"{where} = (value - zero point) x scale, in float32")
         return
-    draft.linears[module] = QuantizedLinear(
+    linear = QuantizedLinear(
         shape=shape,
         values=ValueSpec.parse("int8", scales, zero_points=zero_points is not None),
         activations=_activations(draft, module, data["act_quant_kwargs"], tensors),
@@ -140,6 +142,7 @@ def _read_module(draft: Draft, module: str, described: Mapping[str, Any]) -> Non
         ),
         load=load,
     )
+    draft.put_linear(module, linear)
 
 
 def _checked(described: Mapping[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
@@ -220,22 +223,17 @@ def _activations(
         raise CheckpointError(
             f"{module}.weight: expected act_quant_kwargs of torchao 0.18, got {described!r:.300}"
         )
-    granularity, mapping = (
-        _word(data["granularity"], "_type"),
-        _word(data["mapping_type"], "_data"),
-    )
-    if data["reduce_range"] is False and mapping == "SYMMETRIC":
+    if data["reduce_range"] is False and data["mapping_type"] == _SYMMETRIC:
         if "act_quant_scale" in tensors:
             return _static(module, tensors)
-        if granularity == "PerRow" and data["granularity"].get("_data") == {"dim": -1}:
+        if data["granularity"] == _PER_ROW:
             return ActivationSpec("dynamic", "int8", narrow_range=False)
-    described_as = f"{mapping}, {granularity}, reduce_range={data['reduce_range']}"
     chosen = draft.options.ask(
         "activations",
         one_of("none", *DYNAMIC_ACTIVATIONS),
         f"{draft.where}: {module} has activations that cannot be computed here as torchao computes "
-        f"them ({described_as}); 'none' multiplies the weights with float activations, 'dynamic' "
-        "(uint8) and 'symmetric' (int8) quantize each token by itself",
+        f"them ({json.dumps(data):.200}); 'none' multiplies the weights with float activations, "
+        "'dynamic' (uint8) and 'symmetric' (int8) quantize each token by itself",
         "none",
     )
     return DYNAMIC_ACTIVATIONS.get(chosen)
@@ -251,10 +249,6 @@ def _static(module: str, tensors: Mapping[str, LazyTensor]) -> ActivationSpec:
     name = f"{module}._weight_act_quant_scale"
     check_layout(name, tensors["act_quant_scale"], shapes, FLOATS)
     return static_int8(name, tensors["act_quant_scale"], zero_point)
-
-
-def _word(data: Any, key: str) -> str:
-    return str(data.get(key)) if isinstance(data, dict) else str(data)
 
 
 LAYOUT = Layout("torchao", _recognise, _finalise)

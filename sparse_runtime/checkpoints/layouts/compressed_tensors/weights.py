@@ -45,7 +45,7 @@ def read_module(draft: Draft, module: str, scheme: Scheme) -> None:
     if table or not is_integer:
         draft.put(f"{module}.weight", weight.shape, torch.float32, lambda: _dequantized(weight))
         return
-    draft.linears[module] = QuantizedLinear(
+    linear = QuantizedLinear(
         shape=weight.shape,
         values=ValueSpec.parse(
             _DTYPES["int", arguments.bits],
@@ -57,6 +57,7 @@ def read_module(draft: Draft, module: str, scheme: Scheme) -> None:
         load=lambda: _integers(weight),
         outputs=outputs,
     )
+    draft.put_linear(module, linear)
 
 
 def _weights_of(scheme: Scheme, module: str) -> Arguments:
