@@ -179,6 +179,20 @@ def test_a_described_tensor_must_be_there(
         open_checkpoint(tmp_path)
 
 
+def test_each_shard_has_metadata_of_its_own(tmp_path: Path) -> None:
+    modules = ("encoder.layer.0.output.dense", "encoder.layer.1.output.dense")
+    weight_map = {}
+    for number, module in enumerate(modules, 1):
+        file = f"model-{number:05}-of-00002.safetensors"
+        tensors = {f"{module}._weight_{name}": tensor.clone() for name, tensor in PARTS.items()}
+        save_file(tensors, tmp_path / file, {f"{module}.weight": json.dumps(described(PARTS))})
+        weight_map |= dict.fromkeys(tensors, file)
+    index = json.dumps({"weight_map": weight_map})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert set(open_checkpoint(tmp_path).linears) == set(modules)
+
+
 @pytest.mark.parametrize(
     "change",
     [
