@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
+from ..checkpoints import kind_of
 from ..checkpoints.tied import partner_of
 from ..spec import ActivationSpec, LinearSpec
 from ..store import PackedLinear, PackedModel, load
@@ -26,6 +28,9 @@ from ..store.companions import companion_files
 
 _DYNAMIC = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 _BITS = {"int4": 4, "int8": 8}
+# Names of the two sizes of a layer in config.json: those of DistilBERT come second.
+_SIZES = (("hidden_size", "dim"), ("intermediate_size", "hidden_dim"))
+_LAYER = re.compile(r"(?<=\.\d)\.|(?<=\.\d\d)\.")
 
 
 def export_compressed_tensors(
@@ -54,6 +59,7 @@ def export_compressed_tensors(
             f"{min(packed.attention)}: its attention is quantized, which compressed-tensors has no "
             "place for"
         )
+    _check_sizes(packed)
     tensors: dict[str, Tensor] = dict(packed.tensors)
     groups: dict[str, dict[str, Any]] = {}
     for module, linear in packed.linears.items():
@@ -71,6 +77,31 @@ def export_compressed_tensors(
             tensors[other] = packed.tensors[kept]
     config = packed.config | {"quantization_config": _section(list(groups.values()))}
     _write(target, config, tensors, packed.extra_files)
+
+
+def _check_sizes(model: PackedModel) -> None:
+    """Refuse networks that were cropped: their config.json states the sizes from before."""
+    if model.absent or model.head_size is not None:
+        raise ValueError(
+            f"sublayers {list(model.absent)} are absent and a head has {model.head_size or 'all'} "
+            "features, which no program that reads compressed-tensors has a model for"
+        )
+    hidden, inner = (
+        next((model.config[key] for key in keys if key in model.config), None) for keys in _SIZES
+    )
+    layers: dict[str, set[tuple[int, int]]] = {}
+    for module, linear in model.linears.items():
+        shape = linear.packed.spec.shape
+        if kind_of(f"{module}.weight", shape) == "encoder_linear" and hidden and inner:
+            layers.setdefault(_LAYER.split(module, maxsplit=1)[0], set()).add(shape)
+    for name, shapes in layers.items():
+        expected = {(hidden, hidden), (inner, hidden), (hidden, inner)}
+        if shapes != expected:
+            raise ValueError(
+                f"{name}: expected matrices of {sorted(expected)}, as config.json states its sizes, "
+                f"got {sorted(shapes)}; a network whose heads or neurons were removed has no "
+                "model in programs that read compressed-tensors"
+            )
 
 
 def _layer(linear: PackedLinear) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -158,6 +158,10 @@ def test_aliases_that_transformers_does_not_tie_are_written(tmp_path: Path) -> N
             ),
             "its attention is quantized",
         ),
+        (
+            packed_model(packed_linear(ValueSpec("int8")), absent=("bert.encoder.layer.1.ffn",)),
+            "sublayers ['bert.encoder.layer.1.ffn'] are absent",
+        ),
     ],
 )
 def test_what_the_format_cannot_state_is_refused(
@@ -167,6 +171,27 @@ def test_what_the_format_cannot_state_is_refused(
         export_compressed_tensors(model, tmp_path / "out")
     assert said in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inner", [16, 8, 20])
+def test_a_cropped_network_is_refused(inner: int, tmp_path: Path) -> None:
+    shapes = {
+        "attention.self.query": (8, 8),
+        "intermediate.dense": (16, 8),
+        "output.dense": (8, 16),
+    }
+    linears = {}
+    for number in (0, 11):
+        for name, shape in shapes.items():
+            spec = LinearSpec(shape, Structure("dense"), ValueSpec("int8", "tensor"))
+            packed = pack(torch.ones(shape, dtype=torch.int8), spec, torch.ones(1))
+            linears[f"bert.encoder.layer.{number}.{name}"] = PackedLinear(packed)
+    model = PackedModel({**CONFIG, "intermediate_size": inner}, linears, {})
+    if inner == 16:
+        export_compressed_tensors(model, tmp_path / "out")
+        return
+    with pytest.raises(ValueError, match=r"bert\.encoder\.layer\.0: expected matrices of"):
+        export_compressed_tensors(model, tmp_path / "out")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

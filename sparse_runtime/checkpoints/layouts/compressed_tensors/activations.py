@@ -2,9 +2,8 @@
 
 Source: compressed-tensors 0.20, quantization/lifecycle/forward.py and utils/helpers.py. Dynamic:
 ``scale = max|x| / 127.5``, ``q = round_half_even(clamp(x / scale, -128, 127))``. Static, symmetric:
-the same with a stored scale. Static with a zero point: integers are rounded before the zero point
-is added, as in ONNX and in the kernels that serve these files; the package's own simulation adds it
-first, which differs in ties alone.
+the same with a stored scale. Static with a zero point: what is packed rounds before the zero point
+is added, as ONNX does; the package's own simulation adds it first, which differs in ties alone.
 """
 
 from __future__ import annotations
