@@ -98,7 +98,7 @@ def _check_sizes(model: PackedModel) -> None:
         expected = {(hidden, hidden), (inner, hidden), (hidden, inner)}
         if shapes != expected:
             raise ValueError(
-                f"{name}: expected matrices of {sorted(expected)}, as config.json states its sizes, "
+                f"{name}: expected matrices of {sorted(expected)}, as config.json says, "
                 f"got {sorted(shapes)}; a network whose heads or neurons were removed has no "
                 "model in programs that read compressed-tensors"
             )
