@@ -3,11 +3,13 @@
 #
 #   PYTHON    interpreter to build the environment with (3.10 to 3.13)
 #   VENV      where the environment lies
+#   EXTRAS    optional dependencies to install, of those in pyproject.toml
 #   PIP_ARGS  handed to pip, such as an --extra-index-url with builds of torch for the CPU
 #   ARGS      handed to pytest or to the demo
 
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= dev,demo
 PIP_ARGS ?=
 ARGS ?=
 
@@ -38,7 +40,7 @@ $(python):
 	$(PYTHON) -m venv $(VENV)
 
 $(installed): $(sources) | $(python)
-	$(python) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[dev,demo]'
+	$(python) -m pip install --disable-pip-version-check -q $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 install: $(installed)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from sparse_runtime import SparseModel
 from sparse_runtime.benchmarks.breakdown import breakdown, render_breakdown
+from sparse_runtime.benchmarks.floors import measure_peaks, product_floors
 from sparse_runtime.benchmarks.model_records import (
     OURS,
     YARDSTICK,
@@ -77,7 +78,7 @@ def run_model(
     min_seconds: float = 1.0,
     min_rounds: int = 5,
     progress: bool | None = None,
-    report_breakdown: Callable[[str, dict[str, float]], None] | None = None,
+    report_breakdown: Callable[[str, dict[str, float], dict[str, float]], None] | None = None,
     report_skipped: Callable[[str], None] = print,
 ) -> list[ModelRecord]:
     """Verify packed models, layer by layer and against transformers, and time them in turns.
@@ -95,7 +96,8 @@ def run_model(
         min_seconds: counted time per contender and workload, on average.
         min_rounds: rounds per workload at least.
         progress: show a bar; None shows it when the error stream is a terminal.
-        report_breakdown: is given a title and the seconds of each kind of stage of our passes.
+        report_breakdown: is given a title, the seconds of each kind of stage of our passes, and
+            their floors.
         report_skipped: is told why a workload is left out.
 
     Returns:
@@ -134,7 +136,9 @@ def run_model(
                 if report_breakdown is not None:
                     title = f"{subject.name}, {workload.name}, {count} threads"
                     with torch_threads(wanted):
-                        report_breakdown(title, breakdown(ours, workload.inputs))
+                        sums = breakdown(ours, workload.inputs)
+                        floors = product_floors(ours, workload.lengths, measure_peaks(count))
+                        report_breakdown(title, sums, floors)
     return records
 
 
@@ -229,8 +233,10 @@ def _check_against_transformers(
     return drifts
 
 
-def _print_breakdown(console: Console) -> Callable[[str, dict[str, float]], None]:
-    return lambda title, sums: console.print(render_breakdown(title, sums))
+def _print_breakdown(
+    console: Console,
+) -> Callable[[str, dict[str, float], dict[str, float]], None]:
+    return lambda *report: console.print(render_breakdown(*report))
 
 
 def main(
@@ -255,7 +261,8 @@ def main(
     bf16: Annotated[bool, typer.Option(help="Time transformers in BF16 too.")] = False,
     min_seconds: Annotated[float, typer.Option(help="Counted time per contender.")] = 1.0,
     stages: Annotated[
-        bool, typer.Option("--breakdown", help="Print the time of each stage of a pass.")
+        bool,
+        typer.Option("--breakdown", help="Print the time of each stage of a pass, and its floor."),
     ] = False,
     output: Annotated[Path | None, typer.Option(help="Append JSON lines to this file.")] = None,
     plot_to: Annotated[Path | None, typer.Option("--plot", help="Write a PNG plot.")] = None,

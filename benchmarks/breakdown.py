@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from rich.table import Table
 
+from sparse_runtime.benchmarks.floors import LAYER, stage_floor
 from sparse_runtime.encoders import SparseModel
 
-_LAYER = re.compile(r"^.*\.\d+\.")
 PASSES = 5
 
 
 def stage_kind(label: str) -> str:
     """A stage's label without the index of its layer: "output.dense (norm)"."""
     names, _, step = label.partition(" (")
-    kinds = [_LAYER.sub("", name) for name in names.split(" + ")]
+    kinds = [LAYER.sub("", name) for name in names.split(" + ")]
     return " + ".join(kinds) + (f" ({step}" if step else "")
 
 
@@ -37,13 +36,35 @@ def breakdown(model: SparseModel, inputs: Mapping[str, object]) -> dict[str, flo
     return sums
 
 
-def render_breakdown(title: str, sums: dict[str, float]) -> Table:
-    """A table of the stages with their share."""
+def render_breakdown(title: str, sums: dict[str, float], floors: dict[str, float]) -> Table:
+    """A table of the stages: their share of the pass, and how much of their time the floor is.
+
+    Args:
+        title: of the table.
+        sums: from :func:`breakdown`.
+        floors: from :func:`~sparse_runtime.benchmarks.floors.product_floors`.
+    """
     table = Table(title=title)
-    table.add_column("stage")
-    table.add_column("ms", justify="right")
-    table.add_column("%", justify="right")
+    for column in ("stage", "ms", "%", "floor ms", "floor %"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
     total = sum(sums.values())
+    by_stage = {kind: stage_floor(kind, floors) for kind in sums}
     for kind, seconds in sums.items():
-        table.add_row(kind, f"{1e3 * seconds:.3f}", f"{100 * seconds / total:.1f}")
+        table.add_row(kind, *_cells(seconds, total, by_stage[kind]))
+    table.add_section()
+    linears = {kind for kind, floor in by_stage.items() if floor and kind != "attention"}
+    table.add_row(
+        "linear layers",
+        *_cells(
+            sum(sums[kind] for kind in linears), total, sum(by_stage[kind] or 0 for kind in linears)
+        ),
+    )
+    table.add_row("all", *_cells(total, total, sum(floor or 0 for floor in by_stage.values())))
     return table
+
+
+def _cells(seconds: float, total: float, floor: float | None) -> list[str]:
+    cells = [f"{1e3 * seconds:.3f}", f"{100 * seconds / total:.1f}"]
+    if floor:
+        cells += [f"{1e3 * floor:.3f}", f"{100 * floor / seconds:.0f}"]
+    return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import subprocess
 import sys
 from contextlib import suppress
@@ -22,6 +23,9 @@ HOMES = {
     "sparse-runtime": "ours",
 }
 ENDED = "the process ended"
+SILENT = "no answer in time"
+# Loading may compile for minutes.
+LONGEST_WAIT_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,12 @@ class Worker:
         self.version = str(first.get("ready", ""))
 
     def _read(self) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process and self._process.stdout else ""
+        pipe = self._process.stdout if self._process else None
+        # Each order has one line of answer, so nothing waits in the pipe's own buffer.
+        if pipe is not None and not select.select([pipe], [], [], LONGEST_WAIT_S)[0]:
+            self.close()
+            return {"error": SILENT}
+        line = pipe.readline() if pipe is not None and not pipe.closed else ""
         try:
             return dict(json.loads(line))
         except ValueError:  # nothing, or a line that was cut off
@@ -97,7 +106,7 @@ class Worker:
             "seed": batch + seq,
             "save": save,
         }
-        if self._process is None or self._process.stdin is None:
+        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
             return Answer(error=ENDED)
         try:
             self._process.stdin.write(json.dumps(order) + "\n")

@@ -40,9 +40,14 @@ class Workload:
         return self.inputs["input_ids"].shape[1]
 
     @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, padding excluded."""
+        return [int(length) for length in self.inputs["attention_mask"].sum(1)]
+
+    @property
     def tokens(self) -> int:
         """Tokens, padding excluded."""
-        return int(self.inputs["attention_mask"].sum())
+        return sum(self.lengths)
 
 
 def full_batch(batch: int, length: int, vocabulary: int, seed: int = 0) -> Workload:

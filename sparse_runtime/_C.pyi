@@ -113,6 +113,13 @@ def float_panels_accumulate(
     acc_ptr: int,
     isa: str,
 ) -> None: ...
+def peaks(isa: str = "auto") -> dict[str, float]:
+    """Operations a second of the product instructions on one thread, each in a loop by itself.
+
+    "int8", "fp32" and "bf16" of the vector unit, "int8_tiles" and "bf16_tiles" of the matrix unit
+    where the set has one. A multiplication and an addition are two operations.
+    """
+
 def panel_attention_runs(form: str, isa: str = "auto") -> bool: ...
 def panel_attention(
     form: str,
@@ -151,7 +158,8 @@ class AttentionQuantizers:
 ATTENTION_MAX_INT8_TERMS: int
 
 class PanelNorm:
-    def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float) -> None: ...
+    def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float | None) -> None:
+        """LayerNorm; without eps ``x * weight + bias`` alone."""
 
 class PanelLinear:
     """A layer in one or several device layouts, each up to a number of tokens."""

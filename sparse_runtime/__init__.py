@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .integrations import hook as _hook
+
 if TYPE_CHECKING:
     from .encoders import SparseModel
+    from .integrations.transformers import SparseRuntimeConfig
     from .layers import Linear, replace_linears
     from .tools.convert import convert
     from .tools.information import info
@@ -22,6 +25,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Linear": "layers",
     "SparseModel": "encoders",
+    "SparseRuntimeConfig": "integrations.transformers",
     "convert": "tools.convert",
     "info": "tools.information",
     "inspect": "tools.inspection",
@@ -32,6 +36,7 @@ _PUBLIC = {
 __all__ = [
     "Linear",
     "SparseModel",
+    "SparseRuntimeConfig",
     "__version__",
     "convert",
     "info",
@@ -51,3 +56,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+_hook.install()

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -425,12 +426,14 @@ void bind_encoder(py::module_& m) {
            arg("residual_ptr"), arg("residual_stride"), arg("out_ptr"), arg("out_stride"),
            arg("num_threads"), arg("isa"), arg("pool"));
   py::class_<Norm, std::shared_ptr<Norm>>(m, "PanelNorm")
-      .def(py::init([](uintptr_t weight_ptr, uintptr_t bias_ptr, int64_t features, float eps) {
+      .def(py::init([](uintptr_t weight_ptr, uintptr_t bias_ptr, int64_t features,
+                       std::optional<float> eps) {
              const Checks checks("PanelNorm");
              checks.range("features", features, 1, kMaxFeatures);
              return std::make_shared<Norm>(
                  Norm{floats_at(checks, "weight_ptr", weight_ptr, features),
-                      floats_at(checks, "bias_ptr", bias_ptr, features), eps});
+                      floats_at(checks, "bias_ptr", bias_ptr, features), eps.has_value(),
+                      eps.value_or(0.0f)});
            }),
            arg("weight_ptr"), arg("bias_ptr"), arg("features"), arg("eps"));
   py::class_<Value>(m, "PanelValue").def_property_readonly("features", &Value::features);

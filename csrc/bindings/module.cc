@@ -9,6 +9,7 @@
 #include "bindings/float_panels.h"
 #include "bindings/int8_panels.h"
 #include "bindings/panel_attention.h"
+#include "bindings/peaks.h"
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "cpu/isa.h"
@@ -103,5 +104,6 @@ PYBIND11_MODULE(_C, m) {
   bindings::bind_int8_panels(m);
   bindings::bind_float_panels(m);
   bindings::bind_panel_attention(m);
+  bindings::bind_peaks(m);
   bindings::bind_encoder(m);
 }

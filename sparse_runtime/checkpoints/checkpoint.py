@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spec import QuantizedAttention
 from .config import read_config, refuse_compressed
 from .containers import Container
 from .draft import Draft, LazyTensor, Recognition
@@ -19,7 +20,7 @@ from .layouts import finalise as finalise_layouts
 from .naming import is_ignored_buffer, normalise
 from .options import Options
 from .quantized import QuantizedLinear
-from .readers import find_reader
+from .readers import find_reader, inside_path
 from .source import locate
 from .tied import find_aliases
 
@@ -79,10 +80,14 @@ class Checkpoint:
             "torch.nn.utils.prune in hugging_face: model.safetensors".
         linears: layers that the file states in integers, by module name. Their biases are in
             ``tensors``, their weights are not.
+        attention: how attention's products are quantized, by layer, such as "encoder.layer.0".
         recognised: each layout, and what showed it.
         steps: what was done to the file's tensors, a line each.
         renamed: name in the file -> name in ``tensors``, where they differ.
         dropped: name of what was left out -> why.
+        absent: halves of layers that the network lacks, such as "bert.encoder.layer.3.attention" or
+            "bert.encoder.layer.7.ffn"; what is not stated here is never taken for absent.
+        head_size: features of an attention head, where hidden size over heads is another number.
     """
 
     directory: Path
@@ -91,10 +96,13 @@ class Checkpoint:
     aliases: dict[str, str]
     layout: str
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    attention: dict[str, QuantizedAttention] = field(default_factory=dict)
     recognised: tuple[Recognition, ...] = ()
     steps: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    head_size: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -129,23 +137,26 @@ def open_checkpoint(
     """
     directory = locate(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    config = read_config(directory)
-    reader = find_reader(directory)
+    options = Options(finalise)
+    config = read_config(directory, options)
+    reader = find_reader(directory, options.get("file", inside_path))
     container = reader.open(directory)
     names = container.names()
     buffers = [name for name in names if is_ignored_buffer(name, container.dtype(name))]
     normal = normalise(names, buffers)
+    lazy = {name: _lazy(container, old) for name, old in normal.stored.items()}
     draft = Draft(
         directory=directory,
         config=dict(config),
         container=container,
-        tensors={name: _lazy(container, old) for name, old in normal.stored.items()},
-        options=Options(finalise),
+        tensors=dict(lazy),
+        options=options,
         dropped=dict.fromkeys(normal.dropped, "transformers rebuilds it"),
     )
     finalise_layouts(draft)
@@ -153,7 +164,9 @@ def open_checkpoint(
     refuse_compressed(draft.where, draft.config)
     refuse_foreign(draft.where, draft.tensors)
     _require_floats(draft)
-    shared = _shared(container, normal.stored, draft.tensors)
+    # What a layout has computed shares nothing any more, though it may have its old name.
+    stored = {new: old for new, old in normal.stored.items() if draft.tensors.get(new) is lazy[new]}
+    shared = _shared(container, stored, draft.tensors)
     aliases = find_aliases(CheckpointTensors(draft.tensors), shared)
     kept = {name: tensor for name, tensor in draft.tensors.items() if name not in aliases}
     return Checkpoint(
@@ -163,10 +176,13 @@ def open_checkpoint(
         aliases=aliases,
         layout=" in ".join([*(found.layout for found in draft.recognised), reader.layout]),
         linears=draft.linears,
+        attention=draft.attention,
         recognised=tuple(draft.recognised),
         steps=tuple(draft.steps),
         renamed=normal.renamed,
         dropped=draft.dropped,
+        absent=tuple(draft.absent),
+        head_size=draft.head_size,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AlreadyPackedError, CheckpointError, listed
+from .options import Options
 
 PACKED_SECTION = "sparse_runtime"
 _COMPRESSED_SECTIONS = ("quantization_config", "compression_config", "sparsity_config")
@@ -33,21 +34,30 @@ def is_packed(directory: Path) -> bool:
     return path.is_file() and PACKED_SECTION in read_json(path)
 
 
-def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a checkpoint.
+def read_config(directory: Path, options: Options) -> dict[str, Any]:
+    """config.json of a checkpoint, or the one that the user names where it has none.
 
     Raises:
         AlreadyPackedError: the directory is a packed model.
         CheckpointError: the file is missing or damaged.
     """
     path = directory / "config.json"
-    if not path.is_file():
+    if path.is_file():
+        config = read_json(path)
+        if PACKED_SECTION in config:
+            raise AlreadyPackedError(
+                f"{directory.name}: already packed; open it with SparseModel.from_pretrained, or "
+                "convert the checkpoint that it was made from"
+            )
+        return config
+    named = options.get("config", Path)
+    if named is None:
         raise CheckpointError(f"{directory.name}: no config.json; {_where_it_may_be(directory)}")
-    config = read_json(path)
+    config = read_json(named)
     if PACKED_SECTION in config:
-        raise AlreadyPackedError(
-            f"{directory.name}: already packed; open it with SparseModel.from_pretrained, or "
-            "convert the checkpoint that it was made from"
+        raise CheckpointError(
+            f"finalise config={named.name}: expected the config.json of a checkpoint, got that of "
+            "a packed model"
         )
     return config
 
@@ -78,4 +88,8 @@ def _where_it_may_be(directory: Path) -> str:
     if transformer:
         return f"the transformer lies in its folder {transformer[0]}; pass that directory"
     files = (path.name for path in directory.iterdir())
-    return f"expected a Hugging Face model directory, found: {listed(files)}"
+    return (
+        f"expected a Hugging Face model directory, found: {listed(files)}; where only config.json "
+        "is missing, name that of the same architecture with --finalise config=FILE, in Python "
+        "finalise={'config': FILE}"
+    )

@@ -17,6 +17,7 @@ _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
     "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",
@@ -44,6 +45,9 @@ class Container(Protocol):
 
     def shared(self) -> list[tuple[str, ...]]:
         """Groups of names that share storage."""
+
+    def metadata(self) -> dict[str, str]:
+        """Text by key that the files carry beside the tensors."""
 
 
 class SafetensorsFile:
@@ -74,6 +78,9 @@ class SafetensorsFile:
     def shared(self) -> list[tuple[str, ...]]:
         return []
 
+    def metadata(self) -> dict[str, str]:
+        return self._file.metadata() or {}
+
 
 class TorchFile:
     """One file of torch.save, read by the unpickler that creates tensors and nothing else."""
@@ -100,6 +107,9 @@ class TorchFile:
                 place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
                 groups.setdefault(place, []).append(name)
         return [tuple(names) for names in groups.values() if len(names) > 1]
+
+    def metadata(self) -> dict[str, str]:
+        return {}
 
 
 class Shards:
@@ -139,6 +149,25 @@ class Shards:
     def shared(self) -> list[tuple[str, ...]]:
         return [group for shard in self._files.values() for group in shard.shared()]
 
+    def metadata(self) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for shard in self._files.values():
+            merged |= shard.metadata()
+        return merged
+
+
+def load_tensor(path: Path) -> Tensor:
+    """The one tensor of a file of ``torch.save``, by the same unpickler as :class:`TorchFile`.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    data = _unpickle(path)
+    if not _is_plain(path.name, data):
+        raise CheckpointError(f"{path.name}: expected one plain tensor, got {type(data).__name__}")
+    assert isinstance(data, Tensor)
+    return data.detach()
+
 
 def _unpickle(path: Path) -> object:
     try:
@@ -159,6 +188,13 @@ def _checked_state_dict(data: object, where: str) -> dict[str, Tensor]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{where}: expected tensors by name, got {type(data).__name__}")
     strange = [str(key) for key, value in data.items() if not _is_plain(key, value)]
+    converted = [name for name in strange if "._packed_params" in name]
+    if converted:
+        raise CheckpointError(
+            f"{where}: {listed(converted, 2)} are packed weights of torch.ao.quantization.convert, "
+            "which hold no plain integers; use the checkpoint of the training, before it was "
+            "converted"
+        )
     if strange:
         raise CheckpointError(
             f"{where}: expected plain tensors by name, got other things under {listed(strange)}; "

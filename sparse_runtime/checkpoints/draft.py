@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..spec import QuantizedAttention
 from .containers import Container
 from .errors import CheckpointError, listed
 from .options import Options
@@ -58,9 +59,13 @@ class Draft:
         options: what the user says of the checkpoint.
         linears: layers that the file states in integers, by module name; their ``X.weight`` is no
             longer in ``tensors``.
+        attention: how attention's products are quantized, by layer, such as "encoder.layer.0".
         recognised: the layouts found so far.
         steps: what was done, in the order in which it was done, for reports.
         dropped: name -> why it was left out.
+        absent: halves of layers that the network lacks, such as "bert.encoder.layer.3.attention"
+            and "bert.encoder.layer.7.ffn"; their tensors, norms included, must have been dropped.
+        head_size: features of an attention head, where hidden size over heads is another number.
     """
 
     directory: Path
@@ -69,9 +74,12 @@ class Draft:
     tensors: dict[str, LazyTensor]
     options: Options
     linears: dict[str, QuantizedLinear] = field(default_factory=dict)
+    attention: dict[str, QuantizedAttention] = field(default_factory=dict)
     recognised: list[Recognition] = field(default_factory=list)
     steps: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    head_size: int | None = None
 
     @property
     def where(self) -> str:
@@ -115,6 +123,28 @@ class Draft:
                 f"{self.recognised[-1].layout}; remove the stale one"
             )
         self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
+
+    def change(self, name: str, dtype: torch.dtype, compute: Callable[[Tensor], Tensor]) -> None:
+        """Put what ``compute`` makes of a tensor in its place, in the same shape.
+
+        Raises:
+            CheckpointError: the file does not hold it.
+        """
+        before = self.take(name)
+        self.put(name, before.shape, dtype, lambda: compute(before.load()))
+
+    def put_linear(self, module: str, linear: QuantizedLinear) -> None:
+        """Add a layer that the file states in integers.
+
+        Raises:
+            CheckpointError: its weight is in the file as well.
+        """
+        if f"{module}.weight" in self.tensors or module in self.linears:
+            raise CheckpointError(
+                f"{self.where}: {module}.weight is in the file both plain and in the layout "
+                f"{self.recognised[-1].layout}; remove the stale one"
+            )
+        self.linears[module] = linear
 
     def drop(self, names: Iterable[str], why: str) -> None:
         """Leave tensors out."""

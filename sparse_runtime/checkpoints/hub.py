@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from .errors import CheckpointError
@@ -21,6 +22,9 @@ _METADATA = (
     "[0-9]*_*/config.json",
     "[0-9]*_*/model.safetensors",
     "[0-9]*_*/pytorch_model.bin",
+    # Structured masks beside a plain checkpoint (layouts/mask_files.py).
+    "head_mask.pt",
+    "neuron_mask.pt",
 )
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
@@ -29,12 +33,15 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-
 def download(
     repo_id: str,
     *,
+    file: str | None,
     revision: str | None,
     token: str | bool | None,
     cache_dir: str | Path | None,
     local_files_only: bool,
 ) -> Path:
     """Snapshot directory of a hub repository; pickles are fetched where it has nothing safer.
+
+    With ``file``, that weights file is fetched and no other.
 
     Raises:
         CheckpointError: one line for whatever the hub or the network says.
@@ -54,6 +61,8 @@ def download(
         )
 
     try:
+        if file is not None:
+            return fetch((*_METADATA, glob.escape(file)))
         directory = fetch(_METADATA + _SAFETENSORS)
         if not any(any(directory.glob(pattern)) for pattern in _SAFETENSORS):
             directory = fetch(_METADATA + _PICKLES)

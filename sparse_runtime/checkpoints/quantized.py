@@ -16,11 +16,13 @@ class QuantizedValues:
 
     Attributes:
         weight: int8 [out, in].
-        scales: float32 [``ValueSpec.scale_count(out)``].
+        scales: float32 [``ValueSpec.scale_count(out, in)``].
+        zero_points: int8 of the same shape where ``ValueSpec.zero_points``, else None.
     """
 
     weight: Tensor
     scales: Tensor
+    zero_points: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class QuantizedLinear:
         activations: how the layer's input is quantized; None multiplies in floats.
         nbytes: what the weight takes in the file, scales included.
         load: reads the weight.
+        outputs: how the layer's output is quantized again, or None.
     """
 
     shape: tuple[int, int]
@@ -40,3 +43,4 @@ class QuantizedLinear:
     activations: ActivationSpec | None
     nbytes: int
     load: Callable[[], QuantizedValues]
+    outputs: ActivationSpec | None = None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import CheckpointError
 from .hub import download
+from .options import Options
+from .readers import inside_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 
@@ -14,6 +18,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 def locate(
     source: str | Path,
     *,
+    finalise: Mapping[str, Any] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
@@ -25,6 +30,8 @@ def locate(
 
     Args:
         source: a directory, or a hub id such as "sentence-transformers/all-MiniLM-L6-v2".
+        finalise: as :func:`~sparse_runtime.checkpoints.open_checkpoint` takes it; hub only, its
+            ``file`` is fetched instead of the weights that transformers reads.
         revision: hub only, a branch, tag or commit.
         token: hub only, the access token, or True for the one that is logged in.
         cache_dir: hub only, where downloads are kept.
@@ -50,6 +57,7 @@ def locate(
         )
     return download(
         source,
+        file=Options(finalise).get("file", inside_path),
         revision=revision,
         token=token,
         cache_dir=cache_dir,

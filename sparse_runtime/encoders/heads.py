@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ..ops import Norm, PreparedLinear, TokenBatch
 from .architecture import HIDDEN_ACT
@@ -58,8 +57,7 @@ class Head:
         for linear, activation, norm in self._steps:
             x = linear(x, activation)
             if norm is not None:
-                weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
-                x = F.layer_norm(x, (x.shape[1],), weight, bias, norm.eps)
+                x = norm.apply(x)
         return x
 
     def _base(

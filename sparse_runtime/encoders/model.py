@@ -62,7 +62,9 @@ class SparseModel(nn.Module):
         self._choice = backend
         files = packed.extra_files
         self._settings = read_settings(
-            packed.config, sentence_encoder=files is not None and runs_base_model(files)
+            packed.config,
+            sentence_encoder=files is not None and runs_base_model(files),
+            head_size=packed.head_size,
         )
         self._build(torch.device("cpu" if device is None else device), read_dtype(dtype))
         self.eval()

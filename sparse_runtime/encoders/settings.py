@@ -47,13 +47,17 @@ ACTIVATIONS: dict[str, str] = {
     "tanh": "tanh",
 }
 
-# Values under which the network is an encoder with learned absolute positions and all its heads.
+NO_NORM = "no_norm"
+"""``layer_norm_type`` of nn_pruning's models whose norms take no statistics: every one of them,
+those of embeddings and heads included."""
+
+# Values under which the network is an encoder with learned absolute positions.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": (None, "absolute"),
     "is_decoder": (None, False),
     "add_cross_attention": (None, False),
     "is_encoder_decoder": (None, False),
-    "pruned_heads": (None, {}),
+    "layer_norm_type": (None, NO_NORM),
 }
 
 
@@ -67,10 +71,12 @@ class Settings:
         config: the transformers configuration, defaults filled in.
         sizes: outputs of a head's step by name.
         layers: number of layers.
-        heads: attention heads.
-        intermediate: feed-forward size.
+        heads: attention heads of a layer, at most.
+        head_size: features of a head.
+        pruned_heads: heads that a layer has lost, by its index; their rows and columns are gone.
+        intermediate: feed-forward size of a layer, at most.
         activation: of the feed-forward layer, as the linear kernels call it.
-        norm_eps: of every LayerNorm.
+        norm_eps: of every LayerNorm; None where norms take no statistics.
         padding_id: where positions are counted ``after_padding``, else None.
         rows: rows of each embedding table.
         tied: whether the decoder of a masked language model may be the word embedding.
@@ -82,9 +88,11 @@ class Settings:
     sizes: Mapping[Size, int]
     layers: int
     heads: int
+    head_size: int
+    pruned_heads: Mapping[int, frozenset[int]]
     intermediate: int
     activation: str
-    norm_eps: float
+    norm_eps: float | None
     padding_id: int | None
     rows: Mapping[str, int]
     tied: bool
@@ -96,13 +104,16 @@ class Settings:
         return self.rows["position"] - first
 
 
-def read_settings(data: Mapping[str, Any], *, sentence_encoder: bool = False) -> Settings:
+def read_settings(
+    data: Mapping[str, Any], *, sentence_encoder: bool = False, head_size: int | None = None
+) -> Settings:
     """Read the fields of a config.json.
 
     Args:
         data: the fields, without the packed model's own section.
         sentence_encoder: whether the checkpoint belongs to a sentence-transformers pipeline, which
             runs the base model whatever ``architectures`` says.
+        head_size: features of an attention head; None is hidden size over heads.
 
     Raises:
         ValueError: a value is missing, invalid, or asks for what does not run here.
@@ -119,9 +130,10 @@ def read_settings(data: Mapping[str, Any], *, sentence_encoder: bool = False) ->
         logger.warning("config.json: output_attentions is ignored, attentions are never returned")
     sizes = _sizes(config, architecture, task)
     heads = _integer(config, "num_attention_heads")
-    if sizes["hidden"] % heads:
+    if head_size is None and sizes["hidden"] % heads:
         raise ValueError(
-            f"config.json: hidden_size {sizes['hidden']} is not a multiple of {heads} heads"
+            f"config.json: hidden_size {sizes['hidden']} is not a multiple of {heads} heads; a "
+            "packed model whose hidden size was pruned states head_size"
         )
     return Settings(
         architecture=architecture,
@@ -130,9 +142,11 @@ def read_settings(data: Mapping[str, Any], *, sentence_encoder: bool = False) ->
         sizes=sizes,
         layers=_integer(config, "num_hidden_layers", minimum=0),
         heads=heads,
+        head_size=head_size or sizes["hidden"] // heads,
+        pruned_heads=_pruned_heads(data, heads),
         intermediate=_integer(config, architecture.intermediate_key),
         activation=_activation(getattr(config, architecture.activation_key)),
-        norm_eps=architecture.norm_eps or float(config.layer_norm_eps),
+        norm_eps=_norm_eps(config, architecture),
         padding_id=_padding_id(config, architecture),
         rows=_rows(config, architecture),
         tied=bool(getattr(config, "tie_word_embeddings", True)),
@@ -161,6 +175,28 @@ def _rows(config: PretrainedConfig, architecture: Architecture) -> dict[str, int
         "token_type": "type_vocab_size",
     }
     return {kind: _integer(config, keys[kind]) for kind, _ in architecture.tables}
+
+
+def _norm_eps(config: PretrainedConfig, architecture: Architecture) -> float | None:
+    if getattr(config, "layer_norm_type", None) == NO_NORM:
+        return None
+    return architecture.norm_eps or float(config.layer_norm_eps)
+
+
+def _pruned_heads(data: Mapping[str, Any], heads: int) -> dict[int, frozenset[int]]:
+    pruned = data.get("pruned_heads") or {}
+    try:
+        found = {int(layer): frozenset(lost) for layer, lost in pruned.items()}
+        sound = all(
+            type(head) is int and 0 <= head < heads for lost in found.values() for head in lost
+        )
+    except (AttributeError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"config.json: pruned_heads {pruned!r}: expected lists of heads below {heads} by layer"
+        )
+    return found
 
 
 def _padding_id(config: PretrainedConfig, architecture: Architecture) -> int | None:

@@ -3,6 +3,10 @@
     embed -> [ linear(qkv) -> attention -> linear(out, residual, norm)
                -> linear(ffn_in, activation) -> linear(ffn_out, residual, norm) ] x layers
 
+Layers may differ in heads and feed-forward size. A layer without attention, or without
+feed-forward, passes its input on as it is: without the bias and without the norm that would end
+the missing half, as in CoFi (arXiv 2204.00408).
+
 Activations stay in the backend's own layout from the first operation to the last.
 """
 
@@ -22,16 +26,31 @@ from .weights import Weights
 
 
 @dataclass(frozen=True)
-class Layer:
-    """One layer, ready to run."""
+class Attention:
+    """The first half of a layer, ready to run."""
 
+    heads: int
     qkv: PreparedLinear
-    attention: QuantizedAttention | None
-    attention_out: PreparedLinear
-    attention_norm: Norm
-    ffn_in: PreparedLinear
-    ffn_out: PreparedLinear
-    ffn_norm: Norm
+    quantized: QuantizedAttention | None
+    out: PreparedLinear
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """The second half of a layer, ready to run."""
+
+    inner: PreparedLinear
+    out: PreparedLinear
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer; a half is None where the network lacks it."""
+
+    attention: Attention | None
+    ffn: FeedForward | None
 
 
 class Stack:
@@ -59,18 +78,24 @@ class Stack:
             self._bias = attention_bias(self._distances, settings.max_length)
 
     def _layer(self, weights: Weights, i: int) -> Layer:
-        name = f"{weights.prefix}{self._settings.architecture.stack}.{i}"
-        base = f"{name}."
+        name, shape = f"{weights.stack}.{i}", weights.shapes[i]
         names = self._settings.architecture.layer
-        return Layer(
-            qkv=weights.stack_linear(*(base + part for part in names.qkv)),
-            attention=weights.attention(name),
-            attention_out=weights.stack_linear(base + names.attention_out),
-            attention_norm=weights.norm(base + names.attention_norm),
-            ffn_in=weights.stack_linear(base + names.ffn_in),
-            ffn_out=weights.stack_linear(base + names.ffn_out),
-            ffn_norm=weights.norm(base + names.ffn_norm),
-        )
+        attention = ffn = None
+        if shape.heads:
+            attention = Attention(
+                heads=shape.heads,
+                qkv=weights.stack_linear(*(f"{name}.{part}" for part in names.qkv)),
+                quantized=weights.attention(name),
+                out=weights.stack_linear(f"{name}.{names.attention_out}"),
+                norm=weights.norm(f"{name}.{names.attention_norm}"),
+            )
+        if shape.intermediate:
+            ffn = FeedForward(
+                inner=weights.stack_linear(f"{name}.{names.ffn_in}"),
+                out=weights.stack_linear(f"{name}.{names.ffn_out}"),
+                norm=weights.norm(f"{name}.{names.ffn_norm}"),
+            )
+        return Layer(attention, ffn)
 
     def run(
         self, batch: TokenBatch, ids: tuple[Tensor, ...], *, every_layer: bool = False
@@ -133,16 +158,18 @@ class Stack:
         self, x: Activation, layer: Layer, batch: TokenBatch, bias: Tensor | None
     ) -> Activation:
         backend, settings = self._backend, self._settings
-        qkv = backend.linear(x, layer.qkv)
-        scale = (settings.sizes["hidden"] // settings.heads) ** -0.5
-        context = backend.attention(
-            qkv,
-            batch,
-            heads=settings.heads,
-            scale=scale,
-            bias=bias,
-            quantized=layer.attention,
-        )
-        x = backend.linear(context, layer.attention_out, residual=x, norm=layer.attention_norm)
-        inner = backend.linear(x, layer.ffn_in, activation=settings.activation)
-        return backend.linear(inner, layer.ffn_out, residual=x, norm=layer.ffn_norm)
+        if layer.attention is not None:
+            own = layer.attention
+            context = backend.attention(
+                backend.linear(x, own.qkv),
+                batch,
+                heads=own.heads,
+                scale=settings.head_size**-0.5,
+                bias=bias,
+                quantized=own.quantized,
+            )
+            x = backend.linear(context, own.out, residual=x, norm=own.norm)
+        if layer.ffn is not None:
+            inner = backend.linear(x, layer.ffn.inner, activation=settings.activation)
+            x = backend.linear(inner, layer.ffn.out, residual=x, norm=layer.ffn.norm)
+        return x

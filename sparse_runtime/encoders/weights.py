@@ -16,6 +16,7 @@ from ..ops import Backend, LinearWeight, Norm, PreparedLinear
 from ..spec import QuantizedAttention
 from .architecture import Step
 from .dense import DenseLinear
+from .layer_shapes import read_layer_shapes, stored_though_absent
 from .settings import BASE, Settings
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class Weights:
         self._settings = settings
         self._backend = backend
         self.prefix = _find_prefix(model, settings)
+        self.stack = f"{self.prefix}{settings.architecture.stack}"
+        self.shapes = read_layer_shapes(model, settings, self.stack)
         self.unused = self._check()
 
     def table(self, name: str) -> Tensor:
@@ -63,7 +66,7 @@ class Weights:
         return self._tensor(f"{self.prefix}{name}.weight", self._backend.dtype)
 
     def norm(self, name: str) -> Norm:
-        """LayerNorm parameters by full module name, in float32."""
+        """Parameters of a norm by full module name, in float32."""
         weight, bias = (self._tensor(f"{name}.{part}", torch.float32) for part in _PARTS)
         return Norm(weight, bias, self._settings.norm_eps)
 
@@ -137,16 +140,17 @@ class Weights:
     def _linears(self) -> Iterator[LinearNames]:
         architecture, settings = self._settings.architecture, self._settings
         hidden, layer = settings.sizes["hidden"], architecture.layer
-        fused = 3 * hidden // len(layer.qkv)
-        shapes = {
-            **{name: (fused, hidden) for name in layer.qkv},
-            layer.attention_out: (hidden, hidden),
-            layer.ffn_in: (settings.intermediate, hidden),
-            layer.ffn_out: (hidden, settings.intermediate),
-        }
-        for i in range(settings.layers):
+        for i, sizes in enumerate(self.shapes):
+            shapes: dict[str, tuple[int, int]] = {}
+            if sizes.heads:
+                context = sizes.heads * settings.head_size
+                shapes |= {name: (3 * context // len(layer.qkv), hidden) for name in layer.qkv}
+                shapes[layer.attention_out] = (hidden, context)
+            if sizes.intermediate:
+                shapes[layer.ffn_in] = (sizes.intermediate, hidden)
+                shapes[layer.ffn_out] = (hidden, sizes.intermediate)
             for name, shape in shapes.items():
-                full = f"{self.prefix}{architecture.stack}.{i}.{name}"
+                full = f"{self.stack}.{i}.{name}"
                 yield LinearNames(full, f"{full}.weight", f"{full}.bias", shape, packed_only=True)
         projection = self.projection()
         if projection is not None:
@@ -162,9 +166,9 @@ class Weights:
         for kind, name in architecture.tables:
             yield f"{base}{name}.weight", (settings.rows[kind], embedding)
         norms = [(f"{base}{architecture.embedding_norm}", embedding)]
-        for i in range(settings.layers):
-            stack = f"{base}{architecture.stack}.{i}."
-            norms += [(f"{stack}{name}", hidden) for name in (layer.attention_norm, layer.ffn_norm)]
+        for i, sizes in enumerate(self.shapes):
+            own = ((layer.attention_norm, sizes.heads), (layer.ffn_norm, sizes.intermediate))
+            norms += [(f"{self.stack}.{i}.{name}", hidden) for name, size in own if size]
         norms += [(s.norm, settings.sizes[s.size]) for s in self.head_steps() if s.norm is not None]
         for name, size in norms:
             yield from ((f"{name}.{part}", (size,)) for part in _PARTS)
@@ -200,9 +204,14 @@ class Weights:
                 found = tuple(self._model.tensors[stored].shape)
                 wrong.append(_difference(name, shape, found))
         left = sorted({*self._model.linears, *self._model.tensors} - used)
+        absent = stored_though_absent(self._model, self._settings)
+        if absent:
+            raise ValueError(
+                f"the packed model states that these sublayers are absent, but holds "
+                f"{', '.join(absent)}; its reader should have left one of the two out"
+            )
         unknown = [name for name in left if not self._ignorable(name)]
-        stack = f"{self.prefix}{self._settings.architecture.stack}"
-        layers = {f"{stack}.{i}" for i in range(self._settings.layers)}
+        layers = {f"{self.stack}.{i}" for i, sizes in enumerate(self.shapes) if sizes.heads}
         unknown += [f"{n} (quantized attention)" for n in sorted({*self._model.attention} - layers)]
         self._refuse(missing, wrong, unknown)
         return tuple(left)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
-from ..kernels.layer_norm import reference as layer_norm_reference
 from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
 from .native import unavailable
@@ -140,9 +139,7 @@ class Backend:
         return x
 
     def _normalize(self, x: Tensor, norm: Norm | None) -> Tensor:
-        if norm is None:
-            return x
-        return layer_norm_reference.layer_norm(x, norm.weight, norm.bias, norm.eps)
+        return x if norm is None else norm.apply(x)
 
 
 def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Backend:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..formats import PackedWeight
+from ..kernels.layer_norm import reference as layer_norm
 from ..kernels.linear.reference import ACTIVATIONS
 
 
@@ -184,11 +185,20 @@ class Candidate(ABC):
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm parameters: float [features] each."""
+    """LayerNorm parameters: float [features] each.
+
+    Without ``eps`` it takes no statistics: ``x * weight + bias`` (NoNorm).
+    """
 
     weight: Tensor
     bias: Tensor
-    eps: float
+    eps: float | None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """In plain PyTorch: float [tokens, features] -> the same shape and dtype."""
+        if self.eps is None:
+            return layer_norm.no_norm(x, self.weight, self.bias)
+        return layer_norm.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,10 @@ class PackedModel:
         extra_files: a directory whose tokenizer and sentence-transformers files travel along.
         attention: quantized self-attention by the layer's name, such as "bert.encoder.layer.0";
             layers that are not named multiply floats.
+        absent: sublayers that the network lacks, as "<layer>.attention" or "<layer>.ffn", such as
+            "encoder.layer.3.attention". A sublayer is never taken for absent because its tensors
+            are missing.
+        head_size: features of an attention head; None is hidden size over heads of ``config``.
     """
 
     config: dict[str, Any]
@@ -68,6 +72,8 @@ class PackedModel:
     provenance: dict[str, Any] = field(default_factory=dict)
     extra_files: Path | None = None
     attention: dict[str, QuantizedAttention] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    head_size: int | None = None
 
 
 def packed_names(model: PackedModel) -> dict[str, Tensor]:
@@ -83,6 +89,28 @@ def plain_names(model: PackedModel) -> dict[str, Tensor]:
     """All other stored tensors, the packed layers' biases among them, by their names."""
     biases = {f"{m}.bias": linear.bias for m, linear in sorted(model.linears.items())}
     return {name: bias for name, bias in biases.items() if bias is not None} | model.tensors
+
+
+def check_shape_of_layers(absent: Any, head_size: Any) -> None:
+    """Raise ValueError unless these are distinct names of sublayers, and a size or None."""
+    if not isinstance(absent, (list, tuple)) or not all(_is_sublayer(name) for name in absent):
+        raise ValueError(
+            "absent: expected a list of names such as 'encoder.layer.3.attention' and "
+            f"'encoder.layer.7.ffn', got {str(absent)[:80]!r}"
+        )
+    if len(set(absent)) != len(absent):
+        raise ValueError("absent: expected each name once, got one twice")
+    if head_size is not None and (type(head_size) is not int or head_size < 1):
+        raise ValueError(f"head_size: expected an integer from 1 or none, got {head_size!r}")
+
+
+def _is_sublayer(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and len(name) <= MAX_NAME
+        and NAME.fullmatch(name) is not None
+        and name.endswith((".attention", ".ffn"))
+    )
 
 
 def check_names(layers: set[str], plain: set[str], aliases: dict[str, str]) -> None:

@@ -55,6 +55,8 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
         linears=linears,
         tensors={name: tensors[name] for name in sorted(section.tensors - owned)},
         aliases=section.tied,
+        absent=section.absent,
+        head_size=section.head_size,
         provenance=section.provenance,
         extra_files=directory,
         attention=section.attention,
@@ -71,7 +73,7 @@ def _read_files(directory: Path) -> tuple[dict[str, Any], Section, dict[str, Ten
     try:
         config, section = read_config(directory)
         entries = read_header(path)
-        _check_names(path, set(entries), section)
+        check_stored(path, set(entries), section)
         tensors = map_tensors(path, entries)
     except FileNotFoundError:
         raise replaced from None
@@ -84,7 +86,8 @@ def _read_files(directory: Path) -> tuple[dict[str, Any], Section, dict[str, Ten
     return config, section, tensors
 
 
-def _check_names(path: Path, stored: set[str], section: Section) -> None:
+def check_stored(path: Path, stored: set[str], section: Section) -> None:
+    """Raise FormatError unless a file stores the tensors that its section names, and no others."""
     packed = {
         f"{module}.{part}"
         for module, spec in section.layers.items()

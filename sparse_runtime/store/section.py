@@ -9,14 +9,26 @@ from typing import Any
 
 from ..spec import LinearSpec, QuantizedAttention
 from .errors import FormatError
-from .model import SECTION, PackedModel, check_attention, check_names, plain_names
+from .model import (
+    SECTION,
+    PackedModel,
+    check_attention,
+    check_names,
+    check_shape_of_layers,
+    plain_names,
+)
 from .strict_json import parse_object
 
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 KEYS = {"format_version", "layers", "tensors", "tied", "provenance"}
-OPTIONAL_KEYS: dict[str, type] = {"attention": dict}
+OPTIONAL_KEYS: dict[str, type] = {"attention": dict, "absent": list, "head_size": int}
 """Keys that are written where there is something to say, and their types; absent reads as empty."""
+
+# By this field transformers finds the loader of packed layers (sparse_runtime.integrations). It
+# says nothing else: what the layers are is in the section alone.
+QUANTIZATION_KEY = "quantization_config"
+QUANTIZATION = {"quant_method": SECTION}
 
 # Far above what layer names and label maps need, far below what hurts to parse.
 MAX_CONFIG_BYTES = 8 * 2**20
@@ -31,7 +43,7 @@ class Section:
         tensors: names of all stored tensors beside the packed weights.
         tied: other name -> stored name.
         provenance: as in :class:`PackedModel`.
-        attention: as in :class:`PackedModel`.
+        attention: as in :class:`PackedModel`, and the next two.
     """
 
     layers: dict[str, LinearSpec]
@@ -39,6 +51,25 @@ class Section:
     tied: dict[str, str]
     provenance: dict[str, Any]
     attention: dict[str, QuantizedAttention]
+    absent: tuple[str, ...]
+    head_size: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form that :func:`parse_section` reads."""
+        data: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "layers": {name: spec.to_dict() for name, spec in self.layers.items()},
+            "tensors": sorted(self.tensors),
+            "tied": self.tied,
+            "provenance": self.provenance,
+        }
+        if self.attention:
+            data["attention"] = {name: item.to_dict() for name, item in self.attention.items()}
+        if self.absent:
+            data["absent"] = list(self.absent)
+        if self.head_size is not None:
+            data["head_size"] = self.head_size
+        return data
 
 
 def write_config(model: PackedModel) -> bytes:
@@ -48,21 +79,22 @@ def write_config(model: PackedModel) -> bytes:
         TypeError: config or provenance hold what JSON cannot.
         ValueError: they hold NaN, an infinity, or a key twice once keys are strings.
     """
-    if SECTION in model.config:
-        raise ValueError(f"config: the key {SECTION!r} is written by save; leave it out")
-    section: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "layers": {name: linear.packed.spec.to_dict() for name, linear in model.linears.items()},
-        "tensors": sorted(plain_names(model)),
-        "tied": model.aliases,
-        "provenance": model.provenance,
-    }
-    if model.attention:
-        section["attention"] = {name: item.to_dict() for name, item in model.attention.items()}
+    for key in (SECTION, QUANTIZATION_KEY):
+        if key in model.config:
+            raise ValueError(f"config: the key {key!r} is written by save; leave it out")
+    check_shape_of_layers(model.absent, model.head_size)
+    section = Section(
+        layers={name: linear.packed.spec for name, linear in model.linears.items()},
+        tensors=frozenset(plain_names(model)),
+        tied=model.aliases,
+        provenance=model.provenance,
+        attention=model.attention,
+        absent=tuple(sorted(model.absent)),
+        head_size=model.head_size,
+    )
+    own = {SECTION: section.to_dict(), QUANTIZATION_KEY: QUANTIZATION}
     try:
-        text = json.dumps(
-            {**model.config, SECTION: section}, indent=2, sort_keys=True, allow_nan=False
-        )
+        text = json.dumps({**model.config, **own}, indent=2, sort_keys=True, allow_nan=False)
     except TypeError as error:
         raise TypeError(
             f"config and provenance: expected JSON, got another type ({error})"
@@ -97,12 +129,27 @@ def read_config(directory: Path) -> tuple[dict[str, Any], Section]:
         if len(data) > MAX_CONFIG_BYTES:
             raise ValueError(f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
         config = parse_object(data)
-        return config, _parse_section(config.pop(SECTION, None))
+        _check_quantization(config.pop(QUANTIZATION_KEY, None))
+        return config, parse_section(config.pop(SECTION, None))
     except ValueError as error:
         raise FormatError(f"{path}: {error}; convert the checkpoint again") from None
 
 
-def _parse_section(data: Any) -> Section:
+def _check_quantization(data: Any) -> None:
+    """Raise ValueError unless it is ours; files written before the field was have none."""
+    if data not in (None, QUANTIZATION):
+        raise ValueError(
+            f"{QUANTIZATION_KEY}: expected quant_method 'sparse_runtime' alone, got "
+            f"{str(data)[:80]}"
+        )
+
+
+def parse_section(data: Any) -> Section:
+    """Read the section of a packed model's config.json.
+
+    Raises:
+        ValueError: it is not what docs/formats/store.md asks.
+    """
     if not isinstance(data, dict):
         raise ValueError(
             f"expected the section {SECTION!r} of a packed model, got "
@@ -132,11 +179,23 @@ def _parse_section(data: Any) -> Section:
     if len(set(names)) != len(names):
         raise ValueError(f"{SECTION}.tensors: expected each name once, got one twice")
     check_names(set(data["layers"]), set(names), data["tied"])
+    absent, head_size = data.get("absent", []), data.get("head_size")
+    try:
+        check_shape_of_layers(absent, head_size)
+    except ValueError as error:
+        raise ValueError(f"{SECTION}.{error}") from None
     layers = {name: _parse_layer(name, entry) for name, entry in data["layers"].items()}
     quantized = data.get("attention", {})
     check_attention(quantized, set(layers))
-    attention = {name: _parse_attention(name, entry) for name, entry in quantized.items()}
-    return Section(layers, frozenset(names), data["tied"], data["provenance"], attention)
+    return Section(
+        layers=layers,
+        tensors=frozenset(names),
+        tied=data["tied"],
+        provenance=data["provenance"],
+        attention={name: _parse_attention(name, entry) for name, entry in quantized.items()},
+        absent=tuple(absent),
+        head_size=head_size,
+    )
 
 
 def _parse_layer(name: str, entry: Any) -> LinearSpec:

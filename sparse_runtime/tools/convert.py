@@ -27,6 +27,7 @@ from ..formats import Compression, CompressionNote, PackedWeight
 from ..spec import FLOAT_DTYPES, ValueSpec
 from ..store import PackedLinear, PackedModel, save, size_report
 from .convert_report import ConvertReport, KeptTensor, LayerReport
+from .crop import Crop, plan_crop
 from .integers import pack_integers
 
 _FLOATS = {str(dtype).removeprefix("torch."): name for name, dtype in FLOAT_DTYPES.items()}
@@ -41,6 +42,7 @@ def convert(
     prune: str | None = None,
     scales: str = "row",
     activations: str = "auto",
+    crop: str = "auto",
     finalise: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
@@ -69,6 +71,9 @@ def convert(
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.
+        crop: "auto" removes attention heads and feed-forward neurons whose outputs are zero or
+            read by nobody, "fold" also those whose outputs are constant, which go into a bias;
+            "none" keeps every row and column. The report lists what went.
         finalise: what the files leave open, such as ``{"threshold": 0.1}``; the error that asks
             for it names it.
         overwrite: replace a packed model that is already in ``out_dir``.
@@ -106,13 +111,16 @@ def convert(
         "prune": prune,
         "scales": scales,
         "activations": activations,
-        "finalise": dict(finalise or {}),
+        "crop": crop,
+        "finalise": _recorded(finalise or {}),
     }
     if checkpoint.linears:
         _refuse_requantizing(checkpoint, arguments)
     name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
-    model, layers = _pack(checkpoint, policy, provenance, progress)
+    cut = plan_crop(checkpoint, encoder_modules(checkpoint), policy, crop)
+    provenance["cropped"] = cut.to_dict()
+    model, layers = _pack(checkpoint, policy, cut, provenance, progress)
     save(model, target, overwrite=overwrite)
     return ConvertReport(
         source=name,
@@ -120,7 +128,8 @@ def convert(
         layout=checkpoint.layout,
         arguments=arguments,
         layers=layers,
-        kept=_kept_tensors(model),
+        cropped=cut.layers,
+        kept=[KeptTensor.of(name, tensor) for name, tensor in model.tensors.items()],
         recognised=checkpoint.recognised,
         steps=checkpoint.steps,
         dropped=checkpoint.dropped,
@@ -153,6 +162,7 @@ def encoder_modules(checkpoint: Checkpoint) -> list[str]:
 def _pack(
     checkpoint: Checkpoint,
     policy: Compression,
+    cut: Crop,
     provenance: dict[str, Any],
     progress: bool | None,
 ) -> tuple[PackedModel, list[LayerReport]]:
@@ -166,10 +176,13 @@ def _pack(
     disable = None if progress is None else not progress
     for module in tqdm(modules, desc="packing", unit="layer", disable=disable):
         stored = checkpoint.aliases.get(f"{module}.weight", f"{module}.weight")
-        if stored not in done:
-            done[stored] = _pack_one(checkpoint, module, stored, policy)
-        packed, note, nbytes = done[stored]
-        linears[module] = PackedLinear(packed, _bias(checkpoint, module, packed.spec.shape[0]))
+        # Layers that share a weight may lose different parts of it.
+        key = module if cut.touches(module) else stored
+        if key not in done:
+            done[key] = _pack_one(checkpoint, module, stored, policy, cut)
+        packed, note, nbytes = done[key]
+        bias = cut.bias(module, _bias(checkpoint, module))
+        linears[module] = PackedLinear(packed, bias)
         layers.append(LayerReport.of(module, packed, note, nbytes))
     tensors, aliases = _rest(checkpoint, modules)
     model = PackedModel(
@@ -177,14 +190,17 @@ def _pack(
         linears=linears,
         tensors=tensors,
         aliases=aliases,
+        attention=checkpoint.attention,
         provenance=provenance,
         extra_files=checkpoint.directory,
+        absent=checkpoint.absent,
+        head_size=checkpoint.head_size,
     )
     return model, layers
 
 
 def _pack_one(
-    checkpoint: Checkpoint, module: str, stored: str, policy: Compression
+    checkpoint: Checkpoint, module: str, stored: str, policy: Compression, cut: Crop
 ) -> tuple[PackedWeight, CompressionNote, int]:
     """The packed weight, what packing changed, and the bytes it took in the file."""
     try:
@@ -194,7 +210,7 @@ def _pack_one(
         if checkpoint.linears:
             kept = _FLOATS[checkpoint.tensors.dtype(stored)]
             policy = replace(policy, values=ValueSpec(kept), activations=None)
-        packed, note = policy.apply(checkpoint.tensors[stored])
+        packed, note = policy.apply(cut.weight(module, checkpoint.tensors[stored]))
         return packed, note, checkpoint.tensors.nbytes(stored)
     except ValueError as error:
         raise CheckpointError(f"{stored}: {error}") from error
@@ -214,16 +230,24 @@ def _refuse_requantizing(checkpoint: Checkpoint, arguments: dict[str, Any]) -> N
         )
 
 
-def _bias(checkpoint: Checkpoint, module: str, rows: int) -> Tensor | None:
+def _bias(checkpoint: Checkpoint, module: str) -> Tensor | None:
     name = checkpoint.aliases.get(f"{module}.bias", f"{module}.bias")
     if name not in checkpoint.tensors:
         return None
+    rows = _shape(checkpoint, module)[0]
     if checkpoint.tensors.shape(name) != (rows,):
         raise CheckpointError(
             f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
             f"{list(checkpoint.tensors.shape(name))}; the checkpoint is damaged"
         )
     return checkpoint.tensors[name].to(torch.float32)
+
+
+def _shape(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
+    if module in checkpoint.linears:
+        return checkpoint.linears[module].shape
+    weight = f"{module}.weight"
+    return checkpoint.tensors.shape(checkpoint.aliases.get(weight, weight))
 
 
 def _rest(checkpoint: Checkpoint, modules: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -262,6 +286,19 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
         raise FileExistsError(f"out_dir {target}: expected a directory, got a file")
 
 
+def _recorded(finalise: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user has said of the files, as it is written down: without paths of a machine."""
+    return {
+        name: Path(said).name if _is_path(name, said) else said for name, said in finalise.items()
+    }
+
+
+def _is_path(name: str, said: Any) -> bool:
+    if name == "config" or isinstance(said, Path):
+        return True
+    return isinstance(said, str) and Path(said).is_absolute()
+
+
 def _provenance(
     name: str, revision: str | None, checkpoint: Checkpoint, arguments: dict[str, Any]
 ) -> dict[str, Any]:
@@ -272,16 +309,3 @@ def _provenance(
         "sparse_runtime": __version__,
         "arguments": arguments,
     }
-
-
-def _kept_tensors(model: PackedModel) -> list[KeptTensor]:
-    return [
-        KeptTensor(
-            name=name,
-            kind=kind_of(name, tuple(tensor.shape)),
-            shape=tuple(tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            bytes=tensor.nbytes,
-        )
-        for name, tensor in model.tensors.items()
-    ]

@@ -6,14 +6,16 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints import Recognition
+from ..checkpoints import Recognition, kind_of
 from ..formats import CompressionNote, PackedWeight
 from ..store import SizeReport
+from .crop import CroppedLayer
 from .tables import add_rows_by_layer, human_bytes, layout_lines, new_table, percent, shape_text
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class KeptTensor:
     dtype: str
     bytes: int
 
+    @classmethod
+    def of(cls, name: str, tensor: Tensor) -> KeptTensor:
+        """The row of a tensor of the packed model."""
+        shape, dtype = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        return cls(name, kind_of(name, shape), shape, dtype, tensor.nbytes)
+
 
 @dataclass(frozen=True)
 class ConvertReport:
@@ -80,9 +88,10 @@ class ConvertReport:
         source: hub id, or name of the source directory.
         directory: where the packed model is.
         layout: layout of the source.
-        arguments: structure, values, prune, scales, activations and finalise as they were asked
-            for.
+        arguments: structure, values, prune, scales, activations, crop and finalise as they were
+            asked for.
         layers: the packed layers, in the order of the network.
+        cropped: what layers lost before they were packed; the others lost nothing.
         kept: the tensors that were not packed.
         recognised: the layouts the source has, and what showed each.
         steps: what was done to the source's tensors before they were packed.
@@ -96,6 +105,7 @@ class ConvertReport:
     layout: str
     arguments: dict[str, Any]
     layers: list[LayerReport]
+    cropped: list[CroppedLayer]
     kept: list[KeptTensor]
     recognised: tuple[Recognition, ...]
     steps: tuple[str, ...]
@@ -124,8 +134,21 @@ class ConvertReport:
             self._sizes(),
             f"{len(self.layers)} layers packed, {pruned}; {len(self.kept)} other tensors kept "
             f"as they are ({human_bytes(kept)})",
+            *self._cropped(),
             f"written to {self.directory} in {self.seconds:.1f} s",
         )
+
+    def _cropped(self) -> list[str]:
+        """A line where anything was removed."""
+        if not self.cropped:
+            return []
+        folded = sum(layer.folded for layer in self.cropped)
+        effect = "all of them silent" if all(layer.silent for layer in self.cropped) else "exact"
+        return [
+            f"{sum(len(layer.heads) for layer in self.cropped)} heads and "
+            f"{sum(layer.neurons for layer in self.cropped):,} neurons of {len(self.cropped)} "
+            f"layers removed ({effect}{f', {folded:,} folded into biases' if folded else ''})"
+        ]
 
     def _layers(self) -> Table:
         columns = ("layers", "n", "shape", "structure", "density", "source", "packed", "error")

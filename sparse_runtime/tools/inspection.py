@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..checkpoints import (
     Checkpoint,
-    QuantizedLinear,
     is_packed,
     kind_of,
     locate,
@@ -23,6 +22,7 @@ from ..checkpoints import (
 from ..formats import observe
 from ..formats.detect import heads_without_nonzero
 from ..store import PackedModel, load
+from .crop import head_size_of
 from .inspection_report import InspectReport, MatrixReport
 
 # Modules whose rows are the heads of an attention, and those whose columns are.
@@ -52,6 +52,7 @@ def inspect(
     """
     directory = locate(
         source,
+        finalise=finalise,
         revision=revision,
         token=token,
         cache_dir=cache_dir,
@@ -67,13 +68,18 @@ def _inspect_checkpoint(name: str, checkpoint: Checkpoint) -> InspectReport:
     tensors, aliases = checkpoint.tensors, checkpoint.aliases
     names = sorted(tensors, key=natural_key)
     rows = [
-        _plain_row(tensor, tensors[tensor], checkpoint.config, _names_of(tensor, aliases))
+        _plain_row(
+            tensor,
+            tensors[tensor],
+            checkpoint.config,
+            checkpoint.head_size,
+            _names_of(tensor, aliases),
+        )
         for tensor in names
         if len(tensors.shape(tensor)) == 2
     ]
     rows += [
-        _integer_row(module, checkpoint.linears[module], checkpoint.config)
-        for module in sorted(checkpoint.linears, key=natural_key)
+        _integer_row(module, checkpoint) for module in sorted(checkpoint.linears, key=natural_key)
     ]
     vectors = [tensor for tensor in names if len(tensors.shape(tensor)) != 2]
     return InspectReport(
@@ -95,7 +101,7 @@ def _inspect_packed(name: str, model: PackedModel) -> InspectReport:
     rows = [_packed_row(module, model) for module in sorted(model.linears, key=natural_key)]
     plain = {tensor: model.tensors[tensor] for tensor in sorted(model.tensors, key=natural_key)}
     rows += [
-        _plain_row(tensor, matrix, model.config, _names_of(tensor, model.aliases))
+        _plain_row(tensor, matrix, model.config, model.head_size, _names_of(tensor, model.aliases))
         for tensor, matrix in plain.items()
         if matrix.ndim == 2
     ]
@@ -113,11 +119,17 @@ def _inspect_packed(name: str, model: PackedModel) -> InspectReport:
 
 
 def _plain_row(
-    name: str, weight: Tensor, config: Mapping[str, Any], shared_with: tuple[str, ...]
+    name: str,
+    weight: Tensor,
+    config: Mapping[str, Any],
+    head_size: int | None,
+    shared_with: tuple[str, ...],
 ) -> MatrixReport:
     seen = observe(weight)
     kind = kind_of(name, tuple(weight.shape))
-    heads, empty_heads = _heads(name, weight, config) if kind == "encoder_linear" else (None, None)
+    heads = empty_heads = None
+    if kind == "encoder_linear":
+        heads, empty_heads = _heads(name, weight, config, head_size)
     return MatrixReport(
         name=name,
         kind=kind,
@@ -137,10 +149,11 @@ def _plain_row(
     )
 
 
-def _integer_row(module: str, linear: QuantizedLinear, config: Mapping[str, Any]) -> MatrixReport:
+def _integer_row(module: str, checkpoint: Checkpoint) -> MatrixReport:
     """A layer that the checkpoint states in integers; convert packs it wherever it is."""
+    linear = checkpoint.linears[module]
     weight = linear.load().weight
-    row = _plain_row(f"{module}.weight", weight, config, ())
+    row = _plain_row(f"{module}.weight", weight, checkpoint.config, checkpoint.head_size, ())
     return replace(
         row,
         dtype=linear.values.dtype,
@@ -154,7 +167,7 @@ def _packed_row(module: str, model: PackedModel) -> MatrixReport:
     name, weight, size = f"{module}.weight", packed.unpack(), packed.size()
     nonzero = weight != 0
     count = int(nonzero.sum())
-    heads, empty_heads = _heads(name, weight, model.config)
+    heads, empty_heads = _heads(name, weight, model.config, model.head_size)
     places = size.values * 8 // packed.spec.values.bits
     return MatrixReport(
         name=name,
@@ -176,19 +189,20 @@ def _packed_row(module: str, model: PackedModel) -> MatrixReport:
 
 
 def _heads(
-    name: str, weight: Tensor, config: Mapping[str, Any]
+    name: str, weight: Tensor, config: Mapping[str, Any], stated: int | None
 ) -> tuple[int, int] | tuple[None, None]:
     """(heads, heads that are all zero) of an attention's projection; None for other matrices."""
-    heads = config.get("num_attention_heads", config.get("n_heads"))
     module = name.removesuffix(".weight")
     if _HEAD_ROWS.fullmatch(module):
-        by_head = weight
+        by_head, hidden = weight, weight.shape[1]
     elif _HEAD_COLS.fullmatch(module):
-        by_head = weight.t()
+        by_head, hidden = weight.t(), weight.shape[0]
     else:
         return None, None
-    if not isinstance(heads, int) or heads < 1 or by_head.shape[0] % heads:
+    size = head_size_of(config, hidden, stated)
+    if size is None or by_head.shape[0] % size:
         return None, None
+    heads = by_head.shape[0] // size
     return heads, heads_without_nonzero(by_head.contiguous(), heads)
 
 

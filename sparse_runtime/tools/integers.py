@@ -25,9 +25,16 @@ def pack_integers(
         ValueError: the integers do not fit the structure, or the values.
     """
     stored = linear.load()
-    chosen = structure or observe(stored.weight, linear.values).structure
-    spec = LinearSpec(linear.shape, chosen, linear.values, linear.activations)
-    packed = pack(stored.weight, spec, stored.scales)
+    # With zero points, what was pruned is not a stored 0.
+    shown = (
+        Structure("dense")
+        if linear.values.zero_points
+        else observe(stored.weight, linear.values).structure
+    )
+    spec = LinearSpec(
+        linear.shape, structure or shown, linear.values, linear.activations, linear.outputs
+    )
+    packed = pack(stored.weight, spec, stored.scales, stored.zero_points)
     nonzeros = int(torch.count_nonzero(stored.weight))
     return packed, CompressionNote(nonzeros=nonzeros, zeroed=0, error=0.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_nothing_counts_where_the_reference_does_not_run(
 
 
 @pytest.mark.parametrize("output", ["wrong", "nan", "short"])
-def test_a_peer_with_a_wrong_output_is_named(
+def test_a_peer_with_a_wrong_output_is_named_and_left_out(
     output: str,
     tmp_path: Path,
     set_plans: SetPlans,
@@ -131,10 +132,10 @@ def test_a_peer_with_a_wrong_output_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     set_plans(plans_of(outputs, {"openvino:int8": {"output": outputs[output]}}))
-    checked = next(r for r in run(tmp_path) if r.contender == "openvino:int8")
-    assert checked.cosine is not None and not checked.cosine >= 0.9
-    said = f"{ROW}: openvino:int8: cosine {checked.cosine:.4f}, below 0.9"
-    assert said in capsys.readouterr().err
+    found = {r.contender for r in run(tmp_path)}
+    assert "openvino:int8" not in found and len(found) > 1
+    said = capsys.readouterr().err
+    assert re.search(rf"{ROW}: openvino:int8: cosine \S+, below 0.9: left out", said)
 
 
 @pytest.mark.parametrize(

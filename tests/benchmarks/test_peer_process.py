@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparse_runtime.benchmarks import peer_process
-from sparse_runtime.benchmarks.peer_process import ENDED, Answer, Worker
+from sparse_runtime.benchmarks.peer_process import ENDED, SILENT, Answer, Worker
 
 OURS = "sparse-runtime:cpu"
 SetPlans = Callable[[dict[str, dict[str, Any]]], None]
@@ -65,6 +65,18 @@ def test_an_answer_cut_off_and_a_failed_pass_are_told_apart(
     # The pipe is broken before the system has told that the process is gone.
     assert worker.run(1, 1, 1) == Answer(error=ENDED)
     worker.close()
+
+
+def test_a_worker_that_hangs_is_ended(
+    tmp_path: Path, set_plans: SetPlans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_plans({OURS: {"seconds": 1.0, "hangs_at": 1}})
+    worker = Worker(tmp_path, OURS, tmp_path, 1)
+    assert worker.run(1, 1, 1).error is None
+    monkeypatch.setattr(peer_process, "LONGEST_WAIT_S", 0.05)
+    assert worker.run(1, 1, 1) == Answer(error=SILENT)
+    assert worker._process.poll() is not None  # type: ignore[union-attr]
+    assert worker.run(1, 1, 1) == Answer(error=ENDED)
 
 
 def test_the_real_worker_answers_why_a_peer_cannot_run(

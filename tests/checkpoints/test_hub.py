@@ -168,3 +168,24 @@ def test_errors_of_the_hub_become_one_line(
         open_checkpoint("owner/name", revision="v1")
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is error
+
+
+def test_a_named_file_is_fetched_instead_of_the_usual_weights(
+    hub: Callable[[str], FakeHub], tmp_path: Path
+) -> None:
+    fake = hub("torch")
+    (fake.repository / "pytorch_model.bin").rename(fake.repository / "raw[1].bin")
+    checkpoint = open_checkpoint("owner/name", finalise={"file": "raw[1].bin"})
+    assert checkpoint.layout == "raw[1].bin"
+    assert len(fake.calls) == 1
+    fetched = {path.name for path in fake.snapshot.iterdir()}
+    assert fetched == {"config.json", "tokenizer.json", "raw[1].bin"}
+
+
+def test_masks_beside_a_checkpoint_are_fetched_with_it(hub: Callable[[str], FakeHub]) -> None:
+    fake = hub("torch")
+    for name in ("head_mask.pt", "neuron_mask.pt"):
+        (fake.repository / name).write_bytes(b"")
+    # They are there, so they are read: empty files are refused by name.
+    with pytest.raises(CheckpointError, match=r"head_mask\.pt: not a file of plain tensors"):
+        open_checkpoint("owner/name")

@@ -86,7 +86,8 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         return SimpleNamespace(to_dict=lambda: {"nan": float("nan"), "deep": [(1, "é")]})
 
     monkeypatch.setattr(sr, "convert", convert)
-    options = "--structure block:4x1 --values int4 --scales tensor --activations none --prune 2:4"
+    options = "--structure block:4x1 --values int4 --scales tensor --activations none --crop fold"
+    options += " --prune 2:4"
     result = command(
         *["convert", "a", "b", *options.split(), "--overwrite", "--revision", "r"],
         *["--local-files-only", "--quiet", "--json"],
@@ -98,6 +99,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         "structure": "block:4x1",
         "values": "int4",
         "scales": "tensor",
+        "crop": "fold",
         "activations": "none",
         "prune": "2:4",
         "finalise": {"threshold": "0.1", "file": "a=b"},

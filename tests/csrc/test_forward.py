@@ -32,7 +32,7 @@ def leave(run: _C.Forward, value: _C.PanelValue, tokens: int) -> Tensor:
     return y
 
 
-def norm_of(features: int, eps: float = 1e-12) -> tuple[Tensor, Tensor, object]:
+def norm_of(features: int, eps: float | None = 1e-12) -> tuple[Tensor, Tensor, object]:
     weight, bias = torch.randn(features), torch.randn(features)
     return weight, bias, _C.PanelNorm(weight.data_ptr(), bias.data_ptr(), features, eps)
 
@@ -77,6 +77,29 @@ def test_norm(isa: str, threads: int, tokens: int, features: int) -> None:
     float32 = F.layer_norm(x, (features,), weight, bias, 1e-5)
     bound = 4 * (float32 - exact).abs().max() + 2e-6 * exact.abs().max()
     assert float((y - exact).abs().max()) <= float(bound)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("threads", [1, 4])  # 4 threads: few panels are ended in parts
+@pytest.mark.parametrize("tokens", [1, 17, 130, 800])
+def test_norm_without_statistics(isa: str, threads: int, tokens: int) -> None:
+    """Behind rows, and behind a linear layer whose result two others read quantized."""
+    torch.manual_seed(4)
+    x = torch.randn(tokens, 200)
+    weight, bias, norm = norm_of(200, None)
+    run = forward([tokens], isa, threads)
+    y = leave(run, enter(run, x, norm), tokens)
+    exact = x.double() * weight + bias
+    assert float((y - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
+
+    w = torch.eye(200)
+    run = forward([tokens], isa, threads)
+    value = run.linear(enter(run, x), float_layer(w), "relu", enter(run, x), norm)
+    quantized = int8_layer(w.to(torch.int8), torch.ones(200), None, "dense", "asymmetric")
+    y = leave(run, run.linear(value, quantized, "none", None, None), tokens)
+    exact = (x.relu() + x).double() * weight + bias
+    step = (exact.amax(1).clamp_min(0) - exact.amin(1).clamp_max(0)) / 255
+    assert bool(((y - exact).abs() <= 0.501 * step.unsqueeze(1) + 1e-5).all())
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -353,3 +376,12 @@ def test_bad_arguments_are_named() -> None:
         run.attention(value, 2, 1.0)
     with pytest.raises(ValueError, match="stride: expected at least the row length 8; got 4"):
         run.from_rows(x.data_ptr(), 4, 8, None)
+
+
+def test_a_set_without_the_layout_s_kernel_is_refused() -> None:
+    """Tiles run on AMX alone; a model that was packed there may be asked to run on another set."""
+    w = torch.randint(-127, 128, (64, 96), dtype=torch.int8)
+    layer = int8_layer(w, torch.ones(64), None, "tiles", "asymmetric")
+    run = forward([3], "generic", 1)
+    with pytest.raises(ValueError, match=r"layer: expected an instruction set that runs its"):
+        leave(run, run.linear(enter(run, torch.randn(3, 96)), layer, "none", None, None), 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sparse_runtime import SparseModel
-from sparse_runtime.formats import cast_values, pack, project
+from sparse_runtime.encoders.families import FAMILIES
+from sparse_runtime.formats import cast_values, compress, pack, project
 from sparse_runtime.spec import ActivationSpec, LinearSpec, Structure, ValueSpec
 from sparse_runtime.store import PackedLinear, PackedModel
 
@@ -112,6 +114,110 @@ def ragged(pad_id: int, *, types: int = 1, batch: int = 3, columns: int = 9) -> 
     return inputs
 
 
+# Kept heads and feed-forward size of each layer; None is a layer without.
+RAGGED_PLAN = (
+    ([0, 2, 3], 31),  # fewer heads, an odd number of neurons
+    (None, 17),  # without attention
+    ([1], None),  # one head, without feed-forward
+    (None, None),  # passes its input on
+    ([0, 1, 2, 3], 48),  # whole
+)
+HEADS = 4
+
+
+@dataclass
+class Ragged:
+    """A base model's float tensors, by the names within it, and what its layers kept."""
+
+    family: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    plan: tuple[tuple[list[int] | None, int | None], ...]
+    head_size: int
+    theirs: torch.nn.Module
+
+    @property
+    def stack(self) -> str:
+        return FAMILIES[self.family].stack
+
+    def packed(self, structure: str = "dense", values: str = "fp32") -> PackedModel:
+        names = FAMILIES[self.family].layer
+        inside = (*names.qkv, names.attention_out, names.ffn_in, names.ffn_out)
+        plain, linears = dict(self.state), {}
+        for i in range(len(self.plan)):
+            for module in (f"{self.stack}.{i}.{name}" for name in inside):
+                if f"{module}.weight" in plain:
+                    weight = plain.pop(f"{module}.weight")
+                    packed, _ = compress(weight, structure=structure, values=values)
+                    linears[module] = PackedLinear(packed, plain.pop(f"{module}.bias"))
+        absent = [
+            f"{self.stack}.{i}.{part}"
+            for i, kept in enumerate(self.plan)
+            for part, size in zip(("attention", "ffn"), kept, strict=True)
+            if size is None
+        ]
+        return PackedModel(
+            self.config, linears, plain, absent=tuple(absent), head_size=self.head_size
+        )
+
+
+def prune(
+    family: str,
+    plan: tuple[tuple[list[int] | None, int | None], ...] = RAGGED_PLAN,
+    hidden: int = 32,
+    kept_hidden: int | None = None,
+    **changes: Any,
+) -> Ragged:
+    """Cut a random transformers model to ``plan`` and its hidden size to the first channels."""
+    sizes = {"num_hidden_layers": len(plan), "hidden_size": hidden}
+    if family == "distilbert":
+        sizes = {"n_layers": len(plan), "dim": hidden}
+    theirs = transformers_model(family, "Model", **sizes, **changes)
+    names, stack = FAMILIES[family].layer, FAMILIES[family].stack
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    kept_hidden = kept_hidden or hidden
+    head_size = hidden // HEADS
+    for name, tensor in state.items():
+        for dim, size in enumerate(tensor.shape):
+            if size == hidden and kept_hidden != hidden:
+                # Every dimension of that size, but the context's between heads and their output.
+                inside = name.partition(f"{stack}.")[2].partition(".")[2].rpartition(".")[0]
+                rows = dim == 0 and inside in names.qkv
+                cols = dim == 1 and inside == names.attention_out
+                if not rows and not cols:
+                    state[name] = tensor = tensor.narrow(dim, 0, kept_hidden).contiguous()
+    for i, (heads, neurons) in enumerate(plan):
+        base = f"{stack}.{i}."
+        attention = (*names.qkv, names.attention_out, names.attention_norm)
+        ffn = (names.ffn_in, names.ffn_out, names.ffn_norm)
+        if heads is None:
+            _drop(state, base, attention)
+        else:
+            at = torch.cat([torch.arange(h * head_size, (h + 1) * head_size) for h in heads])
+            for name in names.qkv:
+                for part in ("weight", "bias"):
+                    state[f"{base}{name}.{part}"] = state[f"{base}{name}.{part}"][at]
+            out = f"{base}{names.attention_out}.weight"
+            state[out] = state[out][:, at].contiguous()
+        if neurons is None:
+            _drop(state, base, ffn)
+        else:
+            for part in ("weight", "bias"):
+                key = f"{base}{names.ffn_in}.{part}"
+                state[key] = state[key][:neurons]
+            out = f"{base}{names.ffn_out}.weight"
+            state[out] = state[out][:, :neurons].contiguous()
+    config = {**theirs.config.to_dict(), "architectures": theirs.config.architectures}
+    config["dim" if family == "distilbert" else "hidden_size"] = kept_hidden
+    return Ragged(family, config, state, plan, head_size, theirs)
+
+
+def _drop(state: dict[str, Tensor], base: str, modules: tuple[str, ...]) -> None:
+    for module in modules:
+        for part in ("weight", "bias"):
+            del state[f"{base}{module}.{part}"]
+
+
 @pytest.fixture
 def make_reference() -> Callable[..., torch.nn.Module]:
     return transformers_model
@@ -120,6 +226,11 @@ def make_reference() -> Callable[..., torch.nn.Module]:
 @pytest.fixture
 def make_packed() -> Callable[..., PackedModel]:
     return pack_model
+
+
+@pytest.fixture
+def make_ragged() -> Callable[..., Ragged]:
+    return prune
 
 
 @pytest.fixture

@@ -77,6 +77,8 @@ def test_the_configuration_in_the_document_is_what_is_written(
         aliases=section["tied"],
         provenance=section["provenance"],
         attention={k: QuantizedAttention.from_dict(v) for k, v in section["attention"].items()},
+        absent=tuple(section["absent"]),
+        head_size=section["head_size"],
     )
     save(model, tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text()) == config

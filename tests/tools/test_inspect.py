@@ -111,8 +111,9 @@ def test_structure_and_packed_size_of_planted_zeros(
     assert row.sizes[structure] == packed_bytes
     assert {"dense", "unstructured"} <= set(row.sizes)
     assert row.fill == pytest.approx(1.0)
-    # What inspect recommends is what convert does, to the byte.
-    layers = {layer.name: layer for layer in convert(source, tmp_path / "out").layers}
+    # What inspect recommends is what convert does with whole matrices, to the byte.
+    report = convert(source, tmp_path / "out", crop="none")
+    layers = {layer.name: layer for layer in report.layers}
     assert layers[UP.removesuffix(".weight")].structure == structure
     assert layers[UP.removesuffix(".weight")].bytes == packed_bytes
 
@@ -136,6 +137,17 @@ def test_empty_rows_columns_and_heads_are_counted(model: BertModel, tmp_path: Pa
     assert empties(f"{LAYER}.attention.output.dense.weight") == (0, 8, 4, 1)
     assert empties(UP) == (1, 0, None, None)
     assert empties(DOWN) == (0, 2, None, None)
+
+
+def test_heads_of_a_cropped_model_are_counted_by_their_size(
+    model: BertModel, tmp_path: Path
+) -> None:
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state[f"{LAYER}.attention.output.dense.weight"][:, 24:] = 0  # head 3 of 4, 8 columns each
+    convert(saved(model, tmp_path / "source", state), tmp_path / "packed")
+    rows = rows_of(inspect(tmp_path / "packed"))
+    out = rows[f"{LAYER}.attention.output.dense.weight"]
+    assert (out.shape, out.heads, out.empty_heads) == ((32, 24), 3, 0)
 
 
 @pytest.mark.parametrize(

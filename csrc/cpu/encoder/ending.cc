@@ -39,9 +39,16 @@ void Ending::normalize(std::int64_t panel, std::int64_t part, float* x) const {
   const Rows rows = rows_of(panel, part, x);
   alignas(64) float mean[kSlots];
   alignas(64) float inverse[kSlots];
-  ops->merge_moments({statistics_of(moments, panel, 0), parts, part_rows, features, mean, inverse});
-  for (float& value : inverse) {
-    value = 1.0f / std::sqrt(value / static_cast<float>(features) + norm->eps);
+  if (takes_moments()) {
+    ops->merge_moments(
+        {statistics_of(moments, panel, 0), parts, part_rows, features, mean, inverse});
+    for (float& value : inverse) {
+      value = 1.0f / std::sqrt(value / static_cast<float>(features) + norm->eps);
+    }
+  } else {
+    // (x - 0) * 1 is x to the last bit.
+    std::fill_n(mean, kSlots, 0.0f);
+    std::fill_n(inverse, kSlots, 1.0f);
   }
   float* out = statistics_of(ranges, panel, part);
   ops->normalize({rows.x, rows.count, rows.vectors, mean, inverse, norm->weight.data() + rows.first,
@@ -83,7 +90,7 @@ void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
 
 void Ending::whole(std::int64_t panel, bool ranged, float* x) const {
   if (norm != nullptr) {
-    moments_of(panel, 0, x);
+    if (takes_moments()) moments_of(panel, 0, x);
     normalize(panel, 0, x);
   } else if (!ranged && needs_range()) {
     range_of(panel, 0, x);

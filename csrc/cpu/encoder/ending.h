@@ -56,14 +56,15 @@ class Ending {
   std::int64_t part_rows = 0;        // a multiple of 64, or all
   std::int64_t parts = 0;
   std::int64_t group = 1;    // panels of one task, as in the product: they are in that core's cache
-  float* moments = nullptr;  // statistics: means, deviations; with a norm
+  float* moments = nullptr;  // statistics: means, deviations; with moments
   float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
 
   // Whether a reader's scales depend on the values.
   bool needs_range() const;
-  // The steps, for one part of one panel whose floats are x. The first is moments_of (norm) or
-  // range_of (none, where the product has not kept the range); each needs all parts of the panel to
-  // be through the last.
+  bool takes_moments() const { return norm != nullptr && norm->has_statistics; }
+  // The steps, for one part of one panel whose floats are x. The first is moments_of (a norm that
+  // takes moments) or range_of (no norm, where the product has not kept the range); each needs all
+  // parts of the panel to be through the last.
   void moments_of(std::int64_t panel, std::int64_t part, float* x) const;
   void range_of(std::int64_t panel, std::int64_t part, float* x) const;
   void normalize(std::int64_t panel, std::int64_t part, float* x) const;

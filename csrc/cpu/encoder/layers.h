@@ -49,7 +49,8 @@ struct Linear {
 struct Norm {
   AlignedVector<float> weight;
   AlignedVector<float> bias;
-  float eps;
+  bool has_statistics = true;  // false: x * weight + bias alone (NoNorm)
+  float eps = 0.0f;            // with statistics only
 };
 
 // An embedding table, row-major.

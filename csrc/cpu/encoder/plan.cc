@@ -225,7 +225,7 @@ std::shared_ptr<Ending> Forward::begin_ending(ValueId y, float* floats,
   ending->parts = (ending->features + part_rows - 1) / part_rows;
   const auto bytes = static_cast<std::size_t>(Ending::statistics_floats(panels_, ending->parts) *
                                               std::int64_t{sizeof(float)});
-  if (ending->norm) ending->moments = static_cast<float*>(workspace_->take(bytes));
+  if (ending->takes_moments()) ending->moments = static_cast<float*>(workspace_->take(bytes));
   ending->ranges = static_cast<float*>(workspace_->take(bytes));
   return ending;
 }
@@ -244,11 +244,11 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
     });
   };
   using std::int64_t;
-  if (!first_done && ending->norm) {
+  if (!first_done && ending->takes_moments()) {
     add(" (moments)", [](const Ending& e, int64_t panel, int64_t part, float* x) {
       e.moments_of(panel, part, x);
     });
-  } else if (!first_done && ending->needs_range()) {
+  } else if (!first_done && !ending->norm && ending->needs_range()) {
     add(" (range)",
         [](const Ending& e, int64_t panel, int64_t part, float* x) { e.range_of(panel, part, x); });
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 
 #include "core/panels.h"
 
@@ -43,6 +44,12 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
     panel_bytes = float_panels::reads_pairs(variant->floats->layout)
                       ? panels::bf16_in_panel(linear->k) * std::int64_t{sizeof(std::uint16_t)}
                       : panels::floats_in_panel(linear->k) * std::int64_t{sizeof(float)};
+  }
+  if (accumulate_int8 == nullptr && accumulate_floats == nullptr) {
+    throw std::invalid_argument(
+        linear->name +
+        ": expected an instruction set that runs its device layout, got one "
+        "without that kernel; pack the layer for it");
   }
   tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
                        is_tiled(*variant)});
@@ -109,7 +116,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   for (std::int64_t p = 0; p < count; ++p) {
     if (ends_panels) {
       ending->whole(panel + p, ranged, floats_of(p));
-    } else if (ending->norm != nullptr) {
+    } else if (ending->takes_moments()) {
       ending->moments_of(panel + p, row_task, floats_of(p));
     }
   }

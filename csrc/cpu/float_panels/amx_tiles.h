@@ -23,6 +23,9 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
+constexpr TileConfig kConfig;
+
 // The tiles of one strip of 16 rows, in order of their column.
 struct Strip {
   const char* tiles;  // kTileBytes each

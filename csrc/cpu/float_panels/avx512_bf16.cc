@@ -18,6 +18,6 @@ SIMD_INLINE F dot2(F acc, U x, U w) {
 }  // namespace
 
 extern const Kernels kAvx512Bf16Kernels;
-const Kernels kAvx512Bf16Kernels = {{dense32, sparse32, dense16, nullptr}};
+const Kernels kAvx512Bf16Kernels = {{dense32, sparse32, dense16, nullptr}, peak32, peak16};
 
 }  // namespace sparse_runtime::float_panels

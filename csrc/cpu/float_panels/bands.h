@@ -4,6 +4,8 @@
 //   F dot2(F acc, U x, U w)      acc + both products of each lane's bf16 pairs
 //   constexpr int kWideGroups    lane groups whose sums for kBand rows fit the registers
 
+#include "cpu/peak_loop.h"
+
 constexpr int kPanelSlots = panels::kSlots;
 
 SIMD_INLINE void add_to(float* acc, F sum, bool first) {
@@ -154,4 +156,14 @@ void sparse32(const WeightView& w, const Call& call) {
 
 void dense16(const WeightView& w, const Call& call) {
   over_call(w, call, dense16_rows<kWideGroups>, dense16_rows<2>, dense16_rows<1>);
+}
+
+std::int64_t peak32(std::int64_t rounds) {
+  const auto product = [](F sum, U x) { return fma((F)x, splat(0.5f), sum); };
+  return peak_loop<F>(rounds, product) * (2 * kLanes);
+}
+
+std::int64_t peak16(std::int64_t rounds) {
+  const auto product = [](F sum, U x) { return dot2(sum, x, U{} + 0x3f003f80u); };
+  return peak_loop<F>(rounds, product) * (2 * 2 * kLanes);
 }

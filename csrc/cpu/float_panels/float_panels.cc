@@ -28,4 +28,20 @@ Accumulate accumulate_for(Isa isa, Layout layout) {
   return bands_for(isa).accumulate[static_cast<int>(layout)];
 }
 
+Peak band_peak32(Isa isa) {
+  return bands_for(isa).peak32;
+}
+
+Peak band_peak16(Isa isa) {
+  return bands_for(isa).peak16;
+}
+
+Peak tile_peak16(Isa isa) {
+#ifdef SPARSE_RUNTIME_HAS_AMX
+  if (isa == Isa::kAmx) return kAmxKernels.peak16;
+#endif
+  static_cast<void>(isa);
+  return nullptr;
+}
+
 }  // namespace sparse_runtime::float_panels

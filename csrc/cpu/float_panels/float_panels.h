@@ -31,4 +31,9 @@ void unpack(const Weight& weight, float* w);
 // The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
 Accumulate accumulate_for(Isa isa, Layout layout);
 
+// The product instructions of the band layouts, and that of tiles; null where `isa` has no tiles.
+Peak band_peak32(Isa isa);
+Peak band_peak16(Isa isa);
+Peak tile_peak16(Isa isa);
+
 }  // namespace sparse_runtime::float_panels

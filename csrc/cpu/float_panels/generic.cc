@@ -20,6 +20,6 @@ SIMD_INLINE F dot2(F acc, U x, U w) {
 }  // namespace
 
 extern const Kernels kGenericKernels;
-const Kernels kGenericKernels = {{dense32, sparse32, dense16, nullptr}};
+const Kernels kGenericKernels = {{dense32, sparse32, dense16, nullptr}, peak32, peak16};
 
 }  // namespace sparse_runtime::float_panels

@@ -49,8 +49,13 @@ struct Call {
 // acc[p][r][slot] = sum_k x[p][k][slot] * w[row + r][k] in float32.
 using Accumulate = void (*)(const WeightView& w, const Call& call);
 
+// The set's product instructions by themselves, as in cpu/int8_panels/kernels.h.
+using Peak = std::int64_t (*)(std::int64_t rounds);
+
 struct Kernels {
   Accumulate accumulate[kLayouts];  // by Layout; null where the set has none of its own
+  Peak peak32;                      // of float32; null where the set has none of its own
+  Peak peak16;                      // of bf16
 };
 
 extern const Kernels kGenericKernels;

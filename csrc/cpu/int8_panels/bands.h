@@ -7,6 +7,8 @@
 //
 // Accumulators stay in registers for a whole band: kBand rows times kGroups lane groups.
 
+#include "cpu/peak_loop.h"
+
 constexpr int kPanelSlots = panels::kSlots;
 
 SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
@@ -225,5 +227,11 @@ void gathered(const WeightView& w, const Call& call) {
   }
 }
 
+std::int64_t peak(std::int64_t rounds) {
+  const auto product = [](I sum, U x) { return dot4(sum, x, 0x05fb7d81); };
+  return peak_loop<I>(rounds, product) * (2 * 4 * kLanes);
+}
+
 constexpr Kernels kBandKernels = {{grouped<4, 1, true>, grouped<4, 1, false>, gathered<4, 1>,
-                                   grouped<1, 2, false>, gathered<1, 2>, nullptr, nullptr}};
+                                   grouped<1, 2, false>, gathered<1, 2>, nullptr, nullptr},
+                                  peak};

@@ -31,4 +31,16 @@ Accumulate accumulate_for(Isa isa, Layout layout) {
   return bands_for(isa).accumulate[static_cast<int>(layout)];
 }
 
+Peak band_peak(Isa isa) {
+  return bands_for(isa).peak;
+}
+
+Peak tile_peak(Isa isa) {
+#ifdef SPARSE_RUNTIME_HAS_AMX
+  if (isa == Isa::kAmx) return kAmxKernels.peak;
+#endif
+  static_cast<void>(isa);
+  return nullptr;
+}
+
 }  // namespace sparse_runtime::int8_panels

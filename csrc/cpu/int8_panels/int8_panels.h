@@ -43,4 +43,8 @@ Cost count(const std::int8_t* w, std::int64_t n, std::int64_t k);
 // The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
 Accumulate accumulate_for(Isa isa, Layout layout);
 
+// The product instruction of the band layouts, and that of tiles; null where `isa` has no tiles.
+Peak band_peak(Isa isa);
+Peak tile_peak(Isa isa);
+
 }  // namespace sparse_runtime::int8_panels

@@ -60,8 +60,13 @@ constexpr std::int64_t kScratchBytes = 64 * 1024;
 // acc[p][r][slot] = sum_k x[p][k][slot] * w[row + r][k], modulo 2^32, x unsigned.
 using Accumulate = void (*)(const WeightView& w, const Call& call);
 
+// The set's product instruction by itself, `rounds` times some number of them, with operands at
+// hand: what no layout can exceed. Returns the multiplications and additions done.
+using Peak = std::int64_t (*)(std::int64_t rounds);
+
 struct Kernels {
   Accumulate accumulate[kLayouts];  // by Layout; null where the set has none of its own
+  Peak peak;
 };
 
 extern const Kernels kGenericKernels;

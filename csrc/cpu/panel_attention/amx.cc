@@ -30,6 +30,9 @@ struct alignas(64) TileConfig {
   std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+// Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
+constexpr TileConfig kConfig;
+
 // Memory of one call.
 struct Scratch {
   std::uint16_t* keys;   // [kKeyBlock][padded]
@@ -361,8 +364,7 @@ class Attention {
 
 void attend_bf16(const Problem& problem, const Call& call) {
   const Head head = head_of(problem, call);
-  const TileConfig config;
-  _tile_loadconfig(&config);
+  _tile_loadconfig(&kConfig);
   Attention(problem, call, head).run();
   _tile_release();
 }

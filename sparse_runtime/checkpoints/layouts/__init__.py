@@ -7,12 +7,42 @@ integers inside of a sparse container, or masks beside a teacher's weights.
 from __future__ import annotations
 
 from ..draft import Draft, Recognition
-from . import prune_pairs
+from . import (
+    bitsandbytes,
+    compressed_tensors,
+    intel_masks,
+    intel_qat,
+    mask_buffers,
+    mask_files,
+    movement,
+    nncf_masks,
+    nxm,
+    prune_pairs,
+    sparseml_qat,
+    torchao,
+    unused_layers,
+)
 from .base import Layout
 
 __all__ = ["LAYOUTS", "Layout", "finalise"]
 
-LAYOUTS: tuple[Layout, ...] = (prune_pairs.LAYOUT,)
+LAYOUTS: tuple[Layout, ...] = (
+    # Weights whose values lie packed, before anything that is done to values.
+    compressed_tensors.LAYOUT,
+    torchao.LAYOUT,
+    bitsandbytes.LAYOUT,
+    # What was never the model's, and masks of single weights, before what is computed from them.
+    intel_masks.LAYOUT,
+    unused_layers.LAYOUT,
+    prune_pairs.LAYOUT,
+    nncf_masks.LAYOUT,
+    intel_qat.LAYOUT,
+    sparseml_qat.LAYOUT,
+    movement.LAYOUT,
+    mask_buffers.LAYOUT,
+    mask_files.LAYOUT,
+    nxm.LAYOUT,
+)
 
 
 def finalise(draft: Draft) -> None:

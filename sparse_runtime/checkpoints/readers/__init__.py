@@ -7,8 +7,9 @@ from pathlib import Path
 from ..errors import CheckpointError, listed
 from . import safetensors_file, safetensors_shards, torch_file, torch_shards
 from .base import Reader
+from .named_file import inside_path, named_reader
 
-__all__ = ["READERS", "Reader", "find_reader"]
+__all__ = ["READERS", "Reader", "find_reader", "inside_path"]
 
 # As in transformers: safetensors before pickles, one file before shards.
 READERS: tuple[Reader, ...] = (
@@ -24,12 +25,18 @@ _WEIGHTS = (
 )
 
 
-def find_reader(directory: Path) -> Reader:
+def find_reader(directory: Path, file: str | None = None) -> Reader:
     """The first reader that recognises the directory.
+
+    Args:
+        directory: of the checkpoint.
+        file: the weights file to open instead, as :func:`inside_path` gives it.
 
     Raises:
         CheckpointError: none does; says what each looked for and which weights are there.
     """
+    if file is not None:
+        return named_reader(directory, file)
     refusals = []
     for reader in READERS:
         reason = reader.recognise(directory)
@@ -39,5 +46,6 @@ def find_reader(directory: Path) -> Reader:
     seen = [path.name for path in directory.iterdir() if path.name.endswith(_WEIGHTS)]
     raise CheckpointError(
         f"{directory.name}: no weights that can be read ({', '.join(refusals)}); other weights "
-        f"there: {listed(seen)}"
+        f"there: {listed(seen)}; name one of its safetensors or pickle files with --finalise "
+        "file=NAME"
     )

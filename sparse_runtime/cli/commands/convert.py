@@ -46,6 +46,13 @@ def convert(
             show_default="nothing",
         ),
     ] = None,
+    crop: Annotated[
+        str,
+        typer.Option(
+            help="Heads and neurons to remove: auto (zero or unread), fold (constant ones too, "
+            "into a bias), none."
+        ),
+    ] = "auto",
     finalise: Finalise = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a packed model that is already there.")
@@ -67,6 +74,7 @@ def convert(
         prune=prune,
         scales=scales,
         activations=activations,
+        crop=crop,
         finalise=finalise_options(finalise),
         overwrite=overwrite,
         progress=False if quiet else None,

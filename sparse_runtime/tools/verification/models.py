@@ -15,6 +15,7 @@ from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
 from ..integers import dense_tensors
 from .inputs import Text, Tokens
+from .ragged import check_runs_in_transformers, replace_modules, whole_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +56,9 @@ def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> Pretraine
         ValueError: naming every field that differs, or one that transformers does not take.
     """
     original = read_settings(
-        checkpoint.config, sentence_encoder=runs_base_model(checkpoint.directory)
+        checkpoint.config,
+        sentence_encoder=runs_base_model(checkpoint.directory),
+        head_size=checkpoint.head_size,
     ).config
     differences = [
         f"{name} is {mine!r} in the packed model and {theirs!r} in the source"
@@ -76,20 +79,23 @@ def load_original(
     """The original in float32, in transformers' own class for the task.
 
     Raises:
-        ValueError: the checkpoint lacks weights, which transformers would make up at random.
+        ValueError: the checkpoint lacks weights, which transformers would make up at random, or
+            its layers differ from all that transformers runs.
     """
     import transformers
 
     auto = getattr(transformers, CLASSES[task])
     arguments: dict[str, Any] = {"config": config, "dtype": torch.float32}
-    if checkpoint.is_plain:
+    check_runs_in_transformers(checkpoint, config)
+    state = whole_tensors(checkpoint, config)
+    if checkpoint.is_plain and state is None:
         arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
     else:
-        # transformers reads neither other layouts nor names with the prefix of a wrapper, and takes
-        # tensors only by the class.
+        # transformers reads neither other layouts, nor smaller layers, nor names with the prefix of
+        # a wrapper, and takes tensors only by the class.
         with torch.device("meta"):
             auto = type(auto.from_config(config))
-        state = dict(dense_tensors(checkpoint))
+        state = state or dict(dense_tensors(checkpoint))
         arguments |= {"pretrained_model_name_or_path": None, "state_dict": state}
     with _without_progress_bars():
         model, found = auto.from_pretrained(
@@ -104,6 +110,7 @@ def load_original(
             f"source: {checkpoint.directory.name} lacks the weights {', '.join(sorted(missing))} "
             f"of a {type(model).__name__}, so there is no original to compare with"
         )
+    replace_modules(model, checkpoint, config)
     return model.to(device).eval()
 
 
