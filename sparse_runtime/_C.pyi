@@ -72,6 +72,7 @@ class FloatPanelWeight:
     def unpack(self, w_ptr: int) -> None: ...
 
 PANEL_MAX_K: int
+PANEL_MAX_K_ZERO_POINTS: int
 
 def int8_panels_pack(w_ptr: int, n: int, k: int, layout: str) -> Int8PanelWeight: ...
 def int8_panels_count(w_ptr: int, n: int, k: int) -> dict[str, int]:
@@ -137,8 +138,24 @@ def panel_attention(
     query: int,
     queries: int,
     isa: str,
+    quantizers: AttentionQuantizers | None = None,
 ) -> None:
     """One head of one sequence."""
+
+class AttentionQuantizers:
+    """Static quantizers of attention's products, each (scale, zero point, low, high)."""
+
+    def __init__(
+        self,
+        query: tuple[float, int, int, int],
+        key: tuple[float, int, int, int],
+        probabilities: tuple[float, int, int, int],
+        value: tuple[float, int, int, int],
+        scores: tuple[float, int, int, int] | None,
+        context: tuple[float, int, int, int] | None,
+    ) -> None: ...
+
+ATTENTION_MAX_INT8_TERMS: int
 
 class PanelNorm:
     def __init__(self, weight_ptr: int, bias_ptr: int, features: int, eps: float | None) -> None:
@@ -157,6 +174,8 @@ class PanelLinear:
         scheme: str,
         scale: float = 1.0,
         zero_point: int = 0,
+        outputs_ptr: int = 0,
+        zero_points_ptr: int = 0,
     ) -> None: ...
     @overload
     def __init__(
@@ -217,7 +236,13 @@ class Forward:
         norm: PanelNorm | None,
     ) -> PanelValue: ...
     def attention(
-        self, qkv: PanelValue, heads: int, scale: float, bias_ptr: int = 0, span: int = 0
+        self,
+        qkv: PanelValue,
+        heads: int,
+        scale: float,
+        bias_ptr: int = 0,
+        span: int = 0,
+        quantizers: AttentionQuantizers | None = None,
     ) -> PanelValue: ...
     def to_rows(self, x: PanelValue, rows_ptr: int, stride: int) -> None: ...
     def run(self, profile: bool = False) -> list[tuple[str, float]]:

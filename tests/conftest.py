@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -28,3 +29,19 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 def checkout_root() -> Path:
     """Root of the checkout: the folder that holds pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def float_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU backend with the reference's attention, where matrix units multiply in bf16.
+
+    What is left then are the roundings of float32 and of quantizers.
+    """
+    from sparse_runtime.ops.backends import Backend
+    from sparse_runtime.ops.cpu_backend import CpuBackend
+
+    def attention(self: CpuBackend, qkv: Any, batch: Any, **arguments: Any) -> Any:
+        rows = Backend.attention(self, self.to_tokens(qkv), batch, **arguments)
+        return qkv.run.from_rows(rows)
+
+    monkeypatch.setattr(CpuBackend, "attention", attention)

@@ -32,6 +32,8 @@ using std::uintptr_t;
 
 constexpr int64_t kMaxTokens = int64_t{1} << 40;
 constexpr int64_t kMaxFeatures = int64_t{1} << 31;
+// |x - zero point| and |w - zero point| are at most 255, and a sum of products below 2^31.
+constexpr int64_t kMaxInputsWithZeroPoints = std::numeric_limits<std::int32_t>::max() / (255 * 255);
 constexpr auto kFloatBytes = static_cast<int64_t>(sizeof(float));
 
 // A recorded value, by the forward pass that owns it; released when Python drops it.
@@ -79,14 +81,60 @@ token_ops::Quantization quantization_of(const Checks& checks, const std::string&
   using token_ops::Scheme;
   if (scheme == "asymmetric") return {Scheme::kAsymmetric, 1.0f, 0};
   if (scheme == "symmetric") return {Scheme::kSymmetric, 1.0f, 0};
+  if (scheme == "symmetric_full") return {Scheme::kSymmetricFull, 1.0f, 0};
   if (scheme != "static") {
-    checks.fail("scheme", "one of asymmetric, symmetric, static", "\"" + scheme + "\"");
+    checks.fail("scheme", "one of asymmetric, symmetric, symmetric_full, static",
+                "\"" + scheme + "\"");
   }
   if (!(scale > 0.0f && std::isfinite(scale))) {
     checks.fail("scale", "a positive finite number", std::to_string(scale));
   }
   checks.range("zero_point", zero_point, 0, 255);
   return {Scheme::kStatic, scale, zero_point};
+}
+
+// Four floats a row: scale (0: the row has none), zero point, least and largest level.
+std::vector<token_ops::Output> outputs_at(const Checks& checks, uintptr_t address, int64_t rows) {
+  constexpr int64_t kNumbers = 4;
+  const auto* from =
+      checks.pointer<const float>("outputs_ptr", address, rows * kNumbers * kFloatBytes);
+  std::vector<token_ops::Output> outputs;
+  for (int64_t r = 0; r < rows; ++r, from += kNumbers) {
+    const float scale = from[0], zero_point = from[1], low = from[2], high = from[3];
+    const bool is_range = -128.0f <= low && low <= zero_point && zero_point <= high &&
+                          high <= 255.0f && low == std::rint(low) && high == std::rint(high) &&
+                          zero_point == std::rint(zero_point);
+    if (!(scale >= 0.0f && std::isfinite(scale)) || (scale > 0.0f && !is_range)) {
+      checks.fail("outputs_ptr",
+                  "a positive finite scale (or 0) and integers -128 <= low <= zero point <= high "
+                  "<= 255 a row",
+                  std::to_string(scale) + ", " + std::to_string(zero_point) + ", " +
+                      std::to_string(low) + ", " + std::to_string(high) + " in row " +
+                      std::to_string(r));
+    }
+    outputs.push_back(
+        {scale, scale > 0.0f ? 1.0f / scale : 0.0f, low - zero_point, high - zero_point});
+  }
+  return outputs;
+}
+
+// Adds a zero point for each row of the weight.
+void add_zero_points(const Checks& checks, Linear& linear, uintptr_t address) {
+  if (linear.k > kMaxInputsWithZeroPoints) {
+    checks.fail("zero_points_ptr",
+                "at most " + std::to_string(kMaxInputsWithZeroPoints) +
+                    " inputs, that sums stay within 32 bits",
+                std::to_string(linear.k));
+  }
+  const auto* from = checks.pointer<const std::int32_t>("zero_points_ptr", address,
+                                                        linear.n * int64_t{sizeof(std::int32_t)});
+  linear.w_zero_points.assign(from, from + linear.n);
+  for (int64_t r = 0; r < linear.n; ++r) {
+    checks.range("zero_points_ptr", from[r], -128, 127);
+    const auto k = static_cast<std::int32_t>(linear.k);
+    linear.row_sums.push_back(linear.variants.front().int8->row_sums[static_cast<std::size_t>(r)] -
+                              k * from[r]);
+  }
 }
 
 using Int8Variants = std::vector<std::pair<int64_t, std::shared_ptr<int8_panels::Weight>>>;
@@ -117,7 +165,8 @@ void add_variants(const Checks& checks, Linear& linear, const Variants& variants
 
 std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Variants& variants,
                                        uintptr_t scale_ptr, uintptr_t bias_ptr,
-                                       const std::string& scheme, float scale, int zero_point) {
+                                       const std::string& scheme, float scale, int zero_point,
+                                       uintptr_t outputs_ptr, uintptr_t zero_points_ptr) {
   const Checks checks("PanelLinear");
   auto linear = std::make_shared<Linear>();
   linear->name = name;
@@ -125,6 +174,8 @@ std::shared_ptr<Linear> int8_linear_of(const std::string& name, const Int8Varian
   linear->w_scale = floats_at(checks, "scale_ptr", scale_ptr, linear->n);
   if (bias_ptr != 0) linear->bias = floats_at(checks, "bias_ptr", bias_ptr, linear->n);
   linear->quantization = quantization_of(checks, scheme, scale, zero_point);
+  if (zero_points_ptr != 0) add_zero_points(checks, *linear, zero_points_ptr);
+  if (outputs_ptr != 0) linear->outputs = outputs_at(checks, outputs_ptr, linear->n);
   const auto is_finite = [](float value) { return std::isfinite(value); };
   linear->finite = std::all_of(linear->w_scale.begin(), linear->w_scale.end(), is_finite) &&
                    std::all_of(linear->bias.begin(), linear->bias.end(), is_finite);
@@ -143,6 +194,8 @@ std::shared_ptr<Linear> float_linear_of(const std::string& name, const FloatVari
 
 int64_t bytes_of(const Linear& linear) {
   int64_t total = kFloatBytes * static_cast<int64_t>(linear.w_scale.size() + linear.bias.size());
+  total += kFloatBytes * static_cast<int64_t>(linear.w_zero_points.size() + linear.row_sums.size());
+  total += static_cast<int64_t>(linear.outputs.size() * sizeof(token_ops::Output));
   for (const encoder::Variant& variant : linear.variants) {
     total += variant.int8 ? variant.int8->bytes() : variant.floats->bytes();
   }
@@ -254,7 +307,8 @@ Value linear(const std::shared_ptr<Forward>& forward, const Value& x,
 }
 
 Value attention(const std::shared_ptr<Forward>& forward, const Value& qkv, int64_t heads,
-                float scale, uintptr_t bias_ptr, int64_t span) {
+                float scale, uintptr_t bias_ptr, int64_t span,
+                const std::shared_ptr<panel_attention::Quantizers>& quantizers) {
   const Checks checks("attention");
   const ValueId id = qkv.of(checks, "qkv", forward);
   checks.range("heads", heads, 1, qkv.features());
@@ -268,7 +322,7 @@ Value attention(const std::shared_ptr<Forward>& forward, const Value& qkv, int64
     bias = checks.pointer<const float>("bias_ptr", bias_ptr, heads * span * span * kFloatBytes);
     forward->check_span(span);
   }
-  return Value(forward, forward->attention(id, heads, scale, bias, span));
+  return Value(forward, forward->attention(id, heads, scale, bias, span, quantizers));
 }
 
 void to_rows(const std::shared_ptr<Forward>& forward, const Value& x, uintptr_t rows_ptr,
@@ -361,9 +415,11 @@ void bind_encoder(py::module_& m) {
   py::class_<WorkspacePool, std::shared_ptr<WorkspacePool>>(m, "WorkspacePool")
       .def(py::init<>())
       .def_property_readonly("bytes", &WorkspacePool::bytes);
+  m.attr("PANEL_MAX_K_ZERO_POINTS") = kMaxInputsWithZeroPoints;
   py::class_<Linear, std::shared_ptr<Linear>>(m, "PanelLinear")
       .def(py::init(&int8_linear_of), arg("name"), arg("variants"), arg("scale_ptr"),
-           arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0)
+           arg("bias_ptr"), arg("scheme"), arg("scale") = 1.0f, arg("zero_point") = 0,
+           arg("outputs_ptr") = 0, arg("zero_points_ptr") = 0)
       .def(py::init(&float_linear_of), arg("name"), arg("variants"), arg("bias_ptr"))
       .def_property_readonly("bytes", &bytes_of)
       .def("apply", &apply, arg("x_ptr"), arg("x_stride"), arg("tokens"), arg("activation"),
@@ -390,7 +446,7 @@ void bind_encoder(py::module_& m) {
       .def("linear", &linear, arg("x"), arg("layer"), arg("activation"), arg("residual"),
            arg("norm"))
       .def("attention", &attention, arg("qkv"), arg("heads"), arg("scale"), arg("bias_ptr") = 0,
-           arg("span") = 0)
+           arg("span") = 0, arg("quantizers") = nullptr)
       .def("to_rows", &to_rows, arg("x"), arg("rows_ptr"), arg("stride"))
       .def("recording", &recording, arg("x"))
       .def("run", &run, arg("profile") = false);

@@ -21,6 +21,9 @@ typedef std::uint16_t Words __attribute__((vector_size(2 * kLanes)));
 
 #define SIMD_INLINE inline __attribute__((always_inline))
 
+// Arrays of vectors become registers only where every loop over them is unrolled.
+#define UNROLL _Pragma("GCC unroll 16")
+
 template <typename Vec, typename Element>
 SIMD_INLINE Vec load(const Element* from) {
   Vec v;
@@ -82,6 +85,26 @@ SIMD_INLINE F round_even(F x) {
   return (x + shift) - shift;
 #endif
 }
+
+#if defined(__AVX2__)
+// The same for any x.
+SIMD_INLINE F round_any(F x) {
+#if defined(__AVX512F__)
+  return round_even(x);
+#else
+  return (F)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#endif
+}
+
+// Not where one is NaN.
+SIMD_INLINE bool all_below(F x, float bound) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)splat(bound), _CMP_NLT_UQ) == 0;
+#else
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)splat(bound), _CMP_NLT_UQ)) == 0;
+#endif
+}
+#endif
 
 SIMD_INLINE I to_int(F x) {
 #if defined(__AVX512F__)
@@ -145,6 +168,40 @@ SIMD_INLINE F exponential(F x) {
   const F y = p * (F)((to_int(n) + 127) << 23);
   return (F)((I)y & alive);
 #endif
+}
+
+// Static quantization: levels are integers, counted from the zero point.
+struct Grid {
+  F scale;
+  F inverse;  // 1 / scale
+  F low;
+  F high;
+};
+
+SIMD_INLINE Grid grid_of(float scale, float low, float high) {
+  return {splat(scale), splat(1.0f / scale), splat(low), splat(high)};
+}
+
+SIMD_INLINE F divided_level(const Grid& to, F x) {
+  F quotient = x / to.scale;
+  quotient = (F)((I)quotient & (I)(quotient == quotient));
+  return round_even(least(most(quotient, to.low), to.high));
+}
+
+// round_even(x / scale) within the bounds, or -0; NaN becomes 0. The quotient is the reference's,
+// to the bit: a product with the inverse is off by less than 2^-12 up to 300, which is beyond every
+// level (three roundings of 2^-24, or 2^-21 where the inverse is no normal number), so only what
+// comes closer to a tie is divided.
+SIMD_INLINE F nearest_level(const Grid& to, F x) {
+#if defined(__AVX2__)
+  const F product = x * to.inverse;
+  const F nearest = round_any(product);
+  const F off = (F)((I)(product - nearest) & 0x7fffffff);
+  if (__builtin_expect(all_below(off, 0.5f - 0x1p-12f), 1)) {  // no NaN either
+    return least(most(nearest, to.low), to.high);
+  }
+#endif
+  return divided_level(to, x);
 }
 
 // Float bits -> bf16 in the low half of each lane, nearest even; NaN stays NaN.

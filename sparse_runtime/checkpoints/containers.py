@@ -17,6 +17,7 @@ _SAFETENSORS_DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "F8_E4M3": "float8_e4m3fn",
     "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",
@@ -44,6 +45,9 @@ class Container(Protocol):
 
     def shared(self) -> list[tuple[str, ...]]:
         """Groups of names that share storage."""
+
+    def metadata(self) -> dict[str, str]:
+        """Text by key that the files carry beside the tensors."""
 
 
 class SafetensorsFile:
@@ -74,6 +78,9 @@ class SafetensorsFile:
     def shared(self) -> list[tuple[str, ...]]:
         return []
 
+    def metadata(self) -> dict[str, str]:
+        return self._file.metadata() or {}
+
 
 class TorchFile:
     """One file of torch.save, read by the unpickler that creates tensors and nothing else."""
@@ -100,6 +107,9 @@ class TorchFile:
                 place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
                 groups.setdefault(place, []).append(name)
         return [tuple(names) for names in groups.values() if len(names) > 1]
+
+    def metadata(self) -> dict[str, str]:
+        return {}
 
 
 class Shards:
@@ -138,6 +148,12 @@ class Shards:
 
     def shared(self) -> list[tuple[str, ...]]:
         return [group for shard in self._files.values() for group in shard.shared()]
+
+    def metadata(self) -> dict[str, str]:
+        merged: dict[str, str] = {}
+        for shard in self._files.values():
+            merged |= shard.metadata()
+        return merged
 
 
 def load_tensor(path: Path) -> Tensor:

@@ -133,6 +133,19 @@ class Draft:
         before = self.take(name)
         self.put(name, before.shape, dtype, lambda: compute(before.load()))
 
+    def put_linear(self, module: str, linear: QuantizedLinear) -> None:
+        """Add a layer that the file states in integers.
+
+        Raises:
+            CheckpointError: its weight is in the file as well.
+        """
+        if f"{module}.weight" in self.tensors or module in self.linears:
+            raise CheckpointError(
+                f"{self.where}: {module}.weight is in the file both plain and in the layout "
+                f"{self.recognised[-1].layout}; remove the stale one"
+            )
+        self.linears[module] = linear
+
     def drop(self, names: Iterable[str], why: str) -> None:
         """Leave tensors out."""
         for name in list(names):

@@ -24,14 +24,18 @@ _FOREIGN = (
         r"\.(weight_packed|weight_scale|weight_zero_point|weight_shape|weight_g_idx|input_scale"
         r"|input_zero_point|compressed|bitmask|row_offsets|scale_packed|meta)",
         "compressed-tensors",
-        "decompress it with the library that wrote it",
+        "put the config.json beside it that it was saved with",
     ),
     (
         r"\._weight_(qdata|scale|zero_point)",
         "torchao",
-        "convert the float checkpoint",
+        "put the config.json beside it that it was saved with",
     ),
-    (r"\.(SCB|weight_format)", "bitsandbytes", "convert the float checkpoint"),
+    (
+        r"\.(SCB|weight_format)",
+        "bitsandbytes",
+        "put the config.json beside it that it was saved with",
+    ),
     (r"\.(qweight|qzeros|g_idx)", "GPTQ or AWQ", "convert the float checkpoint"),
     (
         r"\.lora_((embedding_)?[AB]|magnitude_vector)(\..*)?",
@@ -44,6 +48,8 @@ _FOREIGN = (
         "call remove_parametrizations before saving",
     ),
 )
+# Layouts that are read where config.json says how.
+_STATED = ("compressed-tensors", "torchao", "bitsandbytes")
 _PATTERNS = [(re.compile(rf".*({ending})"), who, advice) for ending, who, advice in _FOREIGN]
 
 
@@ -53,7 +59,8 @@ def refuse_foreign(where: str, names: Iterable[str]) -> None:
     for pattern, who, advice in _PATTERNS:
         found = [name for name in names if pattern.fullmatch(name)]
         if found:
+            why = "config.json does not state" if who in _STATED else "is not supported yet"
             raise CheckpointError(
                 f"{where}: {len(found)} tensors are in the layout of {who} ({listed(found)}), "
-                f"which is not supported yet; {advice}"
+                f"which {why}; {advice}"
             )

@@ -7,6 +7,7 @@ can hand its result over in the form that its reader wants (docs/kernels/encoder
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -190,16 +191,20 @@ class CpuBackend(Backend):
         quantized: QuantizedAttention | None = None,
     ) -> Activation:
         run = qkv.run
-        if quantized is not None:
-            rows, steps = self.to_tokens(qkv), quantizers_of(quantized)
-            at = batch.row_positions
+        quantizers = None if quantized is None else panel_quantizers(quantized)
+        if quantized is not None and (
+            quantizers is None or (bias is not None and not run.is_consecutive())
+        ):
+            rows, at, steps = self.to_tokens(qkv), batch.row_positions, quantizers_of(quantized)
             return run.from_rows(attention(rows, batch.lengths, heads, scale, bias, at, steps))
         if bias is None:
-            return PanelActivation(run, run.forward.attention(qkv.value, heads, scale))
+            value = run.forward.attention(qkv.value, heads, scale, quantizers=quantizers)
+            return PanelActivation(run, value)
         if not run.is_consecutive():
             return run.from_rows(attend_rows(self.to_tokens(qkv), batch, heads, scale, bias))
         by_key = self._bias_by_key(bias)
-        value = run.forward.attention(qkv.value, heads, scale, address(by_key), by_key.shape[1])
+        span = by_key.shape[1]
+        value = run.forward.attention(qkv.value, heads, scale, address(by_key), span, quantizers)
         run.kept.append(by_key)
         return PanelActivation(run, value)
 
@@ -235,6 +240,18 @@ class CpuBackend(Backend):
             self._biases = {id(bias): (bias, bias.float().transpose(1, 2).contiguous())}
             known = self._biases[id(bias)]
         return known[1]
+
+
+@cache
+def panel_quantizers(quantized: QuantizedAttention) -> Any:
+    """The ``_C.AttentionQuantizers``; None where a product has a side in floats."""
+    steps = quantizers_of(quantized) or {}
+    products = ("query", "key", "probabilities", "value")
+    if not all(name in steps for name in products):
+        return None
+    return extension().AttentionQuantizers(
+        *(steps.get(name) for name in (*products, "scores", "context"))
+    )
 
 
 def attend_rows(qkv: Tensor, batch: TokenBatch, heads: int, scale: float, bias: Tensor) -> Tensor:

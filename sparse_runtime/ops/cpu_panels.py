@@ -47,10 +47,7 @@ class PanelLinear(PreparedLinear):
         if activations is None:
             self.handle = _float_handle(request.name, weight, bias, self.choices)
         else:
-            scales = torch.cat([w.packed.row_scales() for w in request.weights])
-            self.handle = _int8_handle(
-                request.name, weight, scales, bias, activations, self.choices
-            )
+            self.handle = _int8_handle(request, weight, bias, activations, self.choices)
         self.key = _register(self)
 
     @property
@@ -105,23 +102,39 @@ def stacked_weight(request: LinearRequest) -> Tensor:
 
 
 def _int8_handle(
-    name: str,
+    request: LinearRequest,
     weight: Tensor,
-    scales: Tensor,
     bias: Tensor | None,
     activations: ActivationSpec,
     choices: tuple[LayoutChoice, ...],
 ) -> _C.PanelLinear:
-    scales = scales.float().contiguous()
+    parts = [w.packed for w in request.weights]
     variants = [(choice.most_tokens, _pack(weight, choice.layout)) for choice in choices]
-    scheme = "symmetric" if activations.dtype == "int8" else "asymmetric"
-    scale, zero_point = 1.0, 0
-    if activations.scheme == "static":
-        scheme, scale = "static", activations.scale
-        zero_point = activations.zero_point + (SIGNED_OFFSET if activations.dtype == "int8" else 0)
+    scales = torch.cat([part.row_scales() for part in parts]).float().contiguous()
+    stacked = request.stacked_outputs()
+    outputs = None if stacked is None else torch.stack([part.float() for part in stacked], 1)
+    zero_points = None
+    if any(part.zero_points is not None for part in parts):
+        zero_points = torch.cat([part.row_zero_points() for part in parts]).contiguous()
     return extension().PanelLinear(
-        name, variants, address(scales), address(bias), scheme, scale, zero_point
+        request.name,
+        variants,
+        address(scales),
+        address(bias),
+        *_input_scheme(activations),
+        address(outputs),
+        address(zero_points),
     )
+
+
+def _input_scheme(activations: ActivationSpec) -> tuple[str, float, int]:
+    """Scheme, scale and zero point as C++ has them: everything is stored unsigned."""
+    signed = activations.dtype == "int8"
+    if activations.scheme == "static":
+        return "static", activations.scale, activations.zero_point + SIGNED_OFFSET * signed
+    if not signed:
+        return "asymmetric", 1.0, 0
+    return "symmetric" if activations.narrow_range else "symmetric_full", 1.0, 0
 
 
 def _float_handle(
@@ -145,16 +158,12 @@ def _measured(weight: Tensor, choice: LayoutChoice) -> float:
 
 def _unknown_arithmetic(request: LinearRequest) -> str | None:
     """What the integer kernels do not compute, or None."""
-    for spec in (weight.packed.spec for weight in request.weights):
-        if spec.outputs is not None:
-            return "does not requantize outputs"
-        if spec.values.zero_points:
-            return "multiplies integer weights without zero points"
-        if spec.values.granularity == "group":
-            return f"sums whole rows of integers, the scales are {spec.values.scales}"
-        act = spec.activations
-        if act is not None and not act.narrow_range:
-            return "quantizes dynamic int8 to -127..127, the layer to -128..127"
+    for values in (weight.packed.spec.values for weight in request.weights):
+        if values.granularity == "group":
+            return f"sums whole rows of integers, the scales are {values.scales}"
+        most = extension().PANEL_MAX_K_ZERO_POINTS
+        if values.zero_points and request.in_features > most:
+            return f"takes up to {most} inputs with zero points of the weight"
     return None
 
 

@@ -254,12 +254,6 @@ PREFIX = "bert.encoder.layer.0.output.dense"
         (("weight", "weight_mask_scores"), "movement pruning"),
         (("weight", "weight_ampere_mask_scores"), "movement pruning"),
         (("weight", "binary_mask"), "NNCF"),
-        (("weight", "weight_scale"), "compressed-tensors"),
-        (("weight_packed", "weight_shape"), "compressed-tensors"),
-        (("weight.compressed", "weight.bitmask"), "compressed-tensors"),
-        (("compressed", "bitmask", "shape"), "compressed-tensors"),
-        (("_weight_qdata", "_weight_scale"), "torchao"),
-        (("weight", "SCB"), "bitsandbytes"),
         (("qweight", "scales"), "GPTQ or AWQ"),
         (("base_layer.weight", "lora_A.default.weight"), "a LoRA adapter"),
         (("weight", "lora_embedding_A"), "a LoRA adapter"),
@@ -275,6 +269,25 @@ def test_foreign_layouts_are_named_and_refused(
     assert f"layout of {who}" in message
     assert "not supported yet" in message
     assert any(f"{PREFIX}.{name}" in message for name in names)
+
+
+@pytest.mark.parametrize(
+    ("names", "who"),
+    [
+        (("weight", "weight_scale"), "compressed-tensors"),
+        (("weight_packed", "weight_shape"), "compressed-tensors"),
+        (("weight.compressed", "weight.bitmask"), "compressed-tensors"),
+        (("compressed", "bitmask", "shape"), "compressed-tensors"),
+        (("_weight_qdata", "_weight_scale"), "torchao"),
+        (("weight", "SCB"), "bitsandbytes"),
+    ],
+)
+def test_quantized_tensors_without_their_config_are_refused(
+    names: tuple[str, ...], who: str, write: Callable[..., Path]
+) -> None:
+    message = refusal(write({f"{PREFIX}.{name}": torch.ones(2, 2) for name in names}))
+    assert f"layout of {who}" in message
+    assert "which config.json does not state" in message
 
 
 @pytest.mark.parametrize(

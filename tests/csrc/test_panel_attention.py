@@ -154,7 +154,7 @@ def test_nan_stays_in_its_sequence(isa: str, form: str) -> None:
 def test_bad_arguments_are_named() -> None:
     x = np.zeros(64 * 6, dtype=np.float32)
     arguments = [x.ctypes.data, 4, 1, 2, 1.0, 0, 0, x.ctypes.data, 0, 0, 4, 0, 0, 4, "generic"]
-    with pytest.raises(ValueError, match='form: expected float or bf16; got "half"'):
+    with pytest.raises(ValueError, match='form: expected float, bf16 or int8; got "half"'):
         _C.panel_attention("half", *arguments)
     arguments[10] = 5
     with pytest.raises(ValueError, match=r"length: expected a value in 1..4; got 5"):

@@ -10,9 +10,11 @@ constexpr int kSlots = panels::kSlots;
 
 }  // namespace
 
-bool Ending::quantizes() const {
-  return std::any_of(shapes.begin(), shapes.end(),
-                     [](const Shape& s) { return s.form.kind == Form::Kind::kBytes; });
+bool Ending::needs_range() const {
+  return std::any_of(shapes.begin(), shapes.end(), [](const Shape& s) {
+    return s.form.kind == Form::Kind::kBytes &&
+           s.form.quantization.scheme != token_ops::Scheme::kStatic;
+  });
 }
 
 Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part, float* x) const {
@@ -57,7 +59,7 @@ void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
   const Rows rows = rows_of(panel, part, x);
   alignas(64) float low[kSlots];
   alignas(64) float high[kSlots];
-  if (quantizes()) {
+  if (needs_range()) {
     ops->merge_ranges({statistics_of(ranges, panel, 0), parts, part_rows, features, low, high});
   }
   for (const Shape& shape : shapes) {
@@ -90,7 +92,7 @@ void Ending::whole(std::int64_t panel, bool ranged, float* x) const {
   if (norm != nullptr) {
     if (takes_moments()) moments_of(panel, 0, x);
     normalize(panel, 0, x);
-  } else if (!ranged && quantizes()) {
+  } else if (!ranged && needs_range()) {
     range_of(panel, 0, x);
   }
   if (!shapes.empty()) convert(panel, 0, x);

@@ -59,7 +59,8 @@ class Ending {
   float* moments = nullptr;  // statistics: means, deviations; with moments
   float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
 
-  bool quantizes() const;
+  // Whether a reader's scales depend on the values.
+  bool needs_range() const;
   bool takes_moments() const { return norm != nullptr && norm->has_statistics; }
   // The steps, for one part of one panel whose floats are x. The first is moments_of (a norm that
   // takes moments) or range_of (no norm, where the product has not kept the range); each needs all

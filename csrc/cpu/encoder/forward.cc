@@ -100,13 +100,22 @@ ValueId Forward::linear(ValueId x, std::shared_ptr<const Linear> linear,
 }
 
 ValueId Forward::attention(ValueId qkv, std::int64_t heads, float scale, const float* bias,
-                           std::int64_t span) {
+                           std::int64_t span,
+                           std::shared_ptr<const panel_attention::Quantizers> quantizers) {
   Node node{Op::kAttention};
   const std::int64_t features = values_[qkv].features / 3;
   // Tiles take 32 features: those beyond a head must be queries or keys of the same tokens.
   const std::int64_t head_size = features / heads;
+  const std::int64_t most_terms = std::max(head_size, longest_sequence());
+  if (quantizers != nullptr && most_terms > panel_attention::kMostInt8Terms) {
+    throw std::invalid_argument("attention: quantizers: expected at most " +
+                                std::to_string(panel_attention::kMostInt8Terms) +
+                                " tokens a sequence and features a head, that sums stay within 32 "
+                                "bits; got " +
+                                std::to_string(most_terms));
+  }
   const bool even = head_size % 2 == 0 && (head_size % 32 == 0 || features >= 32);
-  const bool bf16 = even && values_[qkv].attention_bf16 &&
+  const bool bf16 = quantizers == nullptr && even && values_[qkv].attention_bf16 &&
                     find_shape(qkv, {Form::Kind::kFloats}) == nullptr &&
                     panel_attention::attend_for(isa_, panel_attention::Form::kBf16) != nullptr;
   read_by(qkv, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
@@ -115,6 +124,7 @@ ValueId Forward::attention(ValueId qkv, std::int64_t heads, float scale, const f
   node.scale = scale;
   node.bias = bias;
   node.span = span;
+  node.quantizers = std::move(quantizers);
   node.y = new_value(features);
   pending_.push_back(std::move(node));
   return pending_.back().y;
@@ -182,7 +192,7 @@ void Forward::replay(const Recording& recording, std::vector<const std::int64_t*
         linear(again(node.x), node.linear, node.activation, again(node.residual), node.norm);
         break;
       default:
-        attention(again(node.x), node.heads, node.scale, nullptr, 0);
+        attention(again(node.x), node.heads, node.scale, nullptr, 0, node.quantizers);
     }
   }
   to_rows(again(recording.result_), rows, stride);
@@ -196,6 +206,12 @@ void Forward::check_span(std::int64_t span) const {
                                 std::to_string(sequence.position + sequence.length) + "; got " +
                                 std::to_string(span));
   }
+}
+
+std::int64_t Forward::longest_sequence() const {
+  std::int64_t longest = 0;
+  for (const Sequence& sequence : sequences_) longest = std::max(longest, sequence.length);
+  return longest;
 }
 
 void Forward::done_reading(ValueId x) {

@@ -48,8 +48,11 @@ class Forward {
   // norm(activation(linear(x)) + residual)
   ValueId linear(ValueId x, std::shared_ptr<const Linear> linear, token_ops::Activation activation,
                  ValueId residual, std::shared_ptr<const Norm> norm_or_null);
+  // quantizers: or null, attention in floats. With them, throws std::invalid_argument where a sum
+  // of integers could leave 32 bits.
   ValueId attention(ValueId qkv, std::int64_t heads, float scale, const float* bias,
-                    std::int64_t span);
+                    std::int64_t span,
+                    std::shared_ptr<const panel_attention::Quantizers> quantizers);
   void to_rows(ValueId x, float* rows, std::int64_t stride);
 
   // Nobody outside will name this value again.
@@ -91,6 +94,7 @@ class Forward {
     float scale = 1.0f;
     const float* bias = nullptr;
     std::int64_t span = 0;
+    std::shared_ptr<const panel_attention::Quantizers> quantizers;
     const float* rows_in = nullptr;
     float* rows_out = nullptr;
     std::int64_t stride = 0;
@@ -139,6 +143,7 @@ class Forward {
   Shape& shape_of(ValueId x, const Form& form);
   float* take_floats(std::int64_t features);
 
+  std::int64_t longest_sequence() const;
   int vectors_of(std::int64_t panel) const;
   std::int64_t tokens_of(std::int64_t panel) const;
   // Whether there are enough panels for each to be one task.

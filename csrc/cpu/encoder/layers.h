@@ -31,7 +31,10 @@ struct Linear {
   std::vector<Variant> variants;              // ascending; the last takes any number of tokens
   AlignedVector<float> w_scale;               // [n], integers only
   AlignedVector<float> bias;                  // [n] or empty
+  AlignedVector<std::int32_t> w_zero_points;  // [n] or empty: all 0; integers only
+  AlignedVector<std::int32_t> row_sums;       // [n] of w - its zero point; with w_zero_points
   token_ops::Quantization quantization = {};  // of the input, integers only
+  std::vector<token_ops::Output> outputs;     // [n] or empty, integers only
   bool finite = false;                        // all of w_scale and bias
 
   const Variant& variant_for(std::int64_t tokens) const {

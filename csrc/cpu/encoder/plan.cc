@@ -146,7 +146,8 @@ void Forward::plan_linear(const Node& node) {
 }
 
 void Forward::plan_attention(const Node& node) {
-  const bool bf16 = find_shape(node.x, {Form::Kind::kAttentionBf16}) != nullptr;
+  const bool bf16 =
+      node.quantizers == nullptr && find_shape(node.x, {Form::Kind::kAttentionBf16}) != nullptr;
   const Shape qkv = shape_of(node.x, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
   const std::int64_t features = values_[node.y].features;
   panel_attention::Problem problem = {};
@@ -161,11 +162,13 @@ void Forward::plan_attention(const Node& node) {
   problem.span = node.span;
   problem.out = take_floats(features);
   problem.out_stride = panels::floats_in_panel(features);
-  const auto attend = panel_attention::attend_for(
-      isa_, bf16 ? panel_attention::Form::kBf16 : panel_attention::Form::kFloat);
-
-  std::int64_t longest = 0;
-  for (const Sequence& sequence : sequences_) longest = std::max(longest, sequence.length);
+  problem.quantizers = node.quantizers.get();  // of the pending nodes, which outlive the stages
+  problem.accumulate = int8_panels::accumulate_for(isa_, int8_panels::Layout::kDense);
+  using AttentionForm = panel_attention::Form;
+  const AttentionForm unreduced =
+      node.quantizers == nullptr ? AttentionForm::kFloat : AttentionForm::kInt8;
+  const auto attend = panel_attention::attend_for(isa_, bf16 ? AttentionForm::kBf16 : unreduced);
+  const std::int64_t longest = longest_sequence();
   need_scratch(panel_attention::scratch_bytes(problem.head_size));
   // A call is one head of one sequence. Many short ones share a task; where there are few long
   // ones, each is cut by its queries.
@@ -245,7 +248,7 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
     add(" (moments)", [](const Ending& e, int64_t panel, int64_t part, float* x) {
       e.moments_of(panel, part, x);
     });
-  } else if (!first_done && !ending->norm && ending->quantizes()) {
+  } else if (!first_done && !ending->norm && ending->needs_range()) {
     add(" (range)",
         [](const Ending& e, int64_t panel, int64_t part, float* x) { e.range_of(panel, part, x); });
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <stdexcept>
 
 #include "core/panels.h"
 
@@ -12,6 +13,7 @@ constexpr int kSlots = panels::kSlots;
 constexpr std::int64_t kRowBlock = int8_panels::kRowBlock;
 static_assert(kRowBlock == float_panels::kRowBlock);
 constexpr std::int64_t kKernelScratch = int8_panels::kScratchBytes;
+constexpr std::int64_t kFloat = sizeof(float);
 
 bool is_tiled(const Variant& variant) {
   if (variant.floats) return variant.floats->layout == float_panels::Layout::kTiles16;
@@ -43,6 +45,12 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
                       ? panels::bf16_in_panel(linear->k) * std::int64_t{sizeof(std::uint16_t)}
                       : panels::floats_in_panel(linear->k) * std::int64_t{sizeof(float)};
   }
+  if (accumulate_int8 == nullptr && accumulate_floats == nullptr) {
+    throw std::invalid_argument(
+        linear->name +
+        ": expected an instruction set that runs its device layout, got one "
+        "without that kernel; pack the layer for it");
+  }
   tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
                        is_tiled(*variant)});
   row_tasks = (padded_rows + tiling.task_rows - 1) / tiling.task_rows;
@@ -53,11 +61,18 @@ std::int64_t Product::acc_bytes() const {
   return tiling.panels * tiling.call_rows * kSlots * std::int64_t{sizeof(float)};
 }
 
-// [kernel's scratch][accumulators][floats of the task's panels, if it keeps them]
+// [kernel's scratch][accumulators][floats of the task's panels, if it keeps them][x sums]
 std::int64_t Product::scratch_bytes() const {
-  const std::int64_t kept =
-      keeps_floats ? tiling.panels * panels::floats_in_panel(linear->n) : std::int64_t{0};
-  return kKernelScratch + acc_bytes() + kept * std::int64_t{sizeof(float)};
+  return kKernelScratch + acc_bytes() + kept_bytes() + tiling.panels * kSlots * kFloat;
+}
+
+std::int64_t Product::kept_bytes() const {
+  return keeps_floats ? tiling.panels * panels::floats_in_panel(linear->n) * kFloat : 0;
+}
+
+std::int32_t* Product::x_sums_of(char* scratch, std::int64_t panel) const {
+  char* sums = scratch + kKernelScratch + acc_bytes() + kept_bytes();
+  return reinterpret_cast<std::int32_t*>(sums) + panel * kSlots;
 }
 
 void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& ops) const {
@@ -67,7 +82,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   const std::int64_t first = row_task * tiling.task_rows;
   const std::int64_t end = std::min(first + tiling.task_rows, padded_rows);
   // Without a norm between, the epilogue itself keeps the range for the quantization.
-  const bool ranged = ending != nullptr && ending->norm == nullptr && ending->quantizes();
+  const bool ranged = ending != nullptr && ending->norm == nullptr && ending->needs_range();
   const auto range_of = [&](std::int64_t p) {
     return !ranged ? nullptr : ending->ranges + ((panel + p) * row_tasks + row_task) * 2 * kSlots;
   };
@@ -83,13 +98,18 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
     std::fill_n(range_of(p) + kSlots, kSlots, -std::numeric_limits<float>::infinity());
   }
   if (row_tasks > 1) fetch(x + panel * panel_bytes, count * panel_bytes);
+  for (std::int64_t p = 0; !linear->w_zero_points.empty() && p < count; ++p) {
+    const char* bytes = x + (panel + p) * panel_bytes;
+    ops.byte_sums({reinterpret_cast<const std::uint8_t*>(bytes), linear->k,
+                   int8_panels::reads_plain(variant->int8->layout), x_sums_of(scratch, p)});
+  }
   for (std::int64_t row = first; row < end; row += tiling.call_rows) {
     const std::int64_t rows = std::min(tiling.call_rows, end - row);
     accumulate(row, rows, panel, count, scratch);
     const auto* acc = reinterpret_cast<const float*>(scratch + kKernelScratch);
     for (std::int64_t p = 0; p < count; ++p) {
-      finish(row, std::min(rows, linear->n - row), panel + p, acc + p * rows * kSlots, floats_of(p),
-             range_of(p), ops);
+      finish(row, std::min(rows, linear->n - row), panel + p, acc + p * rows * kSlots,
+             x_sums_of(scratch, p), floats_of(p), range_of(p), ops);
     }
   }
   if (ending == nullptr) return;
@@ -130,7 +150,8 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
 }
 
 void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
-                     float* floats_of_panel, float* range, const token_ops::Kernels& ops) const {
+                     const std::int32_t* x_sums, float* floats_of_panel, float* range,
+                     const token_ops::Kernels& ops) const {
   token_ops::Finish finish = {};
   finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
   finish.activation = activation;
@@ -153,8 +174,15 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
       finish.row_sums = variant->int8->row_sums.data() + row;
       finish.float_sums =
           variant->int8->float_sums.empty() ? nullptr : variant->int8->float_sums.data() + row;
+      if (!linear->w_zero_points.empty()) {
+        finish.w_zero_points = linear->w_zero_points.data() + row;
+        finish.x_sums = x_sums;
+        finish.row_sums = linear->row_sums.data() + row;
+        finish.float_sums = nullptr;
+      }
       finish.x_scale = x_scale + panel * kSlots;
       finish.zero_points = zero_points + panel * kSlots;
+      finish.outputs = linear->outputs.empty() ? nullptr : linear->outputs.data() + row;
     }
     finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
     const std::int64_t at = (panel * linear->n + row) * kSlots;

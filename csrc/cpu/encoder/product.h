@@ -51,8 +51,12 @@ struct Product {
   void accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel, std::int64_t count,
                   char* scratch) const;
   void finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
-              float* floats_of_panel, float* range, const token_ops::Kernels& ops) const;
+              const std::int32_t* x_sums, float* floats_of_panel, float* range,
+              const token_ops::Kernels& ops) const;
   std::int64_t acc_bytes() const;
+  std::int64_t kept_bytes() const;
+  // Sums of the slots' bytes in one of the task's panels; for weights with zero points.
+  std::int32_t* x_sums_of(char* scratch, std::int64_t panel) const;
 };
 
 }  // namespace sparse_runtime::encoder

@@ -11,9 +11,6 @@
 
 constexpr int kPanelSlots = panels::kSlots;
 
-// Arrays of accumulators become registers only where every loop over them is unrolled.
-#define UNROLL _Pragma("GCC unroll 16")
-
 SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
   std::int32_t word;
   __builtin_memcpy(&word, values, sizeof(word));

@@ -372,6 +372,6 @@ void attend_bf16(const Problem& problem, const Call& call) {
 }  // namespace
 
 extern const Kernels kAmxKernels;
-const Kernels kAmxKernels = {nullptr, attend_bf16};
+const Kernels kAmxKernels = {nullptr, attend_bf16, nullptr};
 
 }  // namespace sparse_runtime::panel_attention

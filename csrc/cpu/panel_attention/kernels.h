@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "cpu/int8_panels/kernels.h"
+
 namespace sparse_runtime::panel_attention {
 
 // Forms of the queries, keys and values, which lie side by side: features [0, H) are the queries,
@@ -14,10 +16,33 @@ namespace sparse_runtime::panel_attention {
 //   kBf16   bf16: queries and keys as pairs [H][64 slots][2] (feature f at f / 2), then the values
 //           as halves [H][64]: feature f of either begins f * 64 (pairs: (f / 2) * 128) elements
 //           into the panel
-enum class Form { kFloat, kBf16 };
+//   kInt8   as kFloat; quantized within the call, and both products are sums of integers
+enum class Form { kFloat, kBf16, kInt8 };
 
 // Keys are taken in blocks of this many, so that memory is bounded for any length.
 constexpr std::int64_t kKeyBlock = 512;
+
+// Static quantization: q = clamp(round_even(x / scale) + zero_point, low, high). scale 0: none.
+struct Quantizer {
+  float scale;
+  int zero_point;
+  int low;  // -128 at least; 255 steps at most to high
+  int high;
+};
+
+// With x^ = (q - zero_point) * scale of each: scores = query^ key^, rounded to the levels of
+// `scores`, times Problem::scale; context = probabilities^ value^, rounded to those of `context`.
+struct Quantizers {
+  Quantizer query;
+  Quantizer key;
+  Quantizer probabilities;
+  Quantizer value;
+  Quantizer scores;   // may be none
+  Quantizer context;  // may be none
+};
+
+// 255 * 255 times as many keys, or features of a head, stays below 2^31.
+constexpr std::int64_t kMostInt8Terms = 33025;
 
 struct Problem {
   const void* qkv;            // first panel of the stream, 64-byte aligned
@@ -29,6 +54,9 @@ struct Problem {
   std::int64_t span;
   float* out;  // floats [panel][H][64]: only the slots of the call's queries are written
   std::int64_t out_stride;  // floats between panels
+  // kInt8 only.
+  const Quantizers* quantizers;
+  int8_panels::Accumulate accumulate;  // of the dense layout
 };
 
 // One head of one sequence, for some of its queries.
@@ -45,6 +73,7 @@ struct Call {
 struct Kernels {
   void (*attend_float)(const Problem& problem, const Call& call);
   void (*attend_bf16)(const Problem& problem, const Call& call);  // null where there is none
+  void (*attend_int8)(const Problem& problem, const Call& call);  // the same
 };
 
 extern const Kernels kGenericKernels;

@@ -3,25 +3,27 @@
 #include <algorithm>
 
 #include "core/panels.h"
+#include "cpu/panel_attention/int8_memory.h"
 
 namespace sparse_runtime::panel_attention {
 namespace {
 
-Attend attend_float_for(Isa isa) {
+const Kernels& vectors_for(Isa isa) {
 #ifdef SPARSE_RUNTIME_HAS_AVX512
-  if (isa >= Isa::kAvx512) return kAvx512Kernels.attend_float;
+  if (isa >= Isa::kAvx512) return kAvx512Kernels;
 #endif
 #ifdef SPARSE_RUNTIME_HAS_AVX2
-  if (isa >= Isa::kAvx2) return kAvx2Kernels.attend_float;
+  if (isa >= Isa::kAvx2) return kAvx2Kernels;
 #endif
   static_cast<void>(isa);
-  return kGenericKernels.attend_float;
+  return kGenericKernels;
 }
 
 }  // namespace
 
 Attend attend_for(Isa isa, Form form) {
-  if (form == Form::kFloat) return attend_float_for(isa);
+  if (form == Form::kFloat) return vectors_for(isa).attend_float;
+  if (form == Form::kInt8) return vectors_for(isa).attend_int8;
 #ifdef SPARSE_RUNTIME_HAS_AMX
   if (isa == Isa::kAmx) return kAmxKernels.attend_bf16;
 #endif
@@ -34,7 +36,7 @@ std::int64_t scratch_bytes(std::int64_t head_size) {
   const std::int64_t in_float = kFloat * (kKeyBlock * panels::kSlots + head_size * panels::kSlots);
   const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * kKeyBlock * 16 +
                                kHalf * 2 * padded * kStep + kFloat * 3 * padded * 16;
-  return std::max(in_float, in_bf16);
+  return std::max({in_float, in_bf16, Int8Memory(head_size).bytes});
 }
 
 }  // namespace sparse_runtime::panel_attention

@@ -11,7 +11,7 @@ namespace {
 }  // namespace
 
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels = {finish,   moments,  normalize, range,   merge_ranges, merge_moments,
-                                quantize, to_pairs, embed,     to_rows, from_rows};
+const Kernels kAvx512Kernels = {finish,   moments,   normalize, range, merge_ranges, merge_moments,
+                                quantize, byte_sums, to_pairs,  embed, to_rows,      from_rows};
 
 }  // namespace sparse_runtime::token_ops

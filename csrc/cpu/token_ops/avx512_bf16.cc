@@ -12,7 +12,7 @@ namespace {
 
 extern const Kernels kAvx512Bf16Kernels;
 const Kernels kAvx512Bf16Kernels = {finish,       moments,       normalize, range,
-                                    merge_ranges, merge_moments, quantize,  to_pairs,
-                                    embed,        to_rows,       from_rows};
+                                    merge_ranges, merge_moments, quantize,  byte_sums,
+                                    to_pairs,     embed,         to_rows,   from_rows};
 
 }  // namespace sparse_runtime::token_ops

@@ -73,11 +73,26 @@ SIMD_INLINE F activate(F v) {
   return v;
 }
 
+// The level nearest to v; adding 0 leaves no -0, which the levels, integers, do not have.
+SIMD_INLINE F requantized(const Output& output, F v) {
+  const Grid grid = {splat(output.scale), splat(output.inverse), splat(output.low),
+                     splat(output.high)};
+  return (nearest_level(grid, v) + 0.0f) * grid.scale;
+}
+
+// One rounding where nobody sees it; the reference's two where the next rounding, to few levels,
+// would make a whole level of the difference.
+SIMD_INLINE F dequantized(F v, float scale, float bias, const Output* output) {
+  if (output == nullptr) return fma(v, splat(scale), splat(bias));
+  return requantized(*output, v * splat(scale) + splat(bias));
+}
+
 // Some lane groups of slots, all rows: what does not change from row to row stays in registers.
 //
 // kCoarse: see Finish. Only a whole token can then be NaN, by its scale, and infinities are seen in
 // the range.
-template <bool kInteger, Activation kActivation, bool kCoarse, int kGroups>
+// kForeign: rows may have levels or zero points; loops of layers without are as if there were none.
+template <bool kInteger, Activation kActivation, bool kCoarse, bool kForeign, int kGroups>
 void finish_slots(const Finish& finish, int slot) {
   // A copy of our own: stores through its pointers cannot change it, so its members stay in
   // registers.
@@ -101,17 +116,22 @@ void finish_slots(const Finish& finish, int slot) {
   for (std::int64_t r = 0; r < f.rows; ++r) {
     const std::int64_t row = r * kPanelSlots + slot;
     const float bias = f.bias != nullptr ? f.bias[r] : 0.0f;
+    const bool leveled = kForeign && f.outputs != nullptr && f.outputs[r].scale != 0.0f;
+    const Output* output = leveled ? f.outputs + r : nullptr;
     F v[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       const std::int64_t at = row + g * kLanes;
       if (kInteger && f.float_sums != nullptr) {
         v[g] = fma(float_points[g], splat(f.float_sums[r]), to_float(load<I>(sums + at)));
-        v[g] = fma(v[g] * x_scale[g], splat(f.w_scale[r]), splat(bias));
+        v[g] = dequantized(v[g] * x_scale[g], f.w_scale[r], bias, output);
       } else if (kInteger) {
         // Unsigned: products and differences beyond int32 cancel modulo 2^32.
-        const U sum =
-            load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
-        v[g] = fma(to_float((I)sum) * x_scale[g], splat(f.w_scale[r]), splat(bias));
+        U sum = load<U>(sums + at) - zero_points[g] * static_cast<std::uint32_t>(f.row_sums[r]);
+        if (kForeign && f.w_zero_points != nullptr) {
+          sum -= load<U>(f.x_sums + slot + g * kLanes) *
+                 static_cast<std::uint32_t>(f.w_zero_points[r]);
+        }
+        v[g] = dequantized(to_float((I)sum) * x_scale[g], f.w_scale[r], bias, output);
       } else {
         v[g] = load<F>(products + at) + bias;
       }
@@ -148,22 +168,25 @@ void finish_slots(const Finish& finish, int slot) {
   }
 }
 
-template <bool kInteger, Activation kActivation, bool kCoarse>
+template <bool kInteger, Activation kActivation, bool kCoarse, bool kForeign>
 void finish_panel_as(const Finish& f) {
   const int end = f.vectors * panels::kVector;
   int slot = 0;
   for (; slot + 2 * kLanes <= end; slot += 2 * kLanes) {
-    finish_slots<kInteger, kActivation, kCoarse, 2>(f, slot);
+    finish_slots<kInteger, kActivation, kCoarse, kForeign, 2>(f, slot);
   }
-  for (; slot < end; slot += kLanes) finish_slots<kInteger, kActivation, kCoarse, 1>(f, slot);
+  for (; slot < end; slot += kLanes)
+    finish_slots<kInteger, kActivation, kCoarse, kForeign, 1>(f, slot);
 }
 
 template <bool kInteger, Activation kActivation>
 void finish_panel(const Finish& f) {
-  if (kInteger && f.coarse && f.residual == nullptr) {
-    return finish_panel_as<kInteger, kActivation, true>(f);
-  }
-  finish_panel_as<kInteger, kActivation, false>(f);
+  const bool coarse = kInteger && f.coarse && f.residual == nullptr;
+  const bool foreign = kInteger && (f.outputs != nullptr || f.w_zero_points != nullptr);
+  if (coarse && foreign) return finish_panel_as<kInteger, kActivation, kInteger, kInteger>(f);
+  if (coarse) return finish_panel_as<kInteger, kActivation, kInteger, false>(f);
+  if (foreign) return finish_panel_as<kInteger, kActivation, false, kInteger>(f);
+  finish_panel_as<kInteger, kActivation, false, false>(f);
 }
 
 template <bool kInteger>
@@ -333,21 +356,24 @@ void merge_moments(const Merge& m) {
 }
 
 // How one lane group is quantized: q = round_even(clamp(x * factor)) + offset. The static scheme
-// divides by its scale instead, as the reference does.
+// and that of the full range divide by their scale instead, as the reference does.
 struct Rule {
-  F factor;  // static: the scale
+  F factor;  // or 1 / scale
+  F scale;
   F least_value;
   F most_value;
   I offset;
 };
 
-template <bool kStatic, bool kClamp = true>
+template <bool kDivide, bool kClamp = true>
 SIMD_INLINE U quantized(const Rule& rule, F x) {
-  F v = kStatic ? x / rule.factor : x * rule.factor;
-  // A NaN becomes zero. (In the dynamic schemes it makes its whole token's range NaN, and the
-  // comparison with the lower bound, then 0, takes care of it.)
-  if (kStatic) v = (F)((I)v & (I)(v == v));
-  // The bounds are integers, so clamping before rounding is the same as after it.
+  if (kDivide) {
+    const Grid grid = {rule.scale, rule.factor, rule.least_value, rule.most_value};
+    return (U)(to_int(nearest_level(grid, x)) + rule.offset);
+  }
+  F v = x * rule.factor;
+  // The bounds are integers, so clamping before rounding is the same as after it. A NaN makes its
+  // whole token's range NaN, and the comparison with the lower bound, then 0, takes care of it.
   if (kClamp) v = least(most(v, rule.least_value), rule.most_value);
   return (U)(to_nearest(v) + rule.offset);
 }
@@ -357,10 +383,22 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
   Rule rule = {};
   F scale, zero;
   if (q.quantization.scheme == Scheme::kStatic) {
-    rule.factor = scale = splat(q.quantization.scale);
+    scale = splat(q.quantization.scale);
+    rule.factor = splat(1.0f / q.quantization.scale);
     zero = splat(static_cast<float>(q.quantization.zero_point));
     rule.least_value = -zero;
     rule.most_value = 255.0f - zero;
+  } else if (q.quantization.scheme == Scheme::kSymmetricFull) {
+    const F amax = most(high, -low);  // both are NaN or neither
+    const F tiny = splat(0x1p-126f);
+    const F wanted = amax / 127.5f;
+    const I finite = amax - amax == 0.0f;
+    scale = wanted < tiny ? tiny : wanted;  // NaN stays
+    scale = amax == 0.0f ? splat(1.0f) : scale;
+    rule.factor = 1.0f / scale;
+    zero = splat(128.0f);
+    rule.least_value = (F)((I)splat(-128.0f) & finite);  // a token that is not finite: zeros
+    rule.most_value = (F)((I)splat(127.0f) & finite);
   } else if (q.quantization.scheme == Scheme::kSymmetric) {
     const F amax = most(high, -low);  // both are NaN or neither
     const F floor = splat(127.0f * 0x1p-126f);
@@ -389,6 +427,7 @@ SIMD_INLINE Rule make_rule(const Quantize& q, int slot, F low, F high) {
     rule.least_value = -zero;
     rule.most_value = (F)((I)(255.0f - zero) & finite);
   }
+  rule.scale = scale;
   store(q.scale + slot, scale);
   rule.offset = to_int(zero);
   store(q.zero_points + slot, rule.offset);
@@ -401,7 +440,7 @@ SIMD_INLINE Rule rule_for(const Quantize& q, int slot) {
 }
 
 // Four features of a slot make the four bytes of its lane. Rows are read whole.
-template <bool kStatic>
+template <bool kDivide>
 void quantize_grouped(const Quantize& quantize) {
   constexpr int kMostGroups = kPanelSlots / kLanes;
   const Quantize q = quantize;  // as in finish_slots
@@ -413,10 +452,10 @@ void quantize_grouped(const Quantize& quantize) {
   for (; i + 4 <= q.rows; i += 4) {
     const float* x = q.x + i * kPanelSlots;
     for (int g = 0; g < groups; ++g, x += kLanes) {
-      U word = quantized<kStatic>(rules[g], load<F>(x));
-      word |= quantized<kStatic>(rules[g], load<F>(x + kPanelSlots)) << 8;
-      word |= quantized<kStatic>(rules[g], load<F>(x + 2 * kPanelSlots)) << 16;
-      word |= quantized<kStatic>(rules[g], load<F>(x + 3 * kPanelSlots)) << 24;
+      U word = quantized<kDivide>(rules[g], load<F>(x));
+      word |= quantized<kDivide>(rules[g], load<F>(x + kPanelSlots)) << 8;
+      word |= quantized<kDivide>(rules[g], load<F>(x + 2 * kPanelSlots)) << 16;
+      word |= quantized<kDivide>(rules[g], load<F>(x + 3 * kPanelSlots)) << 24;
       store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
     }
   }
@@ -425,7 +464,7 @@ void quantize_grouped(const Quantize& quantize) {
       U word = {};
       for (std::int64_t j = i; j < i + 4 && j < q.rows; ++j) {
         const F v = load<F>(q.x + j * kPanelSlots + g * kLanes);
-        word |= quantized<kStatic>(rules[g], v) << (8 * (j - i));
+        word |= quantized<kDivide>(rules[g], v) << (8 * (j - i));
       }
       store(q.q + i * kPanelSlots + 4 * kLanes * g, word);
     }
@@ -437,7 +476,7 @@ SIMD_INLINE int plain_word(int slot) {
   return 16 * (slot % 16 / 4) + 4 * (slot / 16);
 }
 
-template <bool kStatic>
+template <bool kDivide>
 void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
   const Quantize q = quantize;
   const Rule rule = given;
@@ -445,7 +484,7 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
   for (std::int64_t i = 0; i < padded; ++i) {
     Bytes bytes = {};
     if (i < q.rows) {
-      const U whole = quantized<kStatic>(rule, load<F>(q.x + i * kPanelSlots + slot));
+      const U whole = quantized<kDivide>(rule, load<F>(q.x + i * kPanelSlots + slot));
       bytes = __builtin_convertvector(whole, Bytes);
     }
     std::uint8_t words[kLanes];
@@ -460,7 +499,7 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
 // All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows. They
 // saturate, which is all the clamping that the asymmetric scheme needs: its bounds are 0 and 255,
 // and what is not finite becomes the least integer.
-template <bool kStatic, bool kClamp>
+template <bool kDivide, bool kClamp>
 void quantize_plain_panel(const Quantize& quantize) {
   const Quantize q = quantize;
   const Rule rules[4] = {rule_for(q, 0), rule_for(q, 16), rule_for(q, 32), rule_for(q, 48)};
@@ -469,7 +508,7 @@ void quantize_plain_panel(const Quantize& quantize) {
     __m512i whole[4];
     for (int v = 0; v < 4; ++v) {
       whole[v] =
-          (__m512i)quantized<kStatic, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
+          (__m512i)quantized<kDivide, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
     }
     const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
     const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
@@ -479,21 +518,50 @@ void quantize_plain_panel(const Quantize& quantize) {
 }
 #endif
 
-template <bool kStatic>
+template <bool kDivide>
 void quantize_as(const Quantize& q) {
-  if (!q.plain) return quantize_grouped<kStatic>(q);
+  if (!q.plain) return quantize_grouped<kDivide>(q);
 #if defined(__AVX512BW__)
   const bool saturates = q.quantization.scheme == Scheme::kAsymmetric;
   if (q.vectors == panels::kVectors && saturates) return quantize_plain_panel<false, false>(q);
-  if (q.vectors == panels::kVectors) return quantize_plain_panel<kStatic, true>(q);
+  if (q.vectors == panels::kVectors) return quantize_plain_panel<kDivide, true>(q);
 #endif
   for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
-    quantize_plain<kStatic>(q, slot, rule_for(q, slot));
+    quantize_plain<kDivide>(q, slot, rule_for(q, slot));
   }
 }
 
 void quantize(const Quantize& q) {
-  return q.quantization.scheme == Scheme::kStatic ? quantize_as<true>(q) : quantize_as<false>(q);
+  const bool divide =
+      q.quantization.scheme == Scheme::kStatic || q.quantization.scheme == Scheme::kSymmetricFull;
+  return divide ? quantize_as<true>(q) : quantize_as<false>(q);
+}
+
+// Bytes beyond the features are 0, and those of slots not in use anything.
+void byte_sums(const ByteSums& byte_sums) {
+  constexpr int kGroups = kPanelSlots / kLanes;
+  const ByteSums b = byte_sums;
+  U sums[kGroups] = {};
+  if (!b.plain) {
+    for (std::int64_t i = 0; i < b.k; i += 4) {
+      for (int g = 0; g < kGroups; ++g) {
+        const U word = load<U>(b.x + i * kPanelSlots + 4 * kLanes * g);
+        const U pairs = (word & 0x00ff00ffu) + (word >> 8 & 0x00ff00ffu);
+        sums[g] += (pairs & 0xffffu) + (pairs >> 16);
+      }
+    }
+    for (int g = 0; g < kGroups; ++g) store(b.sums + g * kLanes, sums[g]);
+    return;
+  }
+  for (std::int64_t i = 0; i < b.k; ++i) {
+    for (int g = 0; g < kGroups; ++g) {
+      sums[g] += __builtin_convertvector(load<Bytes>(b.x + i * kPanelSlots + g * kLanes), U);
+    }
+  }
+  for (int slot = 0; slot < kPanelSlots; ++slot) {
+    const int at = panels::byte_of_slot(slot);
+    b.sums[slot] = (std::int32_t)sums[at / kLanes][at % kLanes];
+  }
 }
 
 void to_pairs(const float* x, std::int64_t rows, int vectors, std::uint16_t* y) {

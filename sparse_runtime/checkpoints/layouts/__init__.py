@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from ..draft import Draft, Recognition
 from . import (
+    bitsandbytes,
+    compressed_tensors,
     intel_masks,
     intel_qat,
     mask_buffers,
@@ -18,6 +20,7 @@ from . import (
     onnx_encoder,
     prune_pairs,
     sparseml_qat,
+    torchao,
     unused_layers,
 )
 from .base import Layout
@@ -27,6 +30,10 @@ __all__ = ["LAYOUTS", "Layout", "finalise"]
 LAYOUTS: tuple[Layout, ...] = (
     # A graph's tensors go by other names; all else is about the model's.
     onnx_encoder.LAYOUT,
+    # Weights whose values lie packed, before anything that is done to values.
+    compressed_tensors.LAYOUT,
+    torchao.LAYOUT,
+    bitsandbytes.LAYOUT,
     # What was never the model's, and masks of single weights, before what is computed from them.
     intel_masks.LAYOUT,
     unused_layers.LAYOUT,

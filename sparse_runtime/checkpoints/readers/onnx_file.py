@@ -36,6 +36,9 @@ class OnnxFile:
     def shared(self) -> list[tuple[str, ...]]:
         return []
 
+    def metadata(self) -> dict[str, str]:
+        return {}
+
 
 def onnx_files(directory: Path) -> list[str]:
     """ONNX files of a directory and of its folder ``onnx``, where hub repositories keep several."""
