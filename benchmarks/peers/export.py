@@ -102,7 +102,7 @@ def with_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
         a, b = sides
         scale = np.float32(1)
         for side in sides:
-            scale *= numpy_helper.to_array(constants[side.input[1]]).reshape(())
+            scale = np.float32(scale * numpy_helper.to_array(constants[side.input[1]]).item())
         name = node.output[0]
         scales.append(numpy_helper.from_array(np.array(scale, np.float32), name + "_scale"))
         zeros = [a.input[2], b.input[2]]

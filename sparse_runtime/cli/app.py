@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .commands import bench, convert, information, inspection, run, verify
+from .commands import bench, convert, export, information, inspection, run, verify
 from .errors import Group
 from .options import example
 
@@ -52,6 +52,7 @@ app.command(
     "verify", epilog=example("verify ./packed ./my-bert --pairs sts.tsv --min-cosine 0.995")
 )(verify.verify)
 app.command("run", epilog=example('run ./packed "A first text." "A second one."'))(run.run)
+app.command("export", epilog=example("export ./packed ./dense --form hugging-face"))(export.export)
 app.add_typer(bench.app, name="bench")
 
 

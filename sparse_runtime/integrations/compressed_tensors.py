@@ -8,29 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
-import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .. import __version__
-from ..checkpoints import kind_of
-from ..checkpoints.tied import partner_of
 from ..spec import ActivationSpec, LinearSpec
 from ..store import PackedLinear, PackedModel, load
-from ..store.companions import companion_files
+from .directories import check_new, new_directory, save_tensors
+from .whole import check_whole, untied
 
 _DYNAMIC = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True}
 _BITS = {"int4": 4, "int8": 8}
-# Names of the two sizes of a layer in config.json: those of DistilBERT come second.
-_SIZES = (("hidden_size", "dim"), ("intermediate_size", "hidden_dim"))
-_LAYER = re.compile(r"(?<=\.\d)\.|(?<=\.\d\d)\.")
 
 
 def export_compressed_tensors(
@@ -44,22 +35,21 @@ def export_compressed_tensors(
 
     Args:
         model: a packed model, or its directory.
-        out_dir: a directory that does not exist.
+        out_dir: a new or an empty directory.
 
     Raises:
-        FileExistsError: ``out_dir`` exists.
+        FileExistsError: there is something in ``out_dir``.
         ValueError: the model has what the format cannot state; the message names the layer.
     """
     target = Path(out_dir).expanduser()
-    if target.exists():
-        raise FileExistsError(f"out_dir {target}: expected a directory that does not exist yet")
+    check_new(target)
     packed = model if isinstance(model, PackedModel) else load(model)
     if packed.attention:
         raise ValueError(
             f"{min(packed.attention)}: its attention is quantized, which compressed-tensors has no "
             "place for"
         )
-    _check_sizes(packed)
+    check_whole(packed, "programs that read compressed-tensors")
     tensors: dict[str, Tensor] = dict(packed.tensors)
     groups: dict[str, dict[str, Any]] = {}
     for module, linear in packed.linears.items():
@@ -71,37 +61,10 @@ def export_compressed_tensors(
         if scheme is not None:
             key = json.dumps(scheme, sort_keys=True)
             groups.setdefault(key, {"targets": [], **scheme})["targets"].append(module)
-    for other, kept in packed.aliases.items():
-        # What transformers ties by itself is stored once; all else it would not find.
-        if partner_of(other, packed.tensors) is None:
-            tensors[other] = packed.tensors[kept]
+    tensors |= untied(packed)
     config = packed.config | {"quantization_config": _section(list(groups.values()))}
-    _write(target, config, tensors, packed.extra_files)
-
-
-def _check_sizes(model: PackedModel) -> None:
-    """Refuse networks that were cropped: their config.json states the sizes from before."""
-    if model.absent or model.head_size is not None:
-        raise ValueError(
-            f"sublayers {list(model.absent)} are absent and a head has {model.head_size or 'all'} "
-            "features, which no program that reads compressed-tensors has a model for"
-        )
-    hidden, inner = (
-        next((model.config[key] for key in keys if key in model.config), None) for keys in _SIZES
-    )
-    layers: dict[str, set[tuple[int, int]]] = {}
-    for module, linear in model.linears.items():
-        shape = linear.packed.spec.shape
-        if kind_of(f"{module}.weight", shape) == "encoder_linear" and hidden and inner:
-            layers.setdefault(_LAYER.split(module, maxsplit=1)[0], set()).add(shape)
-    for name, shapes in layers.items():
-        expected = {(hidden, hidden), (inner, hidden), (hidden, inner)}
-        if shapes != expected:
-            raise ValueError(
-                f"{name}: expected matrices of {sorted(expected)}, as config.json says, "
-                f"got {sorted(shapes)}; a network whose heads or neurons were removed has no "
-                "model in programs that read compressed-tensors"
-            )
+    with new_directory(target, config, packed.extra_files) as staging:
+        save_tensors(tensors, staging / "model.safetensors")
 
 
 def _layer(linear: PackedLinear) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
@@ -182,30 +145,3 @@ def _section(groups: list[dict[str, Any]]) -> dict[str, Any]:
         "transform_config": {},
         "version": f"sparse-runtime {__version__}",
     }
-
-
-def _write(
-    target: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], extra: Path | None
-) -> None:
-    """All files beside the target, which then takes their name: none or the whole is there."""
-    companions = {} if extra is None else companion_files(Path(extra))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    staging.mkdir()
-    try:
-        # Each with memory of its own, as safetensors wants it.
-        separate = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in tensors.items()
-        }
-        save_file(separate, staging / "model.safetensors", metadata={"format": "pt"})
-        for relative, source in companions.items():
-            (staging / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, staging / relative)
-        text = json.dumps(dict(config), indent=2, sort_keys=True)
-        (staging / "config.json").write_text(text + "\n", encoding="utf-8")
-        shutil.copymode(staging / "config.json", staging / "model.safetensors")
-        staging.rename(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise

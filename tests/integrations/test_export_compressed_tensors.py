@@ -195,5 +195,7 @@ def test_a_cropped_network_is_refused(inner: int, tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="does not exist yet"):
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="a new or an empty directory"):
         export_compressed_tensors(packed_model(packed_linear(ValueSpec("int8"))), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]

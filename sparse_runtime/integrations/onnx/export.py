@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
 from ...encoders.weights import Weights
 from ...ops import get_backend
-from ...store.companions import companion_files
+from ..directories import check_new, new_directory
 from .encoder import EncoderGraph
 from .linear import Form
 
@@ -55,8 +52,7 @@ def export_onnx(packed_dir: str | Path, out_dir: str | Path, form: Form = "qdq")
             "writing ONNX needs the package onnx; pip install sparse-runtime[onnx]"
         ) from error
     source, target = Path(packed_dir).expanduser(), Path(out_dir).expanduser()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"out_dir {target}: expected a new or an empty directory")
+    check_new(target)
     packed = store.load(source)
     settings = read_settings(
         packed.config,
@@ -65,20 +61,8 @@ def export_onnx(packed_dir: str | Path, out_dir: str | Path, form: Form = "qdq")
     )
     weights = Weights(packed, settings, get_backend("reference", "cpu", torch.float32))
     model = EncoderGraph(packed, settings, weights, form).write()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside the target, which takes its name when it is whole.
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_directory(target, packed.config, source) as staging:
         _write(onnx, model, staging / "model.onnx")
-        (staging / "config.json").write_text(json.dumps(packed.config, indent=2), encoding="utf-8")
-        for place, path in companion_files(source).items():
-            (staging / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, staging / place)
-        staging.chmod(0o755)
-        staging.replace(target)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return target / "model.onnx"
 
 
