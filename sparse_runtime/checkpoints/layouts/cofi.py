@@ -77,12 +77,17 @@ def _hidden(draft: Draft) -> int | None:
 
 
 def _without_heads(draft: Draft) -> list[int]:
-    """Layers of which config.json lists every head as pruned."""
+    """Layers of which config.json lists every head as pruned, and the file holds none."""
     pruned: Any = draft.config.get("pruned_heads")
     heads = draft.config.get("num_attention_heads")
     if not pruned or type(heads) is not int:
         return []
-    return [i for i, lost in read_pruned_heads(draft).items() if len(lost) == heads]
+    stack, output = find_stack(draft), BERT_ATTENTION.after
+    return [
+        i
+        for i, lost in read_pruned_heads(draft).items()
+        if len(lost) == heads and shape_of(draft, f"{stack}.{i}.{output}") is None
+    ]
 
 
 def _is_whole(draft: Draft) -> bool:
@@ -184,7 +189,8 @@ def _count_heads(draft: Draft) -> None:
         if f"{layer}.attention" in draft.absent:
             continue
         left = heads_in_tensors(draft, layer, BERT_ATTENTION, size)
-        if pruned and len(lost) < heads - left:
+        # Only where something is cut does loading cut again.
+        if pruned and (len(lost) < heads - left or (lost and left == heads)):
             raise CheckpointError(
                 f"{layer}: config.json lists pruned_heads {lost} of {heads}, which leaves "
                 f"{heads - len(lost)}, but its tensors hold {left}; take config.json and weights "

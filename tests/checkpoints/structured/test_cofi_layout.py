@@ -171,6 +171,17 @@ def test_configurations_of_other_models_are_refused(
         open_checkpoint(source)
 
 
+def test_lists_of_whole_layers_are_no_growth(whole: Any, tmp_path: Path) -> None:
+    model = whole()
+    masks = pruned(model.masks())
+    masks["head_z"][0] = 1
+    export_cofi(tmp_path, model.config, model.tensors, masks)
+    every = [0, 1, 2, 3]
+    rewrite(tmp_path, pruned_heads={"0": [3], "1": every, "2": every, "3": [0, 1, 2]})
+    with pytest.raises(CheckpointError, match=r"layer.0: .* lists .* \[3\] of 4.* tensors hold 4"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_smaller_model_under_a_wrong_configuration_is_not_taken_for_it(
     whole: Any, tmp_path: Path
 ) -> None:

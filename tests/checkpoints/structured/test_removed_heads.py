@@ -136,6 +136,19 @@ def test_a_head_that_nobody_reads_or_that_gives_zeros_may_be_listed(
         open_checkpoint(tmp_path).tensors[name]
 
 
+def test_a_layer_of_zero_heads_has_its_attention_still(
+    whole: Any, network: Any, runs_as: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its bias and norm run; without either it would be CoFi's."""
+    model = whole("BertForQuestionAnswering")
+    export_removed_heads(tmp_path / "s", model.config, model.tensors, {1: [0, 1, 2, 3]}, cut=False)
+    plain = network(model).outputs()
+    model.tensors[f"{LAYER}.1.attention.output.dense.weight"].zero_()
+    report = runs_as(tmp_path / "s", network(model).outputs(), plain)
+    assert [found.layout for found in report.recognised] == ["removed heads (nn_pruning)"]
+    assert [layer.heads for layer in report.cropped] == [(1, 2, 3)]
+
+
 def test_an_empty_list_is_no_layout(whole: Any, tmp_path: Path) -> None:
     model = whole("BertForQuestionAnswering")
     export_removed_heads(tmp_path, model.config, model.tensors, {}, cut=True)
