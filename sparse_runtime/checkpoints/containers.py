@@ -169,6 +169,16 @@ def load_tensor(path: Path) -> Tensor:
     return data.detach()
 
 
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors by name of a file of ``torch.save``, by the same unpickler; None for a None.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds something else.
+    """
+    data = _unpickle(path)
+    return None if data is None else _checked_state_dict(data, path.name)
+
+
 def _unpickle(path: Path) -> object:
     try:
         # Only the zip form, torch's own since 1.6, can be memory-mapped.

@@ -22,9 +22,10 @@ _METADATA = (
     "[0-9]*_*/config.json",
     "[0-9]*_*/model.safetensors",
     "[0-9]*_*/pytorch_model.bin",
-    # Structured masks beside a plain checkpoint (layouts/mask_files.py).
+    # Structured masks beside a plain checkpoint (layouts/mask_files.py, layouts/cofi.py).
     "head_mask.pt",
     "neuron_mask.pt",
+    "zs.pt",
 )
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")

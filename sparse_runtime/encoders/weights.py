@@ -114,8 +114,20 @@ class Weights:
                 weight = f"{self.prefix}{self._settings.architecture.word_table}.weight"
             if step.bias is not None and self._stored(bias) is None:
                 bias = step.bias
+            if step.size == "hidden" and step.norm is None:
+                outputs = self._inner_outputs(name, weight, outputs)
             yield step, LinearNames(name, weight, bias, (outputs, inputs))
             inputs = outputs
+
+    def _inner_outputs(self, name: str, weight: str, hidden: int) -> int:
+        """Outputs of a pooler or its like: pruning hidden channels may leave them as they were."""
+        whole = self._settings.heads * self._settings.head_size
+        linear, stored = self._model.linears.get(name), self._stored(weight)
+        if linear is not None:
+            rows = linear.packed.spec.shape[0]
+        else:
+            rows = 0 if stored is None else len(self._model.tensors[stored])
+        return whole if rows == whole else hidden
 
     def projection(self) -> LinearNames | None:
         """The layer between embeddings and stack, or None."""

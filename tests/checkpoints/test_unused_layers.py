@@ -14,7 +14,7 @@ from sparse_runtime.checkpoints import open_checkpoint
 from sparse_runtime.testing.exporters.unused_layers import export_unused_layer
 
 
-@pytest.mark.parametrize("layer", ["fit_dense", "layer_transformation"])
+@pytest.mark.parametrize("layer", ["fit_dense", "layer_transformation", "mha_layer_transformation"])
 def test_the_layer_is_dropped_and_reported(
     layer: str,
     pruned: dict[str, Tensor],

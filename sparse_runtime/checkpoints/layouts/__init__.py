@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..draft import Draft, Recognition
 from . import (
     bitsandbytes,
+    cofi,
     compressed_tensors,
     intel_masks,
     intel_qat,
@@ -19,6 +20,7 @@ from . import (
     nxm,
     onnx_encoder,
     prune_pairs,
+    removed_heads,
     sparseml_qat,
     torchao,
     unused_layers,
@@ -44,6 +46,9 @@ LAYOUTS: tuple[Layout, ...] = (
     movement.LAYOUT,
     mask_buffers.LAYOUT,
     mask_files.LAYOUT,
+    # Halves that CoFi has removed, before the heads of the others are counted.
+    cofi.LAYOUT,
+    removed_heads.LAYOUT,
     nxm.LAYOUT,
 )
 

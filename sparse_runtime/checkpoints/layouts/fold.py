@@ -17,28 +17,8 @@ from torch import Tensor
 
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError
+from .blocks import ATTENTION, FEED_FORWARD, Block
 
-
-@dataclass(frozen=True)
-class _Block:
-    """Modules of one layer around a mask: ``before`` computes what ``after`` reads."""
-
-    before: tuple[str, ...]
-    after: str
-
-
-_ATTENTION = (
-    _Block(
-        ("attention.self.query", "attention.self.key", "attention.self.value"),
-        "attention.output.dense",
-    ),
-    _Block(("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin"),
-    _Block(("attention.attn.q", "attention.attn.k", "attention.attn.v"), "attention.attn.o"),
-)
-_FEED_FORWARD = (
-    _Block(("intermediate.dense",), "output.dense"),
-    _Block(("ffn.lin1",), "ffn.lin2"),
-)
 _STACK = r"(.*\.)?(encoder|transformer)\.layer\.\d+"
 
 
@@ -57,8 +37,8 @@ def fold_masks(draft: Draft, heads: LazyTensor, neurons: LazyTensor, names: Sequ
     """
     # Groups of columns that share an entry are counted by the mask, whose shape is checked here.
     for mask, blocks, name, key in (
-        (heads, _ATTENTION, names[0], ("num_attention_heads", "n_heads")),
-        (neurons, _FEED_FORWARD, names[1], ("intermediate_size", "hidden_dim")),
+        (heads, ATTENTION, names[0], ("num_attention_heads", "n_heads")),
+        (neurons, FEED_FORWARD, names[1], ("intermediate_size", "hidden_dim")),
     ):
         block, layers = _find(draft, blocks)
         size = next((draft.config[k] for k in key if k in draft.config), None)
@@ -96,7 +76,7 @@ class _Row:
         return row.repeat_interleave(length // row.numel())
 
 
-def _find(draft: Draft, blocks: Sequence[_Block]) -> tuple[_Block, list[str]]:
+def _find(draft: Draft, blocks: Sequence[Block]) -> tuple[Block, list[str]]:
     """The family's block and the names of its layers, first layer first."""
     for block in blocks:
         pattern = rf"{_STACK}\.{re.escape(block.after)}\.weight"
@@ -109,7 +89,7 @@ def _find(draft: Draft, blocks: Sequence[_Block]) -> tuple[_Block, list[str]]:
     )
 
 
-def _fold_layer(draft: Draft, layer: str, block: _Block, row: _Row) -> None:
+def _fold_layer(draft: Draft, layer: str, block: Block, row: _Row) -> None:
     after = f"{layer}.{block.after}.weight"
     entries, columns = row.mask.shape[1], draft.tensors[after].shape[-1]
     if columns % entries:

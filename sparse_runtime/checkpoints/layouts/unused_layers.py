@@ -2,7 +2,7 @@
 
 - ``fit_dense``: TinyBERT's projection of hidden states to the teacher's size, which SparseBERT
   ("Rethinking Network Pruning", arXiv 2104.08682) keeps in its files and never calls in inference.
-- ``layer_transformation``: the same for CoFi (arXiv 2204.00408).
+- ``layer_transformation``, ``mha_layer_transformation``: the same for CoFi (arXiv 2204.00408).
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from ..draft import Draft
 from ..errors import listed
 from .base import Layout
 
-_USED_BY = {"fit_dense": "SparseBERT", "layer_transformation": "CoFi"}
+_USED_BY = {
+    "fit_dense": "SparseBERT",
+    "layer_transformation": "CoFi",
+    "mha_layer_transformation": "CoFi",
+}
 
 
 def _layers(draft: Draft) -> list[str]:

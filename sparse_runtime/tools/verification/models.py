@@ -15,7 +15,7 @@ from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
 from ..integers import dense_tensors
 from .inputs import Text, Tokens
-from .ragged import check_runs_in_transformers, replace_modules, whole_tensors
+from .ragged import replace_modules, whole_config, whole_tensors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -85,9 +85,9 @@ def load_original(
     import transformers
 
     auto = getattr(transformers, CLASSES[task])
+    kept, config = config.hidden_size, whole_config(checkpoint, config)
     arguments: dict[str, Any] = {"config": config, "dtype": torch.float32}
-    check_runs_in_transformers(checkpoint, config)
-    state = whole_tensors(checkpoint, config)
+    state = whole_tensors(checkpoint, config, task)
     if checkpoint.is_plain and state is None:
         arguments |= {"pretrained_model_name_or_path": checkpoint.directory}
     else:
@@ -110,7 +110,7 @@ def load_original(
             f"source: {checkpoint.directory.name} lacks the weights {', '.join(sorted(missing))} "
             f"of a {type(model).__name__}, so there is no original to compare with"
         )
-    replace_modules(model, checkpoint, config)
+    replace_modules(model, checkpoint, config, kept)
     return model.to(device).eval()
 
 

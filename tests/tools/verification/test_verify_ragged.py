@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sparse_runtime import checkpoints, verify
+from sparse_runtime.encoders.families import FAMILIES
+from sparse_runtime.encoders.layer_shapes import absent_modules
+from sparse_runtime.testing.exporters.cofi import export_cofi
 from sparse_runtime.tools import convert as convert_module
 from sparse_runtime.tools.convert import convert
 from sparse_runtime.tools.verification import run
@@ -91,18 +94,87 @@ def test_absent_halves(
     assert found.passed and found.output.relative < 1e-5
 
 
+@pytest.mark.parametrize("family", ["distilbert", "mpnet", "roberta", "electra"])
+def test_absent_halves_under_other_names(
+    family: str, make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = {"distilbert": "DistilBert", "mpnet": "MPNet", "roberta": "Roberta"}
+    name = f"{classes.get(family, 'Electra')}Model"
+    source = make_checkpoint(tmp_path / "source", family, name)
+    architecture = FAMILIES[family]
+    absent = (f"{architecture.stack}.0.ffn", f"{architecture.stack}.1.attention")
+    gone = absent_modules(architecture, absent)
+
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        for tensor in [name for name in tensors if name.rpartition(".")[0] in gone]:
+            del tensors[tensor]
+
+    stated(monkeypatch, absent=absent)
+    change(source, drop)
+    convert(source, tmp_path / "packed", values="fp32")
+    found = verify(tmp_path / "packed", source, TEXTS, progress=False)
+    assert found.passed and found.output.relative < 1e-5
+
+
+@pytest.mark.parametrize("name", ["BertModel", "BertForSequenceClassification"])
+def test_hidden_sizes_that_were_pruned(name: str, make_checkpoint: Any, tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "source", name=name)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    masks = {
+        "head_z": torch.tensor([[1.0, 0, 1, 1], [0, 0, 0, 0]]),
+        "head_layer_z": torch.ones(2),
+        "intermediate_z": (torch.arange(96).view(2, 48) % 5 > 0).float(),
+        "mlp_z": torch.ones(2),
+        "hidden_z": (torch.arange(32) % 7 > 0).float(),  # 27 of 32 stay, in 4 heads of 8
+    }
+    config = json.loads((source / "config.json").read_text())
+    export_cofi(source, config, tensors, masks)
+    convert(source, tmp_path / "packed", values="fp32")
+    found = verify(tmp_path / "packed", source, TEXTS, progress=False)
+    assert found.passed and found.output.relative < 1e-5
+    assert all(layer.relative < 1e-5 for layer in found.layers)
+    # One channel more is another network.
+    masks["hidden_z"][0] = 1
+    export_cofi(tmp_path / "other", config, tensors, masks)
+    with pytest.raises(ValueError, match="hidden_size is 27 in the packed model and 28"):
+        verify(tmp_path / "packed", tmp_path / "other", TEXTS, progress=False)
+
+
+def test_pruned_hidden_size_under_a_norm_of_the_head(
+    make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_checkpoint(tmp_path / "source", name="BertForMaskedLM")
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for name, tensor in list(tensors.items()):
+            for dim in range(tensor.ndim):
+                heads = ".attention.self." in name and dim == 0
+                heads |= name.endswith("attention.output.dense.weight") and dim == 1
+                if tensor.shape[dim] == 32 and not heads:
+                    tensors[name] = tensors[name].narrow(dim, 0, 27)
+
+    change(source, cut, hidden_size=27)
+    stated(monkeypatch, head_size=8)
+    convert(source, tmp_path / "packed", values="fp32")
+    found = verify(tmp_path / "packed", source, TEXTS, progress=False)
+    assert found.passed and found.output.relative < 1e-5
+
+
 def test_originals_that_transformers_cannot_run_are_refused(
     make_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = make_checkpoint(tmp_path / "source", "distilbert", "DistilBertModel")
-    change(
-        source,
-        lambda t: (
-            [t.pop(n) for n in list(t) if n.startswith("transformer.layer.0.ffn")]
-            and [t.pop(f"transformer.layer.0.output_layer_norm.{p}") for p in ("weight", "bias")]
-        ),
-    )
-    stated(monkeypatch, absent=("transformer.layer.0.ffn",))
+    source = make_checkpoint(tmp_path / "source")
+
+    def cut(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if ".attention." in name]:
+            by_head = tensors[name].t() if name.endswith("output.dense.weight") else tensors[name]
+            if ".self." in name or name.endswith("output.dense.weight"):
+                kept = by_head[torch.arange(32).view(4, 8)[:, :4].flatten()]
+                tensors[name] = kept.t() if name.endswith("output.dense.weight") else kept
+
+    change(source, cut)
+    stated(monkeypatch, head_size=4)
     convert(source, tmp_path / "packed", values="fp32")
-    with pytest.raises(ValueError, match=r"lacks transformer.layer.0.ffn; .* not for distilbert"):
+    with pytest.raises(ValueError, match="heads of 4 features in a hidden size of 32 of bert"):
         verify(tmp_path / "packed", source, TEXTS, progress=False)
