@@ -22,6 +22,7 @@ from ...spec import ActivationSpec, ValueSpec
 from ..config import read_json
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
+from ..numbers import finite
 from ..options import existing_file
 from ..quantized import QuantizedLinear, QuantizedValues
 from .base import Layout
@@ -167,9 +168,7 @@ class _Projection:
 
     def quantize(self, weight: Tensor) -> QuantizedValues:
         """Integers and scales of the masked weight."""
-        masked = self.mask(weight.to(torch.float32))
-        if not bool(torch.isfinite(masked).all()):
-            raise CheckpointError(f"{self.module}.weight: expected finite numbers")
+        masked = self.mask(finite(f"{self.module}.weight", weight.to(torch.float32)))
         bits, rows = self.args["precision"], self.args["chunk_size"]
         rows = masked.shape[0] if rows == -1 else rows
         if self.kind.searched:
