@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..spec import QuantizedAttention
@@ -18,13 +17,14 @@ from .errors import CheckpointError, listed
 from .foreign import refuse_foreign
 from .layouts import finalise as finalise_layouts
 from .naming import is_ignored_buffer, normalise
+from .numbers import finite
 from .options import Options
 from .quantized import QuantizedLinear
 from .readers import find_reader, inside_path
 from .source import locate
 from .tied import find_aliases
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_FLOATS = ("float32", "bfloat16", "float16")
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
@@ -34,15 +34,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
         self._tensors = tensors
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name].load()
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            place = [int(i) for i in (~finite).nonzero()[0]]
-            raise CheckpointError(
-                f"{name}: expected finite numbers, got {tensor[tuple(place)].item()} at {place}; "
-                "the training run that wrote it has diverged, or the file is damaged"
-            )
-        return tensor
+        return finite(name, self._tensors[name].load())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -64,7 +56,7 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     def nbytes(self, name: str) -> int:
         """Bytes of a tensor's data, without reading it."""
-        return torch.Size(self.shape(name)).numel() * _BYTES[self.dtype(name)]
+        return self._tensors[name].nbytes
 
 
 @dataclass
@@ -203,7 +195,7 @@ def _require_floats(draft: Draft) -> None:
     tensors = draft.tensors
     if not tensors and not draft.linears:
         raise CheckpointError(f"{draft.where}: the weights file holds no tensors")
-    others = {f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _BYTES}
+    others = {f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _FLOATS}
     if others:
         raise CheckpointError(
             f"{draft.where}: expected float32, bfloat16 or float16 tensors, got {listed(others)}; "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AlreadyPackedError, CheckpointError, listed
-from .options import Options
+from .options import Options, existing_file
 
 PACKED_SECTION = "sparse_runtime"
 _COMPRESSED_SECTIONS = ("quantization_config", "compression_config", "sparsity_config")
@@ -50,7 +50,7 @@ def read_config(directory: Path, options: Options) -> dict[str, Any]:
                 "convert the checkpoint that it was made from"
             )
         return config
-    named = options.get("config", Path)
+    named = options.get("config", existing_file)
     if named is None:
         raise CheckpointError(f"{directory.name}: no config.json; {_where_it_may_be(directory)}")
     config = read_json(named)
@@ -87,6 +87,8 @@ def _where_it_may_be(directory: Path) -> str:
     transformer = [name for name in inside if name.endswith("_Transformer")]
     if transformer:
         return f"the transformer lies in its folder {transformer[0]}; pass that directory"
+    if inside:
+        return f"its folders {listed(inside)} have one; pass the one that is meant"
     files = (path.name for path in directory.iterdir())
     return (
         f"expected a Hugging Face model directory, found: {listed(files)}; where only config.json "

@@ -187,11 +187,18 @@ def _unpickle(path: Path) -> object:
         )
     # Damaged pickles raise nearly anything: UnpicklingError, EOFError, KeyError, RuntimeError ...
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{path.name}: not a file of plain tensors that can be loaded without running code "
-            f"from it ({reason}); load it where you trust it and save its state dict as safetensors"
+            f"from it ({_reason(error)}); load it where you trust it and save its state dict as "
+            "safetensors"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    # torch's text begins with how to load the file all the same; what it did not like comes after.
+    text = str(error)
+    lines = text.partition("WeightsUnpickler error:")[2].strip() or text.strip()
+    return (lines.splitlines() or [type(error).__name__])[0].partition(". Please use")[0]
 
 
 def _checked_state_dict(data: object, where: str) -> dict[str, Tensor]:

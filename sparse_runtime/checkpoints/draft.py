@@ -32,6 +32,11 @@ class LazyTensor:
     dtype: str
     load: Callable[[], Tensor]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data, without reading it."""
+        return torch.Size(self.shape).numel() * int(getattr(torch, self.dtype).itemsize)
+
 
 @dataclass(frozen=True)
 class Recognition:
@@ -117,7 +122,7 @@ class Draft:
         Raises:
             CheckpointError: the name is taken.
         """
-        if name in self.tensors or f"{name.removesuffix('.weight')}" in self.linears:
+        if name in self.tensors or name.removesuffix(".weight") in self.linears:
             raise CheckpointError(
                 f"{self.where}: {name} is in the file both plain and in the layout "
                 f"{self.recognised[-1].layout}; remove the stale one"

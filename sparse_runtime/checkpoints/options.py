@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import CheckpointError, listed
@@ -91,6 +92,14 @@ def number(low: float, high: float) -> Callable[[Any], float]:
         return found
 
     return read
+
+
+def existing_file(value: Any) -> Path:
+    """A ``kind`` for a file of the user's, wherever it lies."""
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise ValueError("no such file; a relative path starts where the command is run")
+    return path
 
 
 def _as_python(example: str) -> str:

@@ -212,6 +212,8 @@ def _pack_one(
             policy = replace(policy, values=ValueSpec(kept), activations=None)
         packed, note = policy.apply(cut.weight(module, checkpoint.tensors[stored]))
         return packed, note, checkpoint.tensors.nbytes(stored)
+    except CheckpointError:
+        raise  # names its tensor already
     except ValueError as error:
         raise CheckpointError(f"{stored}: {error}") from error
 

@@ -171,7 +171,7 @@ def _packed_row(module: str, model: PackedModel) -> MatrixReport:
     places = size.values * 8 // packed.spec.values.bits
     return MatrixReport(
         name=name,
-        kind="encoder_linear",
+        kind=kind_of(name, packed.spec.shape),
         shape=packed.spec.shape,
         dtype=packed.spec.values.dtype,
         density=count / weight.numel(),

@@ -64,6 +64,7 @@ def test_activations_are_asked_for(write: Callable[..., Path]) -> None:
         ({"weight": torch.ones(3, 3)}, "an int8 matrix beside SCB, got float32"),
         ({"weight": torch.ones(9, dtype=torch.int8)}, "got int8 [9]"),
         ({"weight": None}, "weight is missing"),
+        ({"SCB": None, "weight_format": torch.tensor(0, dtype=torch.uint8)}, "SCB is missing"),
         ({"weight_format": torch.tensor(1, dtype=torch.uint8)}, "expected 0, weights in rows"),
         ({"weight_format": torch.zeros(2, dtype=torch.uint8)}, "expected 0, weights in rows"),
     ],

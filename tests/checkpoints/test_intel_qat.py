@@ -205,7 +205,7 @@ def test_layers_without_their_step_are_refused(
     with pytest.raises(CheckpointError, match="'_step' in each quantized layer"):
         open_checkpoint(write_qat(rest))
     rest = {name: t for name, t in state.items() if name != f"{LAYER}._step"}
-    with pytest.raises(CheckpointError, match=LAYER):
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\._step is missing"):
         open_checkpoint(write_qat(rest))
 
 
@@ -219,6 +219,7 @@ def test_layers_without_their_step_are_refused(
         ("input_fake_quant.zero_point", torch.tensor([-1]), r"outside \[0, 255\]"),
         ("output_fake_quant.zero_point", torch.tensor([256]), "an integer from -128 to 255"),
         ("input_fake_quant.zero_point", torch.tensor([0.5]), "an integer from -128 to 255"),
+        ("input_fake_quant.zero_point", torch.tensor([torch.nan]), "an integer from -128 to 255"),
         ("input_fake_quant.extra", torch.ones(1), "got extra besides"),
         ("fake_quant_enabled", torch.tensor([2]), "expected 0 or 1, got 2"),
         # Switches that the library sets together.
@@ -257,3 +258,21 @@ def test_integers_are_not_quantized_once_more(
     with pytest.raises(CheckpointError, match="integers already"):
         convert(source, tmp_path / "packed", values="int4", progress=False)
     assert PLAIN in open_checkpoint(source).linears
+
+
+def test_masks_cannot_be_folded_into_integers(
+    state: dict[str, Tensor], write_qat: Callable[..., Path]
+) -> None:
+    masks = {"head_mask": torch.ones(2, 4), "intermediate_mask": torch.ones(2, 48)}
+    with pytest.raises(CheckpointError, match=r"got integers .* before quantization"):
+        open_checkpoint(write_qat(state | masks))
+
+
+def test_integers_are_not_masked_by_scores(
+    state: dict[str, Tensor], write_qat: Callable[..., Path]
+) -> None:
+    scores = {f"{LAYER}.mask_scores": torch.ones(32, 32)}
+    with pytest.raises(CheckpointError, match=r"masks floats, .* integers .*QAT.*") as caught:
+        options = {"pruning_method": "topK", "threshold": 0.5}
+        open_checkpoint(write_qat(state | scores), finalise=options)
+    assert "before quantization" in str(caught.value)

@@ -156,6 +156,8 @@ def test_l0_takes_no_threshold(
         ({f"{LAYER}.mask_scores": None}, {}, f"differing: {LAYER}"),
         ({"bert.pooler.dense.mask_scores": torch.ones(32, 32)}, {}, "differing: bert.pooler"),
         ({f"{LAYER}.mask_scores": torch.ones(48, 1)}, {}, r"got \[48, 1\].*nn_pruning"),
+        ({}, {"mask_block_rows": "a"}, "expected integers as mask_block_rows .* got 'a' and 1"),
+        ({}, {"mask_block_cols": [4]}, "expected integers as mask_block_rows"),
         ({}, {"mask_block_rows": 8}, r"blocks? of 8x1 weights.*got \[32, 32\]"),
         ({f"{LAYER}.mask_scores": torch.full((48, 32), torch.nan)}, {}, "mask_scores: .* finite"),
         ({f"{LAYER}.ampere_permut_scores": torch.ones(32, 12, 6)}, {}, "2:4 patterns"),
@@ -192,3 +194,15 @@ def test_the_method_can_be_said(
     (tmp_path / "config.json").write_text(json.dumps(model_config))
     answers = {"pruning_method": "topK", "threshold": 0.25}
     holds(open_checkpoint(tmp_path, finalise=answers), pruned)
+
+
+def test_a_weight_that_is_nan_is_not_masked_by_its_magnitude(
+    pruned: dict[str, Tensor], model_config: dict[str, Any], tmp_path: Path
+) -> None:
+    export_movement(tmp_path, model_config, pruned, "magnitude")
+    tensors = torch.load(tmp_path / "pytorch_model.bin")
+    tensors[f"{LAYER}.weight"][2, 7] = torch.nan
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    checkpoint = open_checkpoint(tmp_path, finalise={"threshold": 0.25})
+    with pytest.raises(CheckpointError, match=r"weight: expected finite .* nan at \[2, 7\]"):
+        checkpoint.tensors[f"{LAYER}.weight"]

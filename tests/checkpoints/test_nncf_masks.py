@@ -59,3 +59,15 @@ def test_what_is_not_understood_is_refused(
     torch.save({n: t for n, t in tensors.items() if t is not None}, tmp_path / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(tmp_path)
+
+
+def test_a_logit_that_is_nan_prunes_nothing(
+    pruned: dict[str, Tensor], model_config: dict[str, Any], tmp_path: Path
+) -> None:
+    export_nncf_masks(tmp_path, model_config, pruned, logits=True)
+    tensors = torch.load(tmp_path / "pytorch_model.bin")
+    tensors[f"{HOOK}.0.mask"][3, 5] = float("nan")
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"0\.mask: expected finite .* nan at \[3, 5\]"):
+        checkpoint.tensors[PARAMETER]

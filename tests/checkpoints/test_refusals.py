@@ -65,7 +65,11 @@ def test_a_bare_pickle_runs_nothing(write: Callable[..., Path], tmp_path: Path) 
 def test_a_pickle_of_a_whole_model_is_refused(write: Callable[..., Path]) -> None:
     directory = write({}, "torch")
     torch.save(torch.nn.Linear(2, 2), directory / "pytorch_model.bin")
-    assert "without running code" in refusal(directory)
+    message = refusal(directory)
+    assert "without running code" in message
+    # What torch has found, and not its advice to load the file all the same.
+    assert "torch.nn.modules.linear.Linear" in message
+    assert "weights_only" not in message and "Please" not in message
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,13 @@ def test_damaged_files_are_refused_or_harmless(layout: str, write: Callable[...,
             refused += 1
     # Every truncated file is refused, whatever becomes of the flipped bytes.
     assert refused >= 60
+
+
+def test_a_directory_of_checkpoints_is_told_apart(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    write({WEIGHT: torch.ones(2, 2)})
+    assert "its folders checkpoint_1 have one; pass the one" in refusal(tmp_path)
 
 
 def test_a_missing_config_lists_what_is_there(write: Callable[..., Path]) -> None:

@@ -117,3 +117,11 @@ def test_converted_models_are_refused_by_name(write_qat: Callable[..., Path]) ->
     with pytest.raises(CheckpointError, match=r"torch\.ao\.quantization\.convert") as caught:
         open_checkpoint(write_qat(dict(packed)))
     assert f"{LAYER}._packed_params" in str(caught.value)
+
+
+def test_a_stale_plain_weight_beside_the_quantized_one_is_refused(
+    state: dict[str, Tensor], write_qat: Callable[..., Path]
+) -> None:
+    stale = state | {f"{LAYER}.weight": torch.ones(32, 32)}
+    with pytest.raises(CheckpointError, match=rf"{LAYER}\.weight is in the file both plain and in"):
+        open_checkpoint(write_qat(stale))

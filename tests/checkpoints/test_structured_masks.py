@@ -134,7 +134,10 @@ def test_distilbert_has_the_same_masks_under_its_own_names(tmp_path: Path) -> No
         ({"heads": torch.ones(2, 12)}, r"head_mask.*\[2, 4\], got \[2, 12\]"),
         ({"heads": torch.ones(12, 4)}, r"head_mask.*\[2, 4\], got \[12, 4\]"),
         ({"neurons": torch.ones(2, 32)}, r"\[2, 48\], got \[2, 32\]"),
-        ({"neurons": torch.full((2, 48), torch.inf)}, "finite numbers in row 0"),
+        (
+            {"neurons": torch.full((2, 48), torch.inf)},
+            r"mask.*: .* finite numbers, got inf at \[0, 0\]",
+        ),
     ],
 )
 @pytest.mark.parametrize("layout", list(EXPORTERS))
@@ -159,6 +162,10 @@ def test_a_configuration_without_the_sizes_is_refused(
     config = {key: value for key, value in model_config.items() if key != "num_attention_heads"}
     export_mask_files(tmp_path, config, untied, *masks(real=False))
     with pytest.raises(CheckpointError, match=r"no num_attention_heads, which head_mask\.pt needs"):
+        open_checkpoint(tmp_path)
+    config["num_attention_heads"] = "4"
+    export_mask_files(tmp_path, config, untied, *masks(real=False))
+    with pytest.raises(CheckpointError, match="a number from 1 as num_attention_heads, got '4'"):
         open_checkpoint(tmp_path)
 
 

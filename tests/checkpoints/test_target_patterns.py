@@ -7,7 +7,9 @@ import re
 
 import pytest
 
+from sparse_runtime.checkpoints import CheckpointError
 from sparse_runtime.checkpoints.layouts.compressed_tensors.patterns import Pattern
+from sparse_runtime.checkpoints.layouts.compressed_tensors.targets import Targets
 
 PIECES = (
     *("a", "b", ".", "[ab]", "[^a]", "(a|b)", "(ab)?", "(a*b)", "a{1,2}", "(?:a|)", r"\.", r"\d"),
@@ -61,3 +63,10 @@ def test_patterns_as_they_are_written(text: str) -> None:
 def test_what_is_not_taken(text: str) -> None:
     with pytest.raises(ValueError):
         Pattern(text)
+
+
+def test_a_list_of_patterns_has_the_bound_of_one() -> None:
+    words = [f"re:(.?){{60}}{number}" for number in range(30)]  # some 180 states each
+    assert Targets.of(words[:2], "ignore").matched("a.b0", "Linear") == [words[0]]
+    with pytest.raises(CheckpointError, match=r"ignore: .* at most 4000 states together"):
+        Targets.of(words, "ignore")

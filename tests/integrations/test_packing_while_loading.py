@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import sparse_runtime as sr
@@ -126,3 +127,18 @@ def test_arguments_for_a_packed_directory_are_not_silent(
         AutoModel.from_pretrained(
             make_packed(), quantization_config=sr.SparseRuntimeConfig(values="int4")
         )
+
+
+def test_weights_made_up_by_transformers_are_not_packed(
+    make_checkpoint: Any, tmp_path: Path
+) -> None:
+    source = make_checkpoint("Bert", "Model")
+    model = AutoModel.from_pretrained(source)
+    dense = model.encoder.layer[1].output.dense
+    torch.nn.utils.prune.l1_unstructured(dense, "weight", 0.5)
+    (source / "model.safetensors").unlink()
+    torch.save(model.state_dict(), source / "pytorch_model.bin")  # weight_orig, weight_mask
+    with pytest.raises(ValueError, match=r"does not hold .*1\.output\.dense\.weight, .* convert"):
+        AutoModel.from_pretrained(source, quantization_config=sr.SparseRuntimeConfig())
+    sr.convert(source, tmp_path / "packed", progress=False)
+    assert AutoModel.from_pretrained(tmp_path / "packed") is not None

@@ -242,6 +242,7 @@ def test_a_packed_model_is_reported_as_stored(
     rows, packed = rows_of(report), store.load(tmp_path / "out")
     for name, linear in packed.linears.items():
         row, weight = rows[f"{name}.weight"], linear.packed.unpack()
+        assert row.kind == "encoder_linear"
         assert row.structure == str(linear.packed.spec.structure)
         assert row.dtype == linear.packed.spec.values.dtype
         assert row.bytes == linear.packed.size().total

@@ -30,9 +30,14 @@ def _recognise(draft: Draft) -> str | None:
     section = draft.config.get("quantization_config")
     if not isinstance(section, Mapping) or section.get("quant_method") != "bitsandbytes":
         return None
-    if draft.modules("SCB") or draft.names(_FOUR_BITS):
+    if _modules(draft) or draft.names(_FOUR_BITS):
         return "quant_method of config.json"
     return None
+
+
+def _modules(draft: Draft) -> list[str]:
+    # A format without magnitudes is a module too, of an incomplete file.
+    return list(dict.fromkeys(draft.modules("SCB") + draft.modules("weight_format")))
 
 
 def _finalise(draft: Draft) -> None:
@@ -43,7 +48,7 @@ def _finalise(draft: Draft) -> None:
             f"({listed(four_bits, 2)}), whose values are positions in a table of floats and no "
             "integers; convert the float checkpoint, or one with load_in_8bit"
         )
-    modules = draft.modules("SCB")
+    modules = _modules(draft)
     threshold = draft.config["quantization_config"].get("llm_int8_threshold", 6.0)
     chosen = draft.options.ask(
         "activations",

@@ -173,7 +173,7 @@ def _read(group: str, tensors: dict[str, LazyTensor]) -> Quantizer:
             "never calibrated, or the file is damaged"
         )
     zero_point = _number(f"{group}.zero_point", tensors["zero_point"])
-    if zero_point != int(zero_point) or not INT8[0] <= zero_point <= UINT8[1]:
+    if not zero_point.is_integer() or not INT8[0] <= zero_point <= UINT8[1]:
         raise CheckpointError(
             f"{group}.zero_point: expected an integer from -128 to 255, got {zero_point:g}; the "
             "file is damaged"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
 
 from ...spec import ActivationSpec, ValueSpec
 from ..draft import LazyTensor
 from ..errors import CheckpointError
+from ..numbers import finite
 from ..quantized import QuantizedLinear, QuantizedValues
 from .fake_quant import Quantizer
 
@@ -53,7 +51,7 @@ def integer_linear(
         shape=(rows, columns),
         values=_VALUES,
         activations=activations,
-        nbytes=4 * math.prod(weight.shape) + 4,
+        nbytes=weight.nbytes + 4,
         load=load,
         outputs=outputs,
     )
@@ -66,13 +64,3 @@ def check_float32(name: str, tensor: LazyTensor) -> None:
             f"{name}: expected float32, which its integers are computed from, got {tensor.dtype}; "
             "use the checkpoint before it was cast"
         )
-
-
-def finite(name: str, tensor: Tensor) -> Tensor:
-    """The tensor itself; CheckpointError where it has NaN or infinity, which no integer is."""
-    if not bool(torch.isfinite(tensor).all()):
-        raise CheckpointError(
-            f"{name}: expected finite numbers, got NaN or infinity; the training run that wrote it "
-            "has diverged, or the file is damaged"
-        )
-    return tensor

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..draft import Draft, LazyTensor
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
+from ..numbers import finite
 from .blocks import ATTENTION, FEED_FORWARD, Block
 
 _STACK = r"(.*\.)?(encoder|transformer)\.layer\.\d+"
@@ -46,6 +47,10 @@ def fold_masks(draft: Draft, heads: LazyTensor, neurons: LazyTensor, names: Sequ
             raise CheckpointError(
                 f"{draft.where}: config.json has no {key[0]}, which {name} needs; add it"
             )
+        if type(size) is not int or size < 1:
+            raise CheckpointError(
+                f"{draft.where}: config.json: expected a number from 1 as {key[0]}, got {size!r}"
+            )
         if mask.shape != (len(layers), size):
             raise CheckpointError(
                 f"{draft.where}: {name}: expected a mask [layers, {key[0]}] of "
@@ -70,9 +75,7 @@ class _Row:
 
     def spread(self, length: int) -> Tensor:
         """float32 [length], each entry for as many places as there are to one."""
-        row = self.mask.load()[self.index].to(torch.float32)
-        if not bool(torch.isfinite(row).all()):
-            raise CheckpointError(f"{self.name}: expected finite numbers in row {self.index}")
+        row = finite(self.name, self.mask.load())[self.index].to(torch.float32)
         return row.repeat_interleave(length // row.numel())
 
 
@@ -84,8 +87,14 @@ def _find(draft: Draft, blocks: Sequence[Block]) -> tuple[Block, list[str]]:
         if layers:
             return block, sorted(layers, key=lambda name: int(name.rpartition(".")[2]))
     raise CheckpointError(
-        f"{draft.where}: expected layers such as 'encoder.layer.0.{blocks[0].after}' for its masks "
-        "of heads and neurons, got none; this architecture is not supported"
+        f"{draft.where}: expected layers such as 'encoder.layer.0.{blocks[0].after}' in floats for "
+        "its masks of heads and neurons, got "
+        + (
+            f"integers ({listed(f'{name}.weight' for name in draft.linears)}), into which no mask "
+            "can be folded; apply the masks before quantization, or leave them out"
+            if draft.linears
+            else "none; this architecture is not supported"
+        )
     )
 
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from ..draft import Draft
 from ..errors import listed
 from .base import Layout
-from .masks import apply_mask, check_pairs
+from .masks import apply_pairs
 
-_PARAMETERS = ("weight", "bias")
 _TEACHER = r"_teacher\.teacher\..+"
 
 
@@ -27,16 +26,7 @@ def _finalise(draft: Draft) -> None:
     if teacher:
         draft.drop(teacher, "of the teacher that training distilled from")
         draft.steps.append(f"dropped {len(teacher)} tensors of the teacher")
-    for parameter in _PARAMETERS:
-        originals = draft.modules(f"{parameter}_original")
-        if not originals:
-            continue
-        check_pairs(draft, originals, f"{parameter}_original", f"{parameter}_mask")
-        for module in originals:
-            apply_mask(draft, f"{module}.{parameter}", f"{parameter}_original", f"{parameter}_mask")
-        draft.steps.append(
-            f"{parameter} = {parameter}_original x {parameter}_mask in {len(originals)} modules"
-        )
+    apply_pairs(draft, "original")
 
 
 LAYOUT = Layout("Intel Model-Compression-Research", _recognise, _finalise)

@@ -12,6 +12,7 @@ Zafrir et al., Prune Once for All, arXiv 2111.05754.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
+from ..numbers import finite
 from .base import Layout
 from .fake_quant import INT8, Quantizer, flag, take_quantizer
-from .fake_quant_linear import check_float32, finite, integer_linear
+from .fake_quant_linear import check_float32, integer_linear
 
 # The library's bounds on a bias of 32 bits.
 _BIAS_LIMITS = (-(2.0**31 - 1), 2.0**31 - 2)
@@ -50,6 +52,9 @@ def _finalise(draft: Draft) -> None:
             f"{listed(draft.names('.+_fake_quant.*'), 2)} without it; the file is incomplete, or "
             "written by another library"
         )
+    inside = draft.names(r".+\.(input|output)_fake_quant\..+")
+    modules += [re.split(r"\.(?:input|output)_fake_quant\.", name)[0] for name in inside]
+    modules = list(dict.fromkeys(modules))
     floats, requantized = [], []
     for module in modules:
         groups = _take_groups(draft, module)
@@ -104,13 +109,16 @@ def _take_groups(draft: Draft, module: str) -> _Groups | None:
 def _replace(draft: Draft, module: str, groups: _Groups) -> None:
     """Put integers in the place of the layer's floats."""
     weight = draft.take(f"{module}.weight")
-    draft.linears[module] = integer_linear(
-        f"{module}.weight",
-        weight,
-        groups.weight,
-        INT8,
-        activations=groups.inputs.static("uint8"),
-        outputs=None if groups.outputs is None else groups.outputs.static("uint8"),
+    draft.put_linear(
+        module,
+        integer_linear(
+            f"{module}.weight",
+            weight,
+            groups.weight,
+            INT8,
+            activations=groups.inputs.static("uint8"),
+            outputs=None if groups.outputs is None else groups.outputs.static("uint8"),
+        ),
     )
     name = f"{module}.bias"
     if name in draft.tensors:

@@ -10,6 +10,29 @@ from torch import Tensor
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
 
+PARAMETERS = ("weight", "bias")
+
+
+def apply_pairs(draft: Draft, original: str) -> None:
+    """Put ``X`` in the place of every ``X_original`` and ``X_mask``, X a weight or a bias.
+
+    Args:
+        draft: the checkpoint.
+        original: what the layout calls the unmasked tensor, such as "orig" of ``weight_orig``.
+
+    Raises:
+        CheckpointError: a half is missing, or does not fit the other.
+    """
+    for parameter in PARAMETERS:
+        dense, mask = f"{parameter}_{original}", f"{parameter}_mask"
+        modules = draft.modules(dense)
+        if not modules:
+            continue
+        check_pairs(draft, modules, dense, mask)
+        for module in modules:
+            apply_mask(draft, f"{module}.{parameter}", dense, mask)
+        draft.steps.append(f"{parameter} = {dense} x {mask} in {len(modules)} modules")
+
 
 def check_pairs(draft: Draft, modules: Sequence[str], original: str, mask: str) -> None:
     """Raise CheckpointError unless every module with one half of a pair has the other."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
 from ..naming import kind_of
+from ..numbers import finite
 from ..options import number, one_of
 from .base import Layout
 
@@ -63,6 +64,8 @@ def _finalise(draft: Draft) -> None:
             f"{draft.where}: config.json: pruning_method {method!r}: expected one of "
             f"{', '.join(_METHODS)}; other methods are not supported"
         )
+    if method == "magnitude" or scored:
+        _refuse_integers(draft)
     if method == "magnitude":
         _require_modules(draft, scored, [])
         _mask_by_magnitude(draft, linears)
@@ -83,6 +86,20 @@ def _refuse_ampere(draft: Draft) -> None:
         raise CheckpointError(
             f"{draft.where}: 2:4 patterns and shuffled dimensions of movement pruning are not "
             f"supported ({listed([*more, *on])}); apply the masks with the library that trained it"
+        )
+
+
+def _refuse_integers(draft: Draft) -> None:
+    quantized = [
+        module
+        for module, linear in draft.linears.items()
+        if kind_of(f"{module}.weight", linear.shape) == "encoder_linear"
+    ]
+    if quantized:
+        raise CheckpointError(
+            f"{draft.where}: movement pruning masks floats, and {listed(quantized)} are integers "
+            f"({listed(found.layout for found in draft.recognised[:-1])}); apply the masks before "
+            "quantization"
         )
 
 
@@ -125,9 +142,14 @@ def _mask_by_magnitude(draft: Draft, linears: list[str]) -> None:
         draft.change(
             name,
             getattr(torch, draft.tensors[name].dtype),
-            lambda weight: torch.where(highest(weight.abs(), share), weight, 0),
+            _masking_by_magnitude(name, share),
         )
     draft.steps.append(f"kept the {share:g} largest of each matrix in {len(linears)} modules")
+
+
+def _masking_by_magnitude(name: str, share: float) -> Callable[[Tensor], Tensor]:
+    # NaN is no magnitude, and would be masked.
+    return lambda weight: torch.where(highest(finite(name, weight).abs(), share), weight, 0)
 
 
 def _mask_by_scores(draft: Draft, modules: list[str], method: str) -> None:
@@ -154,7 +176,12 @@ def _binarizer(draft: Draft, method: str) -> tuple[Callable[[Tensor], Tensor], s
 
 def _block(draft: Draft, name: str, scores: LazyTensor, shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of weights that share one score."""
-    rows, cols = (int(draft.config.get(f"mask_block_{side}") or 1) for side in ("rows", "cols"))
+    rows, cols = (draft.config.get(f"mask_block_{side}") or 1 for side in ("rows", "cols"))
+    if type(rows) is not int or type(cols) is not int:
+        raise CheckpointError(
+            f"{draft.where}: config.json: expected integers as mask_block_rows and "
+            f"mask_block_cols, got {rows!r} and {cols!r}"
+        )
     if len(scores.shape) != 2 or (scores.shape[0] * rows, scores.shape[1] * cols) != shape:
         raise CheckpointError(
             f"{name}: expected one score for each block of {rows}x{cols} weights, as config.json "
@@ -173,10 +200,7 @@ def _masking(
     name: str, scores: LazyTensor, block: tuple[int, int], binarize: Callable[[Tensor], Tensor]
 ) -> Callable[[Tensor], Tensor]:
     def masked(weight: Tensor) -> Tensor:
-        loaded = scores.load()
-        if not bool(torch.isfinite(loaded).all()):
-            raise CheckpointError(f"{name}: expected finite numbers; the training run diverged")
-        mask = binarize(loaded)
+        mask = binarize(finite(name, scores.load()))
         mask = mask.repeat_interleave(block[0], dim=0).repeat_interleave(block[1], dim=1)
         if mask.dtype == torch.bool:
             return torch.where(mask, weight, 0)

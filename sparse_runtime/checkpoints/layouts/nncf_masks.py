@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
+from ..numbers import finite
 from .base import Layout
 
 _HOOK = re.compile(
@@ -59,12 +60,13 @@ def _apply(draft: Draft, parameter: str, name: str, mask: LazyTensor) -> None:
             f"{list(mask.shape)}; the file is damaged"
         )
     dtype = getattr(torch, draft.tensors[parameter].dtype)
-    draft.change(parameter, dtype, _masking(mask, logits))
+    draft.change(parameter, dtype, _masking(name, mask, logits))
 
 
-def _masking(mask: LazyTensor, logits: bool) -> Callable[[Tensor], Tensor]:
+def _masking(name: str, mask: LazyTensor, logits: bool) -> Callable[[Tensor], Tensor]:
     def masked(weight: Tensor) -> Tensor:
-        kept = torch.sigmoid(mask.load()) > 0.5 if logits else mask.load()
+        # A logit that is NaN would prune its weight.
+        kept = torch.sigmoid(finite(name, mask.load())) > 0.5 if logits else mask.load()
         return torch.where(kept, weight, 0)
 
     return masked

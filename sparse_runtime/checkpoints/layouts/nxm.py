@@ -22,6 +22,8 @@ from ...spec import ActivationSpec, ValueSpec
 from ..config import read_json
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
+from ..numbers import finite
+from ..options import existing_file
 from ..quantized import QuantizedLinear, QuantizedValues
 from .base import Layout
 from .nxm_projection import keep_largest, quantize_by_search, quantize_to_largest
@@ -61,10 +63,14 @@ def _recognise(draft: Draft) -> str | None:
     return f"{listed(telling)} beside the weights" if telling else None
 
 
+def _path_or_none(value: Any) -> str:
+    return _NONE if value == _NONE else str(existing_file(value))
+
+
 def _finalise(draft: Draft) -> None:
     given = draft.options.ask(
         _OPTION,
-        str,
+        _path_or_none,
         f"{draft.where}: {draft.recognised[-1].why} may be the configuration by which NxMiFormer "
         "projects these weights, which its files hold unprojected: give its path, or "
         f"{_NONE} to take the weights as they are",
@@ -75,7 +81,7 @@ def _finalise(draft: Draft) -> None:
             "NxMiFormer's projection left out, as finalise says: weights as they are"
         )
         return
-    entries = read_json(Path(given).expanduser())
+    entries = read_json(Path(given))
     projections = [_Projection.read(module, entry) for module, entry in entries.items()]
     for projection in projections:
         _project(draft, _find(draft, projection.module), projection)
@@ -162,9 +168,7 @@ class _Projection:
 
     def quantize(self, weight: Tensor) -> QuantizedValues:
         """Integers and scales of the masked weight."""
-        masked = self.mask(weight.to(torch.float32))
-        if not bool(torch.isfinite(masked).all()):
-            raise CheckpointError(f"{self.module}.weight: expected finite numbers")
+        masked = self.mask(finite(f"{self.module}.weight", weight.to(torch.float32)))
         bits, rows = self.args["precision"], self.args["chunk_size"]
         rows = masked.shape[0] if rows == -1 else rows
         if self.kind.searched:
@@ -202,12 +206,15 @@ def _project(draft: Draft, name: str, projection: _Projection) -> None:
         return
     weight, values = draft.take(name), projection.values()
     rows, cols = weight.shape
-    draft.linears[name.removesuffix(".weight")] = QuantizedLinear(
-        shape=(rows, cols),
-        values=values,
-        activations=ActivationSpec("dynamic", "int8"),
-        nbytes=rows * cols * torch.finfo(getattr(torch, weight.dtype)).bits // 8,
-        load=lambda: projection.quantize(weight.load()),
+    draft.put_linear(
+        name.removesuffix(".weight"),
+        QuantizedLinear(
+            shape=(rows, cols),
+            values=values,
+            activations=ActivationSpec("dynamic", "int8"),
+            nbytes=weight.nbytes,
+            load=lambda: projection.quantize(weight.load()),
+        ),
     )
 
 

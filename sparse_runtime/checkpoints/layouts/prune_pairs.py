@@ -9,9 +9,7 @@ from __future__ import annotations
 from ..draft import Draft
 from ..errors import listed
 from .base import Layout
-from .masks import apply_mask, check_pairs
-
-_PARAMETERS = ("weight", "bias")
+from .masks import PARAMETERS, apply_pairs, check_pairs
 
 
 def _recognise(draft: Draft) -> str | None:
@@ -20,15 +18,11 @@ def _recognise(draft: Draft) -> str | None:
 
 
 def _finalise(draft: Draft) -> None:
-    for parameter in _PARAMETERS:
-        originals = draft.modules(f"{parameter}_orig")
-        check_pairs(draft, originals, f"{parameter}_orig", f"{parameter}_mask")
-        for module in originals:
-            apply_mask(draft, f"{module}.{parameter}", f"{parameter}_orig", f"{parameter}_mask")
-        if originals:
-            draft.steps.append(
-                f"{parameter} = {parameter}_orig x {parameter}_mask in {len(originals)} modules"
-            )
+    for parameter in PARAMETERS:
+        # Masks alone too, which this layout shares with no other.
+        dense, mask = f"{parameter}_orig", f"{parameter}_mask"
+        check_pairs(draft, draft.modules(dense), dense, mask)
+    apply_pairs(draft, "orig")
 
 
 LAYOUT = Layout("torch.nn.utils.prune", _recognise, _finalise)

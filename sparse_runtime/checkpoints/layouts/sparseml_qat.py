@@ -22,10 +22,11 @@ from ...spec import ActivationSpec
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
 from ..naming import kind_of
+from ..numbers import finite
 from . import sparseml_attention
 from .base import Layout
 from .fake_quant import INT8, UINT8, Quantizer, activation_type, take_quantizer, weight_limits
-from .fake_quant_linear import check_float32, finite, integer_linear
+from .fake_quant_linear import check_float32, integer_linear
 
 _WRAPPED = ".module"
 _OUTPUT = "activation_post_process"
@@ -79,8 +80,8 @@ def _linear(draft: Draft, module: str) -> Counter[str]:
             "with quantized inputs where outputs are quantized; other layers cannot be represented"
         )
     limits = weight_limits(draft, quantizer)
-    draft.linears[name] = integer_linear(
-        f"{module}.weight", weight, quantizer, limits, inputs, outputs
+    draft.put_linear(
+        name, integer_linear(f"{module}.weight", weight, quantizer, limits, inputs, outputs)
     )
     low, high = limits
     done = Counter({f"weight = clamp(round(weight / weight scale), {low}, {high})": 1})

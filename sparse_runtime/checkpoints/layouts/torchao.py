@@ -136,10 +136,7 @@ def _read_module(draft: Draft, module: str, described: Mapping[str, Any]) -> Non
         shape=shape,
         values=ValueSpec.parse("int8", scales, zero_points=zero_points is not None),
         activations=_activations(draft, module, data["act_quant_kwargs"], tensors),
-        nbytes=sum(
-            torch.Size(part.shape).numel() * getattr(torch, part.dtype).itemsize
-            for part in tensors.values()
-        ),
+        nbytes=sum(part.nbytes for part in tensors.values()),
         load=load,
     )
     draft.put_linear(module, linear)

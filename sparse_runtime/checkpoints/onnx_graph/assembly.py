@@ -121,13 +121,16 @@ class Assembly:
         self._used |= linear.weight.leaves
         spec = value_spec(f"{name}.weight", linear.weight, stored)
         activations = quantizers.inputs.get(place)
-        self._draft.linears[name] = QuantizedLinear(
-            shape=(rows, linear.weight.shape[1]),
-            values=spec,
-            activations=_PER_TOKEN if place in quantizers.dynamic else activations,
-            nbytes=math.prod(stored.values.shape) + 4 * math.prod(stored.scale.shape),
-            load=lambda: read_values(stored),
-            outputs=quantizers.outputs.get(place),
+        self._draft.put_linear(
+            name,
+            QuantizedLinear(
+                shape=(rows, linear.weight.shape[1]),
+                values=spec,
+                activations=_PER_TOKEN if place in quantizers.dynamic else activations,
+                nbytes=math.prod(stored.values.shape) + 4 * math.prod(stored.scale.shape),
+                load=lambda: read_values(stored),
+                outputs=quantizers.outputs.get(place),
+            ),
         )
 
     def _put_bias(self, name: str, linear: GraphLinear, rows: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, listed
+from ..numbers import finite
 from .nodes import Node
 
 INTEGERS = {"int8": (-128, 127), "uint8": (0, 255), "int32": (-(2**31), 2**31 - 1)}
@@ -190,7 +191,8 @@ def _quantized(node: Node, inputs: list[Constant]) -> Constant:
 
     def load() -> Tensor:
         # ONNX QuantizeLinear: a float32 quotient, rounded half to even, clamped last.
-        places = torch.round(source.load().float() / frame._along(scale.load()))
+        floats = finite(listed(source.leaves), source.load().float())
+        places = torch.round(floats / frame._along(scale.load()))
         shifted = places + frame._along(frame.zeros())
         return shifted.clamp(low, high).to(getattr(torch, dtype))
 

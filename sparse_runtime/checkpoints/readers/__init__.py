@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import CheckpointError, listed
 from . import onnx_file, safetensors_file, safetensors_shards, torch_file, torch_shards
 from .base import Reader
-from .named_file import inside_path, named_reader
+from .named_file import ENDINGS, inside_path, named_reader
 
 __all__ = ["READERS", "Reader", "find_reader", "inside_path"]
 
@@ -48,5 +48,5 @@ def find_reader(directory: Path, file: str | None = None) -> Reader:
     raise CheckpointError(
         f"{directory.name}: no weights that can be read ({', '.join(refusals)}); other weights "
         f"there: {listed(seen)}; name one of its safetensors, pickle or ONNX files with --finalise "
-        "file=NAME"
+        f"file={next((name for name in sorted(seen) if name.endswith(ENDINGS)), 'NAME')}"
     )

@@ -10,7 +10,8 @@ from .base import Reader
 from .onnx_file import OnnxFile, onnx_files
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_ENDINGS = (".safetensors", *_PICKLES, ".onnx")
+ENDINGS = (".safetensors", *_PICKLES, ".onnx")
+"""What a named file's name may end in."""
 
 
 def inside_path(value: object) -> str:
@@ -23,8 +24,8 @@ def inside_path(value: object) -> str:
     parts = value.split("/") if isinstance(value, str) else []
     if not parts or not all(_is_plain(part) for part in parts):
         raise ValueError("expected the name of a file in the checkpoint's directory, or below it")
-    if not parts[-1].endswith(_ENDINGS):
-        raise ValueError(f"expected a file that ends in {', '.join(_ENDINGS)}")
+    if not parts[-1].endswith(ENDINGS):
+        raise ValueError(f"expected a file that ends in {', '.join(ENDINGS)}")
     return "/".join(parts)
 
 
@@ -40,7 +41,7 @@ def named_reader(directory: Path, file: str) -> Reader:
     """
     path = directory / file
     if not path.is_file():
-        seen = [p.name for p in directory.iterdir() if p.name.endswith(_ENDINGS)]
+        seen = [p.name for p in directory.iterdir() if p.name.endswith(ENDINGS)]
         raise CheckpointError(
             f"{directory.name}: no {file}, which finalise file= names; weights there: "
             f"{listed({*seen, *onnx_files(directory)})}"

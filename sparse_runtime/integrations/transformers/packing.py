@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from ... import __version__
 from ...checkpoints import kind_of, source_name
+from ...checkpoints.errors import listed
 from ...layers import Linear, replace_linears
 from ...store.model import SECTION
 from .config import SparseRuntimeConfig
@@ -23,14 +25,17 @@ def pack_layers(model: PreTrainedModel, config: SparseRuntimeConfig) -> None:
     """Pack the layers that :func:`sparse_runtime.convert` packs, in place.
 
     Raises:
-        ValueError: there are none, or a weight cannot be packed; names the layer.
+        ValueError: there are none, the checkpoint lacks the weight of one, or it cannot be packed;
+            names the layer.
     """
-    if not any(_in_encoder(module, name) for name, module in model.named_modules()):
+    layers = {name: module for name, module in model.named_modules() if _in_encoder(module, name)}
+    if not layers:
         raise ValueError(
             f"{type(model).__name__}: expected linear layers in an encoder stack "
             "('encoder.layer.0...', 'transformer.layer.0...'), got none; this architecture is not "
             "supported yet, sparse_runtime.replace_linears packs any layers you choose"
         )
+    _refuse_made_up(model, layers)
     replace_linears(model, filter_fn=_in_encoder, **config.arguments)
     source = model.config.name_or_path or ""
     provenance = {
@@ -40,6 +45,22 @@ def pack_layers(model: PreTrainedModel, config: SparseRuntimeConfig) -> None:
     }
     _, section = describe(model, provenance)
     setattr(model.config, SECTION, section.to_dict())
+
+
+def _refuse_made_up(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> None:
+    """Raise ValueError for weights that transformers has drawn at random."""
+    # transformers marks each tensor that it has taken from a file.
+    made_up = [
+        f"{name}.weight"
+        for name, layer in layers.items()
+        if not getattr(layer.get_parameter("weight"), "_is_hf_initialized", False)
+    ]
+    if made_up:
+        raise ValueError(
+            f"{type(model).__name__}: the checkpoint does not hold {listed(made_up)}, which "
+            "transformers fills at random, so they are not packed; where a pruning or quantization "
+            "tool wrote it, convert it with `sparse-runtime convert` and load what that wrote"
+        )
 
 
 def unpack_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:

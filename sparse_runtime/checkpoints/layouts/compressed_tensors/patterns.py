@@ -57,6 +57,11 @@ class Pattern:
         self._accepting = self._add(_State())
         self._join(ends, self._accepting)
 
+    @property
+    def size(self) -> int:
+        """Number of states, to which the time of a match is proportional."""
+        return len(self._states)
+
     def matches(self, name: str) -> bool:
         """Whether the expression matches the beginning of a name."""
         current = self._closure({self._start}, name, 0)

@@ -75,7 +75,7 @@ def find_weight(draft: Draft, module: str, scheme: Scheme, arguments: Arguments)
         zeros = None if zero_points is None else zero_points()
         return Parts(read(scales, zeros), scales, zeros)
 
-    nbytes = sum(_nbytes(part) for part in parts)
+    nbytes = sum(part.nbytes for part in parts)
     return StoredWeight(shape, share, nbytes, zero_points is not None, load)
 
 
@@ -193,7 +193,3 @@ def _drop_zeros(draft: Draft, name: str) -> None:
             f"{name}: expected zeros, as the config states symmetric values, got others"
         )
     draft.drop([name], "zeros, as the values are symmetric")
-
-
-def _nbytes(part: LazyTensor) -> int:
-    return torch.Size(part.shape).numel() * getattr(torch, part.dtype).itemsize

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ...errors import CheckpointError
 from ...naming import kind_of
-from .patterns import Pattern
+from .patterns import MAX_STATES, Pattern
 from .schemes import Quantization, Scheme
 
 _PREFIX = "re:"
@@ -33,7 +33,8 @@ class Targets:
             CheckpointError: a pattern that is not taken (:class:`Pattern`).
         """
         words = list(words)
-        patterns = {}
+        patterns: dict[str, Pattern] = {}
+        states = 0
         for word in words:
             if word.startswith(_PREFIX):
                 try:
@@ -43,6 +44,13 @@ class Targets:
                         f"{where}: the pattern {word!r} cannot be read: {error}; write the "
                         "modules' names instead"
                     ) from error
+                # Each is bounded by itself, and a stranger's list may be long.
+                states += patterns[word].size
+                if states > MAX_STATES:
+                    raise CheckpointError(
+                        f"{where}: expected patterns of at most {MAX_STATES} states together, "
+                        "about one for each character, got more; write the modules' names instead"
+                    )
         return cls(frozenset(words) - patterns.keys(), patterns)
 
     def matched(self, module: str, kind: str) -> list[str]:
