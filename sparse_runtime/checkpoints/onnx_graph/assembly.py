@@ -17,6 +17,7 @@ from ..options import one_of
 from ..quantized import QuantizedLinear
 from .attention import find_parts
 from .constants import Constant
+from .feed_forward import check_feed_forwards
 from .flow import find_attentions
 from .graph import Graph
 from .leftovers import explain_rest
@@ -24,6 +25,7 @@ from .linears import GraphLinear, find_linears
 from .lowering import lowered
 from .names import name_linears, wrapper_of
 from .parameters import Parameter, find_parameters
+from .path import check_path
 from .quantizers import Placed, Quantizers, find_quantizers
 from .weights import read_values, value_spec
 
@@ -49,6 +51,8 @@ class Assembly:
         self._linears = find_linears(self._graph)
         self._attentions = find_attentions(self._graph, self._linears)
         names = name_linears(self._linears, self._attentions, draft.config, stored.where)
+        check_feed_forwards(self._graph, self._linears, names, draft.config)
+        check_path(self._graph, self._linears, self._attentions)
         self._parameters = find_parameters(self._graph, self._linears)
         wrapper = wrapper_of([*names, *(found.module for found in self._parameters)])
         if wrapper:

@@ -13,7 +13,7 @@ from .nodes import Node
 Role = Literal["query", "key", "value", "attention_out", "ffn_in", "ffn_out"]
 _T = TypeVar("_T")
 # Sizes of a tensor say nothing of its numbers.
-_SIZES = frozenset({"Shape", "Size"})
+SIZES = frozenset({"Shape", "Size"})
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,6 @@ class _Finder:
                 stops.add(name)
                 continue
             node = self._graph.producers.get(name)
-            if node is not None and node.op not in _SIZES:
+            if node is not None and node.op not in SIZES:
                 waiting.extend(node.inputs[:1] if node.op in LAYOUT_OPS else node.inputs)
         return stops

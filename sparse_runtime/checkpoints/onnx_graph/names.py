@@ -48,6 +48,8 @@ _FAMILIES: dict[str, tuple[str, Mapping[Role, str]]] = {
     "mpnet": ("encoder", _MPNET),
     "distilbert": ("transformer", _DISTILBERT),
 }
+# How the names of a feed-forward network's first and second layer end.
+FEED_FORWARDS = [(roles["ffn_in"], roles["ffn_out"]) for roles in (_BERT, _DISTILBERT)]
 
 
 def clean(scope: str) -> str:
