@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..spec import FUNCTIONS
 from .architecture import Architecture, Size
 from .families import FAMILIES, MASKED, QUESTION, SEQUENCE, TOKEN
 
@@ -32,20 +33,6 @@ TASKS: dict[str, str] = {
     "ForMaskedLM": MASKED,
 }
 _CLASS = re.compile(rf"(?P<family>\w+?)(?P<task>{'|'.join(TASKS)})")
-
-# Names in transformers/activations.py -> names of the linear kernels.
-ACTIVATIONS: dict[str, str] = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python_tanh": "gelu_new",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
 
 NO_NORM = "no_norm"
 """``layer_norm_type`` of nn_pruning's models whose norms take no statistics: every one of them,
@@ -268,9 +255,9 @@ def _integer(config: PretrainedConfig, key: str, minimum: int = 1) -> int:
 
 
 def _activation(name: Any) -> str:
-    if name not in ACTIVATIONS:
+    if name not in FUNCTIONS:
         raise ValueError(
             f"config.json: activation {name!r} is not supported, expected one of "
-            f"{', '.join(ACTIVATIONS)}"
+            f"{', '.join(FUNCTIONS)}"
         )
-    return ACTIVATIONS[name]
+    return FUNCTIONS[name]

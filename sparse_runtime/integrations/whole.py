@@ -25,10 +25,12 @@ def check_whole(model: PackedModel, readers: str) -> None:
     Raises:
         ValueError: layers lost heads, neurons or halves.
     """
-    if model.absent or model.head_size is not None:
+    if model.absent:
+        raise ValueError(f"{min(model.absent)} is absent, which {readers} have no model for")
+    if model.head_size is not None:
         raise ValueError(
-            f"sublayers {list(model.absent)} are absent and a head has {model.head_size or 'all'} "
-            f"features, which {readers} have no model for"
+            f"heads have {model.head_size} features each, not hidden_size / num_attention_heads, "
+            f"which {readers} have no model for"
         )
     hidden, inner = (
         next((model.config[key] for key in keys if key in model.config), None) for keys in _SIZES

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .activations import DYNAMIC_ACTIVATIONS, ActivationSpec
 from .attention import QuantizedAttention
+from .functions import FUNCTIONS
 from .linear import MAX_ELEMENTS, LinearSpec
 from .structure import MAX_BLOCK, Structure, StructureKind
 from .values import FLOAT_DTYPES, INTEGER_RANGES, VALUE_DTYPES, Granularity, ValueSpec
@@ -16,6 +17,7 @@ from .values import FLOAT_DTYPES, INTEGER_RANGES, VALUE_DTYPES, Granularity, Val
 __all__ = [
     "DYNAMIC_ACTIVATIONS",
     "FLOAT_DTYPES",
+    "FUNCTIONS",
     "INTEGER_RANGES",
     "MAX_BLOCK",
     "MAX_ELEMENTS",

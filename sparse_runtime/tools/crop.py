@@ -14,7 +14,6 @@ from torch import Tensor
 from ..checkpoints import Checkpoint, CheckpointError
 from ..encoders.architecture import Architecture
 from ..encoders.families import FAMILIES
-from ..encoders.settings import ACTIVATIONS
 from ..formats import Compression, observe
 from ..formats.crop import (
     Activation,
@@ -25,7 +24,7 @@ from ..formats.crop import (
     removable,
 )
 from ..kernels.linear import reference as linear
-from ..spec import Structure
+from ..spec import FUNCTIONS, Structure
 
 CHOICES = ("auto", "fold", "none")
 
@@ -165,7 +164,7 @@ class _Planner:
         self._family = family
         self._fold = fold
         name = checkpoint.config.get(family.activation_key, "gelu")
-        self._activation = linear.ACTIVATIONS.get(ACTIVATIONS.get(str(name), ""))
+        self._activation = linear.ACTIVATIONS.get(FUNCTIONS.get(str(name), ""))
 
     def plan_layer(self, base: str, known: set[str]) -> None:
         names = self._family.layer

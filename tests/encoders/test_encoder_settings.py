@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_runtime.encoders.settings import ACTIVATIONS, read_dtype, read_settings
+from sparse_runtime.encoders.settings import read_dtype, read_settings
+from sparse_runtime.spec import FUNCTIONS
 
 BERT = {
     "model_type": "bert",
@@ -87,12 +88,12 @@ def test_stored_attentions_are_ignored_aloud(caplog: pytest.LogCaptureFixture) -
     assert "output_attentions is ignored" in caplog.text
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_activation_names_mean_what_transformers_means(name: str) -> None:
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-9, 9, 4001, dtype=torch.float64)
-    assert (ACT2FN[name](x) - ACT2FN[ACTIVATIONS[name]](x)).abs().max().item() < 1e-7
+    assert (ACT2FN[name](x) - ACT2FN[FUNCTIONS[name]](x)).abs().max().item() < 1e-7
 
 
 def test_dtypes() -> None:

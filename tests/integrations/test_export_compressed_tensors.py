@@ -160,7 +160,11 @@ def test_aliases_that_transformers_does_not_tie_are_written(tmp_path: Path) -> N
         ),
         (
             packed_model(packed_linear(ValueSpec("int8")), absent=("bert.encoder.layer.1.ffn",)),
-            "sublayers ['bert.encoder.layer.1.ffn'] are absent",
+            "bert.encoder.layer.1.ffn is absent",
+        ),
+        (
+            packed_model(packed_linear(ValueSpec("int8")), head_size=64),
+            "heads have 64 features each, not hidden_size / num_attention_heads",
         ),
     ],
 )

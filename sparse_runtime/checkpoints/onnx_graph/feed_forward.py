@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...spec import FUNCTIONS
 from ..errors import CheckpointError, listed
 from .graph import Graph
 from .linears import GraphLinear
@@ -22,19 +23,6 @@ from .lowering import DYNAMIC
 from .names import FEED_FORWARDS
 from .nodes import Node
 
-# What config.json calls the functions, as transformers spells them.
-SPELLINGS: dict[str, str] = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_new",
-    "gelu_fast": "gelu_new",
-    "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python_tanh": "gelu_new",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-}
 # What BERT, RoBERTa, ELECTRA, MPNet and DistilBERT take where config.json says nothing.
 _DEFAULT = "gelu"
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -96,7 +84,7 @@ def check_feed_forwards(
                 continue
             between = _Between(graph, linear.result, after.source)
             found = between.function()
-            if found is None or found != SPELLINGS.get(str(stated)):
+            if found is None or found != FUNCTIONS.get(str(stated)):
                 raise CheckpointError(
                     f"{graph.where}: between {linear.node.title} ({name}) and {after.node.title} "
                     f"({base + second}) the graph computes "

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from sparse_runtime.checkpoints import CheckpointError, open_checkpoint
-from sparse_runtime.checkpoints.onnx_graph.feed_forward import SPELLINGS
-from sparse_runtime.encoders.settings import ACTIVATIONS
 
 onnx = pytest.importorskip("onnx")
 
@@ -56,10 +54,6 @@ def _fuse(model: Any, op: str, **attributes: Any) -> None:
             model.graph.node.remove(old)
         new = onnx.helper.make_node(op, [value], [end], name=f"{module}/{op}", **attributes)
         model.graph.node.insert(place, new)
-
-
-def test_spellings_are_those_of_the_encoders() -> None:
-    assert SPELLINGS == ACTIVATIONS
 
 
 @pytest.mark.parametrize(
