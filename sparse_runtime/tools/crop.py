@@ -27,6 +27,9 @@ from ..kernels.linear import reference as linear
 from ..spec import FUNCTIONS, Structure
 
 CHOICES = ("auto", "fold", "none")
+LEAST_NEURONS = 1 / 16
+"""Share of a layer's neurons that "auto" removes at least: fewer save no time, for kernels work in
+tiles, and cost a model that programs of config.json's sizes open."""
 
 # What blocks and groups span in the formats that zeros may show, the largest first.
 _SPANS = (64, 32, 16, 8, 4, 2)
@@ -200,6 +203,8 @@ class _Planner:
         if not gone.any():
             return gone, 0, True
         gone = removable(units, group=self._group(part, units, size), fold=self._fold)
+        if size == 1 and not self._fold and int(gone.sum()) < LEAST_NEURONS * len(gone):
+            return torch.zeros_like(gone), 0, True
         kept = positions(~gone, size)
         for module in part.producers:
             self.crop.rows[module] = kept
