@@ -72,8 +72,9 @@ def convert(
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.
         crop: "auto" removes attention heads and feed-forward neurons whose outputs are zero or
-            read by nobody (neurons where they are one in sixteen or more), "fold" also those whose outputs are constant, which go into a bias;
-            "none" keeps every row and column. The report lists what went.
+            read by nobody (neurons where they are one in sixteen or more), "fold" also those whose
+            outputs are constant, which go into a bias; "none" keeps every row and column. The
+            report lists what went.
         finalise: what the files leave open, such as ``{"threshold": 0.1}``; the error that asks
             for it names it.
         overwrite: replace a packed model that is already in ``out_dir``.
