@@ -122,11 +122,7 @@ class Draft:
         Raises:
             CheckpointError: the name is taken.
         """
-        if name in self.tensors or name.removesuffix(".weight") in self.linears:
-            raise CheckpointError(
-                f"{self.where}: {name} is in the file both plain and in the layout "
-                f"{self.recognised[-1].layout}; remove the stale one"
-            )
+        self._require_free(name)
         self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
 
     def change(self, name: str, dtype: torch.dtype, compute: Callable[[Tensor], Tensor]) -> None:
@@ -144,12 +140,15 @@ class Draft:
         Raises:
             CheckpointError: its weight is in the file as well.
         """
-        if f"{module}.weight" in self.tensors or module in self.linears:
+        self._require_free(f"{module}.weight")
+        self.linears[module] = linear
+
+    def _require_free(self, name: str) -> None:
+        if name in self.tensors or name.removesuffix(".weight") in self.linears:
             raise CheckpointError(
-                f"{self.where}: {module}.weight is in the file both plain and in the layout "
+                f"{self.where}: {name} is in the file both plain and in the layout "
                 f"{self.recognised[-1].layout}; remove the stale one"
             )
-        self.linears[module] = linear
 
     def drop(self, names: Iterable[str], why: str) -> None:
         """Leave tensors out."""
