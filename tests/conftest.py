@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,23 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that needs the network would pass or fail by the weather.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch  # noqa: E402  (after the settings that it reads)
+
+# Triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+if importlib.util.find_spec("triton") is not None:
+    from triton.runtime import interpreter
+
+    _patch_lang_tensor = interpreter._patch_lang_tensor
+
+    def _patch_for_new_numpy(tensor: Any, scope: Any) -> None:
+        # Triton 3.6 keeps scalars as arrays of shape [1], of which NumPy 2.4 makes no int.
+        _patch_lang_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+    interpreter._patch_lang_tensor = _patch_for_new_numpy
 
 # A deadline would make slow machines fail; the same examples every time make a failure in CI one
 # that a developer can repeat.

@@ -1,0 +1,78 @@
+"""From sums to results: what every fused linear kernel does behind its products."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..quantize.quantize_triton import quantize_static
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+
+
+@triton.jit
+def activate(x, ACTIVATION: tl.constexpr):
+    """An activation function of ``ACTIVATIONS`` (reference.py), or "none", of float32."""
+    if ACTIVATION == "gelu":
+        x = 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+    elif ACTIVATION == "gelu_new":
+        # 0.5 * (1 + tanh(u)) is sigmoid(2 u).
+        x = x * tl.sigmoid(2.0 * SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))
+    elif ACTIVATION == "relu":
+        x = tl.where(x < 0.0, 0.0, x)  # NaN stays
+    elif ACTIVATION == "silu":
+        x = x * tl.sigmoid(x)
+    elif ACTIVATION == "tanh":
+        x = 2.0 * tl.sigmoid(2.0 * x) - 1.0
+    else:
+        tl.static_assert(ACTIVATION == "none", "an unknown activation function")
+    return x
+
+
+@triton.jit
+def dequantize(acc, x_sum, rows, columns, tokens, features, x, epilogue):
+    """Sums of integer products -> float32, as ``integer_product`` of reference.py.
+
+    Args:
+        acc: int32 [rows, columns], sums of stored values times weights.
+        x_sum: int32 [rows], sums of the stored values; read where weights have zero points.
+        rows: int32, which tokens.
+        columns: int32, which outputs.
+        tokens: number of all rows.
+        features: number of all outputs.
+        x: the input, ``Quantized``.
+        epilogue: an ``Epilogue``.
+    """
+    live, wanted = rows < tokens, columns < features
+    if epilogue.weight_zero is not None:
+        w_zero = tl.load(epilogue.weight_zero + columns, mask=wanted, other=0)
+        acc -= x_sum[:, None] * w_zero[None, :]
+    if x.zero is not None:
+        zero = tl.load(x.zero + rows * x.stride, mask=live, other=0)
+        w_sum = tl.load(epilogue.weight_sum + columns, mask=wanted, other=0)
+        acc -= zero[:, None] * w_sum[None, :]
+    scale = tl.load(x.scale + rows * x.stride, mask=live, other=0.0)
+    w_scale = tl.load(epilogue.weight_scale + columns, mask=wanted, other=0.0)
+    return acc.to(tl.float32) * scale[:, None] * w_scale[None, :]
+
+
+@triton.jit
+def end(y, rows, columns, tokens, features, epilogue, ACTIVATION: tl.constexpr):
+    """Bias, requantization, activation function and residual of float32 [rows, columns]."""
+    wanted = columns < features
+    if epilogue.bias is not None:
+        y += tl.load(epilogue.bias + columns, mask=wanted, other=0.0)[None, :]
+    if epilogue.out_scale is not None:
+        scale = tl.load(epilogue.out_scale + columns, mask=wanted, other=0.0)[None, :]
+        zero = tl.load(epilogue.out_zero + columns, mask=wanted, other=0)[None, :]
+        low = tl.load(epilogue.out_low + columns, mask=wanted, other=0)[None, :]
+        high = tl.load(epilogue.out_high + columns, mask=wanted, other=0)[None, :]
+        q = quantize_static(y, tl.where(scale == 0, 1.0, scale), zero, low, high)
+        y = tl.where(scale == 0, y, (q - zero).to(tl.float32) * scale)
+    y = activate(y, ACTIVATION)
+    if epilogue.residual is not None:
+        inside = (rows < tokens)[:, None] & wanted[None, :]
+        at = rows.to(tl.int64)[:, None] * epilogue.residual_stride + columns[None, :]
+        y += tl.load(epilogue.residual + at, mask=inside, other=0.0).to(tl.float32)
+    return y

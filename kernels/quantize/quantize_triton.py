@@ -1,0 +1,91 @@
+"""The arithmetic of quantizing rows, bit for bit that of kernels/linear/reference.py.
+
+Kernels that call these are launched with ``enable_fp_fusion=False``: a fused multiply and add would
+round once where the reference rounds twice.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal float32
+HALF_EVEN = tl.constexpr(12582912.0)  # 1.5 * 2**23: a float32 of that size has no fraction
+EXACT = tl.constexpr(4194304.0)  # 2**22, the largest magnitude that HALF_EVEN rounds
+NAN_BITS = tl.constexpr(0x7FC00000)
+INFINITY = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def round_half_even(x):
+    """Nearest integer of float32 with magnitudes up to 2**22; larger ones become 2**22."""
+    x = tl.minimum(tl.maximum(x, -EXACT), EXACT)
+    return (x + HALF_EVEN) - HALF_EVEN
+
+
+@triton.jit
+def quantize_static(x, scale, zero, low, high):
+    """``clamp(round_half_even(x / scale) + zero, low, high)`` as int32; NaN becomes zero."""
+    scaled = tl.div_rn(x, scale)
+    scaled = tl.where(scaled == scaled, scaled, 0.0)
+    q = round_half_even(scaled).to(tl.int32) + zero
+    return tl.minimum(tl.maximum(q, low), high)
+
+
+@triton.jit
+def magnitude_below(x):
+    """How far float32 x lies below 0, as the bits of a float32, which order as integers; NaN is
+    the largest."""
+    return tl.where(x == x, tl.maximum(-x, 0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF, NAN_BITS)
+
+
+@triton.jit
+def magnitude_above(x):
+    """How far float32 x lies above 0, as :func:`magnitude_below`."""
+    return tl.where(x == x, tl.maximum(x, 0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF, NAN_BITS)
+
+
+@triton.jit
+def scales_of(below, above, SCHEME: tl.constexpr):
+    """The quantizers of rows that reach from ``-below`` to ``above`` (bits of float32).
+
+    Returns:
+        (float32 scale; float32 factor by which rows are multiplied, or, for "full_range", divided;
+        int32 stored zero point)
+    """
+    below_bits, above_bits = below, above
+    below = below.to(tl.float32, bitcast=True)
+    above = above.to(tl.float32, bitcast=True)
+    if SCHEME == "asymmetric":
+        scale = tl.div_rn(above, 255.0) + tl.div_rn(below, 255.0)
+        scale = tl.where(scale < TINY, TINY, scale)
+        scale = tl.where((below == 0) & (above == 0), 1.0, scale)
+        finite = (below < INFINITY) & (above < INFINITY)
+        factor = tl.where(finite, tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale), 0.0)
+        zero = round_half_even(tl.where(finite, below * factor, 0.0))
+        zero = tl.minimum(tl.maximum(zero, 0.0), 255.0).to(tl.int32) - 128
+        # The reference's row of zeros with zero point 0, stored as -128.
+        scale = tl.where(finite, scale, float("nan"))
+        return scale, factor, tl.where(finite, zero, -128)
+    largest = tl.maximum(below_bits, above_bits).to(tl.float32, bitcast=True)
+    if SCHEME == "symmetric":
+        clamped = tl.where(largest < 127.0 * TINY, 127.0 * TINY, largest)
+        factor = tl.div_rn(tl.full(largest.shape, 127.0, tl.float32), clamped)
+        scale = tl.div_rn(clamped, 127.0)
+    else:
+        tl.static_assert(SCHEME == "full_range", "an unknown scheme")
+        scale = tl.div_rn(largest, 127.5)
+        scale = tl.where(scale < TINY, TINY, scale)
+        factor = scale
+    scale = tl.where(largest == 0, 1.0, scale)
+    return scale, tl.where(largest == 0, 1.0, factor), tl.zeros_like(below_bits)
+
+
+@triton.jit
+def quantize_dynamic(x, factor, zero, SCHEME: tl.constexpr):
+    """float32 x with :func:`scales_of` its row, broadcast to it -> stored int8."""
+    scaled = tl.div_rn(x, factor) if SCHEME == "full_range" else x * factor
+    scaled = tl.where(scaled == scaled, scaled, 0.0)
+    q = round_half_even(scaled).to(tl.int32) + zero
+    low: tl.constexpr = -127 if SCHEME == "symmetric" else -128
+    return tl.minimum(tl.maximum(q, low), 127).to(tl.int8)
