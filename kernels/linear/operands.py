@@ -1,7 +1,8 @@
 """What fused kernels read and write beside a weight: tensors in named tuples, as Triton takes them.
 
 The same tuples go from Python to the kernels and on to the functions that they share. A field that
-is None costs nothing: Triton compiles a kernel without it.
+is None costs nothing: Triton compiles a kernel without it. No field may be called ``values`` or
+``type``: Triton's own tuples have attributes of these names.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ SCHEMES: tuple[str, ...] = ("none", "static", "symmetric", "full_range", "asymme
 
 
 class Quantized(NamedTuple):
-    """Rows whose products are integers: ``x[t, k] = (values[t, k] - zero[t]) * scale[t]``.
+    """Rows whose products are integers: ``x[t, k] = (q[t, k] - zero[t]) * scale[t]``.
 
     Attributes:
-        values: int8 [tokens, features], features side by side.
-        values_stride: elements from one row to the next.
+        q: int8 [tokens, features], features side by side.
+        q_stride: elements from one row to the next.
         scale: float32 [tokens], or [1] for all tokens.
         zero: int32 of scale's shape, the stored value of 0; None is 0 everywhere.
         stride: 1 where every token has its own scale and zero, else 0.
     """
 
-    values: Tensor
-    values_stride: int
+    q: Tensor
+    q_stride: int
     scale: Tensor
     zero: Tensor | None
     stride: int
@@ -79,8 +80,8 @@ class Target(NamedTuple):
         floats: float [tokens, features], features side by side; None only where the scheme is
             static or none is wanted.
         floats_stride: elements from one row to the next.
-        values: int8 [tokens, features] or None: not quantized.
-        values_stride: elements from one row to the next.
+        q: int8 [tokens, features] or None: not quantized.
+        q_stride: elements from one row to the next.
         scale: float32 [tokens], written; or [1], read, for a static scheme.
         zero: int32 of scale's shape or None: written for "asymmetric", read for "static".
         low: smallest stored value of a static scheme.
@@ -92,8 +93,8 @@ class Target(NamedTuple):
 
     floats: Tensor | None
     floats_stride: int
-    values: Tensor | None = None
-    values_stride: int = 0
+    q: Tensor | None = None
+    q_stride: int = 0
     scale: Tensor | None = None
     zero: Tensor | None = None
     low: int = -128

@@ -53,32 +53,34 @@ def scales_of(below, above, SCHEME: tl.constexpr):
         (float32 scale; float32 factor by which rows are multiplied, or, for "full_range", divided;
         int32 stored zero point)
     """
-    below_bits, above_bits = below, above
-    below = below.to(tl.float32, bitcast=True)
-    above = above.to(tl.float32, bitcast=True)
     if SCHEME == "asymmetric":
+        below = below.to(tl.float32, bitcast=True)
+        above = above.to(tl.float32, bitcast=True)
+        finite = (below < INFINITY) & (above < INFINITY)
         scale = tl.div_rn(above, 255.0) + tl.div_rn(below, 255.0)
         scale = tl.where(scale < TINY, TINY, scale)
         scale = tl.where((below == 0) & (above == 0), 1.0, scale)
-        finite = (below < INFINITY) & (above < INFINITY)
         factor = tl.where(finite, tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale), 0.0)
         zero = round_half_even(tl.where(finite, below * factor, 0.0))
         zero = tl.minimum(tl.maximum(zero, 0.0), 255.0).to(tl.int32) - 128
         # The reference's row of zeros with zero point 0, stored as -128.
+        zero = tl.where(finite, zero, -128)
         scale = tl.where(finite, scale, float("nan"))
-        return scale, factor, tl.where(finite, zero, -128)
-    largest = tl.maximum(below_bits, above_bits).to(tl.float32, bitcast=True)
-    if SCHEME == "symmetric":
-        clamped = tl.where(largest < 127.0 * TINY, 127.0 * TINY, largest)
-        factor = tl.div_rn(tl.full(largest.shape, 127.0, tl.float32), clamped)
-        scale = tl.div_rn(clamped, 127.0)
     else:
-        tl.static_assert(SCHEME == "full_range", "an unknown scheme")
-        scale = tl.div_rn(largest, 127.5)
-        scale = tl.where(scale < TINY, TINY, scale)
-        factor = scale
-    scale = tl.where(largest == 0, 1.0, scale)
-    return scale, tl.where(largest == 0, 1.0, factor), tl.zeros_like(below_bits)
+        tl.static_assert(SCHEME == "symmetric" or SCHEME == "full_range", "an unknown scheme")
+        largest = tl.maximum(below, above).to(tl.float32, bitcast=True)
+        if SCHEME == "symmetric":
+            clamped = tl.where(largest < 127.0 * TINY, 127.0 * TINY, largest)
+            factor = tl.div_rn(tl.full(largest.shape, 127.0, tl.float32), clamped)
+            scale = tl.div_rn(clamped, 127.0)
+        else:
+            scale = tl.div_rn(largest, 127.5)
+            scale = tl.where(scale < TINY, TINY, scale)
+            factor = scale
+        scale = tl.where(largest == 0, 1.0, scale)
+        factor = tl.where(largest == 0, 1.0, factor)
+        zero = tl.zeros_like(below)
+    return scale, factor, zero
 
 
 @triton.jit

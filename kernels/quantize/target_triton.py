@@ -43,8 +43,8 @@ def store_tile(y, rows, columns, tokens, features, target, SCHEME: tl.constexpr)
     if SCHEME == "static":
         zero = 0 if target.zero is None else tl.load(target.zero)
         q = quantize_static(y, tl.load(target.scale), zero, target.low, target.high)
-        at = rows.to(tl.int64)[:, None] * target.values_stride + columns[None, :]
-        tl.store(target.values + at, q.to(tl.int8), mask=inside)
+        at = rows.to(tl.int64)[:, None] * target.q_stride + columns[None, :]
+        tl.store(target.q + at, q.to(tl.int8), mask=inside)
     elif SCHEME != "none":
         y = tl.where(inside, y, 0.0)
         live = rows < tokens
@@ -93,12 +93,13 @@ def finish_rows(
                 at = rows.to(tl.int64)[:, None] * target.floats_stride + columns[None, :]
                 y = tl.load(target.floats + at, mask=inside, other=0.0).to(tl.float32)
                 q = quantize_dynamic(y, factor[:, None], zero[:, None], SCHEME)
-                at = rows.to(tl.int64)[:, None] * target.values_stride + columns[None, :]
-                tl.store(target.values + at, q, mask=inside)
+                at = rows.to(tl.int64)[:, None] * target.q_stride + columns[None, :]
+                tl.store(target.q + at, q, mask=inside)
             tl.store(target.scale + rows, scale, mask=live)
             if target.zero is not None:
                 tl.store(target.zero + rows, zero, mask=live)
-            # As they were found, for the next launch.
+            # As they were found, for the next launch, once every thread has read them.
+        tl.debug_barrier()
             tl.store(target.ranges + rows, tl.zeros_like(below), mask=live)
             tl.store(target.ranges + tokens + rows, tl.zeros_like(above), mask=live)
             tl.store(target.counters + block, 0)
@@ -131,8 +132,8 @@ def store_rows(y, rows, columns, tokens, features, target, SCHEME: tl.constexpr)
         above = tl.max(magnitude_above(y), axis=1)
         scale, factor, zero = scales_of(below, above, SCHEME)
         q = quantize_dynamic(y, factor[:, None], zero[:, None], SCHEME)
-        at = rows.to(tl.int64)[:, None] * target.values_stride + columns[None, :]
-        tl.store(target.values + at, q, mask=inside)
+        at = rows.to(tl.int64)[:, None] * target.q_stride + columns[None, :]
+        tl.store(target.q + at, q, mask=inside)
         tl.store(target.scale + rows, scale, mask=live)
         if target.zero is not None:
             tl.store(target.zero + rows, zero, mask=live)

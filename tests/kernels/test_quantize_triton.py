@@ -79,8 +79,8 @@ def test_dynamic_rows_equal_the_reference(scheme: str, features: int, in_tiles: 
     target = Target(
         floats=torch.full((tokens, features), 7.0, device=DEVICE),
         floats_stride=features,
-        values=torch.full((tokens, features + 3), 99, dtype=torch.int8, device=DEVICE),
-        values_stride=features + 3,
+        q=torch.full((tokens, features + 3), 99, dtype=torch.int8, device=DEVICE),
+        q_stride=features + 3,
         scale=torch.full((tokens,), 7.0, device=DEVICE),
         zero=torch.full((tokens,), 7, dtype=torch.int32, device=DEVICE),
         ranges=torch.zeros(2, tokens, dtype=torch.int32, device=DEVICE),
@@ -96,8 +96,8 @@ def test_dynamic_rows_equal_the_reference(scheme: str, features: int, in_tiles: 
     torch.testing.assert_close(target.floats.cpu(), x.cpu(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(target.scale.cpu(), scale, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(target.zero.cpu(), zero)
-    assert torch.equal(target.values[:, :features].cpu(), q)
-    assert (target.values[:, features:] == 99).all()  # nothing beside the rows
+    assert torch.equal(target.q[:, :features].cpu(), q)
+    assert (target.q[:, features:] == 99).all()  # nothing beside the rows
     assert not target.ranges.any() and not target.counters.any()  # ready for the next launch
 
 
@@ -108,12 +108,12 @@ def test_static_rows_equal_the_reference(zero_point: int) -> None:
     target = Target(
         floats=None,
         floats_stride=0,
-        values=torch.full((tokens, 50), 99, dtype=torch.int8, device=DEVICE),
-        values_stride=50,
+        q=torch.full((tokens, 50), 99, dtype=torch.int8, device=DEVICE),
+        q_stride=50,
         scale=torch.tensor([0.02], device=DEVICE),
         zero=torch.tensor([zero_point], dtype=torch.int32, device=DEVICE) if zero_point else None,
         low=-127,
     )
     rows_kernel[(5,)](x, tokens, 50, target, "static", 4, 64, enable_fp_fusion=False)
     expected = quantize_static(x.cpu(), 0.02, zero_point, -127, 127)
-    assert torch.equal(target.values.cpu().int(), expected)
+    assert torch.equal(target.q.cpu().int(), expected)
