@@ -19,7 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # A test that needs the network would pass or fail by the weather.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import torch  # noqa: E402  (after the settings that it reads)
+import torch
 
 # Triton reads this when a kernel is defined: without a GPU, kernels run in its interpreter.
 if not torch.cuda.is_available():

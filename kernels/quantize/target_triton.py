@@ -99,7 +99,7 @@ def finish_rows(
             if target.zero is not None:
                 tl.store(target.zero + rows, zero, mask=live)
             # As they were found, for the next launch, once every thread has read them.
-        tl.debug_barrier()
+            tl.debug_barrier()
             tl.store(target.ranges + rows, tl.zeros_like(below), mask=live)
             tl.store(target.ranges + tokens + rows, tl.zeros_like(above), mask=live)
             tl.store(target.counters + block, 0)
