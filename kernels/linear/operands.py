@@ -40,8 +40,8 @@ class Quantized(NamedTuple):
 class Epilogue(NamedTuple):
     """What happens to a sum ``acc[t, n]`` before it is stored, in float32.
 
-    ``y = outputs(acc * x_scale[t] * weight_scale[n] + bias[n])``, then the activation function, then
-    ``+ residual[t, n]``.
+    ``y = outputs(acc * x_scale[t] * weight_scale[n] + bias[n])``, then the activation function,
+    then ``+ residual[t, n]``.
 
     Attributes:
         weight_scale: float32 [out]; None for products of floats.
