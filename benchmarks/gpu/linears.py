@@ -194,7 +194,7 @@ def run_case(layers: list[Layer], tokens: int, case: str) -> dict[str, Any]:
             failed[name] = error_line(error)
     with torch.no_grad():
         timings = time_kernels(calls)
-    found = {
+    found: dict[str, dict[str, Any]] = {
         name: {"p50_us": timing.median * 1e6, "p20_us": timing.percentile(20) * 1e6}
         if isinstance(timing, Timing)
         else {"error": timing}
