@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sparse_runtime import SparseModel
@@ -46,6 +46,12 @@ MAX_DRIFT = {"int8": 0.2, "bf16": 0.05}
 Call = Callable[[], Tensor]
 
 
+def on_gpu(packed: PackedModel) -> nn.Module:
+    """transformers' own model with the dequantized weights, in bf16."""
+    model: nn.Module = transformers_model(packed, torch.bfloat16)
+    return model.to("cuda")
+
+
 def contenders(
     packed: PackedModel, inputs: dict[str, Tensor]
 ) -> Iterator[tuple[str, Callable[[], Call]]]:
@@ -59,16 +65,16 @@ def contenders(
         return call(model)
 
     def eager() -> Call:
-        return call(transformers_model(packed, torch.bfloat16).cuda())
+        return call(on_gpu(packed))
 
     def compiled(mode: str) -> Call:
-        model = transformers_model(packed, torch.bfloat16).cuda()
+        model = on_gpu(packed)
         return call(torch.compile(model, mode=mode, dynamic=False))
 
     def torchao() -> Call:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-        model = transformers_model(packed, torch.bfloat16).cuda()
+        model = on_gpu(packed)
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
         return call(torch.compile(model, mode="reduce-overhead", dynamic=False))
 
