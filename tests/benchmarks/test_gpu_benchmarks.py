@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "202
 
 
 def text_of(table: Table) -> str:
-    console = Console(width=200, record=True, quiet=True)
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
 
