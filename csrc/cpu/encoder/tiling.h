@@ -17,7 +17,8 @@ struct ProductShape {
   std::int64_t x_panel_bytes;
   std::int64_t panels;
   int num_threads;
-  bool tiled;  // AMX: weights of 32 rows stay in the L1 cache while panels pass
+  std::int64_t row_group;  // rows that the layout holds together
+  bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
 };
 
 inline Tiling tiling_for(const ProductShape& shape) {
@@ -27,8 +28,9 @@ inline Tiling tiling_for(const ProductShape& shape) {
   constexpr std::int64_t kTasksPerThread = 3;
   const std::int64_t threads = shape.num_threads;
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-  const std::int64_t all_rows = ceil_div(shape.padded_rows, kPartRows) * kPartRows;
-  Tiling tiling{1, kPartRows, all_rows};
+  const std::int64_t call_rows = std::max(kPartRows, shape.row_group);
+  const std::int64_t all_rows = ceil_div(shape.padded_rows, call_rows) * call_rows;
+  Tiling tiling{1, call_rows, all_rows};
   if (shape.tiled) {
     const std::int64_t cached = std::max<std::int64_t>(1, kCachedInput / shape.x_panel_bytes);
     const std::int64_t most = std::min(cached, kMostTiledPanels);
@@ -41,7 +43,7 @@ inline Tiling tiling_for(const ProductShape& shape) {
   if (10 * panel_tasks >= 9 * rounds * threads) return tiling;
   // Else several tasks a thread, so that an uneven last round costs little.
   const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
-  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), kPartRows) * kPartRows;
+  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), call_rows) * call_rows;
   tiling.task_rows = std::min(rows, all_rows);
   return tiling;
 }
