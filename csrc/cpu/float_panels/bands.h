@@ -2,7 +2,7 @@
 // within its anonymous namespace, after cpu/simd.h and a definition of
 //
 //   F dot2(F acc, U x, U w)      acc + both products of each lane's bf16 pairs
-//   constexpr int kWideGroups    lane groups whose sums for kBand rows fit the registers
+//   constexpr int kWideGroups    lane groups whose sums for kTallBand rows fit the registers
 
 #include "cpu/peak_loop.h"
 
@@ -12,41 +12,48 @@ SIMD_INLINE void add_to(float* acc, F sum, bool first) {
   store(acc, first ? sum : load<F>(acc) + sum);
 }
 
-// Chains of sums side by side: few lane groups leave registers for them, and need them to hide the
+// Chains of sums side by side: few sums leave registers for them, and need them to hide the
 // latency.
-constexpr int chains_of(int groups) {
-  return groups >= 4 ? 1 : groups >= 2 ? 2 : 4;
+constexpr int chains_of(int rows, int groups) {
+  return rows * groups >= 12 ? 1 : rows * groups >= 6 ? 2 : 4;
 }
 
 // Far enough ahead for memory that is in no cache of the core: a band of a block of inputs.
-constexpr std::int64_t kAhead = kInputBlock * kBand;
+constexpr std::int64_t kAhead = kInputBlock * kTallBand;
 
-template <int kGroups>
+template <int kRows, int kGroups>
 SIMD_INLINE void dense32_band(const float* values, const float* x, std::int64_t inputs, bool first,
                               float* acc) {
   // Each block has a sum of its own: the error of a sum grows with its length.
-  constexpr int kChains = chains_of(kGroups);
-  F sums[kChains][kBand][kGroups] = {};
+  constexpr int kChains = chains_of(kRows, kGroups);
+  F sums[kChains][kRows][kGroups];
+  UNROLL for (int c = 0; c < kChains; ++c) {
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      UNROLL for (int g = 0; g < kGroups; ++g) sums[c][r][g] = F{};
+    }
+  }
   const auto add = [&](std::int64_t i, int chain) __attribute__((always_inline)) {
     F input[kGroups];
-    for (int g = 0; g < kGroups; ++g) input[g] = load<F>(x + i * kPanelSlots + g * kLanes);
-    __builtin_prefetch(values + i * kBand + kAhead);
-    for (int r = 0; r < kBand; ++r) {
-      const F w = splat(values[i * kBand + r]);
-      for (int g = 0; g < kGroups; ++g) {
+    UNROLL for (int g = 0; g < kGroups; ++g) {
+      input[g] = load<F>(x + i * kPanelSlots + g * kLanes);
+    }
+    __builtin_prefetch(values + i * kRows + kAhead);
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      const F w = splat(values[i * kRows + r]);
+      UNROLL for (int g = 0; g < kGroups; ++g) {
         sums[chain][r][g] = fma(w, input[g], sums[chain][r][g]);
       }
     }
   };
   std::int64_t i = 0;
   for (; i + kChains <= inputs; i += kChains) {
-    for (int c = 0; c < kChains; ++c) add(i + c, c);
+    UNROLL for (int c = 0; c < kChains; ++c) add(i + c, c);
   }
   for (; i < inputs; ++i) add(i, 0);
-  for (int r = 0; r < kBand; ++r) {
-    for (int g = 0; g < kGroups; ++g) {
+  UNROLL for (int r = 0; r < kRows; ++r) {
+    UNROLL for (int g = 0; g < kGroups; ++g) {
       F sum = sums[0][r][g];
-      for (int c = 1; c < kChains; ++c) sum = sum + sums[c][r][g];
+      UNROLL for (int c = 1; c < kChains; ++c) sum = sum + sums[c][r][g];
       add_to(acc + r * kPanelSlots + g * kLanes, sum, first);
     }
   }
@@ -63,10 +70,17 @@ template <int kGroups>
 void dense32_rows(const WeightView& w, const Group& group, const float* x, std::int64_t block,
                   std::int64_t inputs, float* acc) {
   const float* values = w.floats + (group.row * w.k + block * group.rows);
-  for (std::int64_t r = 0; r < group.rows; r += kBand) {
-    dense32_band<kGroups>(values + r * inputs, x + block * kPanelSlots, inputs, block == 0,
-                          acc + r * kPanelSlots);
+  x += block * kPanelSlots;
+  std::int64_t r = 0;
+  for (; r + kTallBand <= group.rows; r += kTallBand) {
+    dense32_band<kTallBand, kGroups>(values + r * inputs, x, inputs, block == 0,
+                                     acc + r * kPanelSlots);
   }
+  // Groups are multiples of 32 rows.
+  values += r * inputs;
+  acc += r * kPanelSlots;
+  if (group.rows - r == 4) dense32_band<4, kGroups>(values, x, inputs, block == 0, acc);
+  if (group.rows - r == 2) dense32_band<2, kGroups>(values, x, inputs, block == 0, acc);
 }
 
 // Rows that have as many units, side by side: one row's sums are too few to hide the latency.

@@ -1,7 +1,8 @@
 // Device layouts of a float weight. Rows are padded to kRowBlock with zeros, or with nothing where
 // only nonzeros are held.
 //
-//   kDense32   float [group of rows][block of kInputBlock inputs][band of 4 rows][input][4]
+//   kDense32   float [group of rows][block of kInputBlock inputs][band of 6 rows][input][6]; the
+//              last band of a group has the 4 or 2 rows that are left
 //   kSparse32  per group of rows and block of inputs: the rows by falling number of nonzeros
 //              (order), then four of them at a time [unit][4] their values, and their inputs in
 //              index. Shorter rows of a band are filled up with zeros for an input that they read.
@@ -72,9 +73,11 @@ void for_parts(Layout layout, std::int64_t rows, std::int64_t k, Visit visit) {
 template <typename Visit>
 void for_dense32(std::int64_t rows, std::int64_t k, Visit visit) {
   for_parts(Layout::kDense32, rows, k, [&](const Part& part) {
-    for (std::int64_t row = part.row; row < part.row + part.rows; row += kBand) {
+    const std::int64_t end = part.row + part.rows;
+    for (std::int64_t row = part.row; row < end; row += kTallBand) {
+      const std::int64_t band_end = std::min(row + kTallBand, end);
       for (std::int64_t i = part.input; i < part.end; ++i) {
-        for (std::int64_t r = row; r < row + kBand; ++r) visit(r, i);
+        for (std::int64_t r = row; r < band_end; ++r) visit(r, i);
       }
     }
   });
