@@ -20,7 +20,7 @@ SHAPES = [
     (31, 129, 33),  # second block of inputs with one input; three vectors
     (96, 300, 200),  # three blocks of inputs, four panels, the last with one vector
     (8, 130, 48),  # a pair in the second block
-    (160, 140, 20),  # groups of 64 rows, the last of 32
+    (160, 140, 20),  # groups of 64 rows, the last of 32: dense bands of 6, 4 and 2
     (800, 140, 20),  # groups of 128 sparse rows, the last of 32
 ]
 
