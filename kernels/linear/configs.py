@@ -18,6 +18,8 @@ class Config(NamedTuple):
         num_warps: warps of a program.
         num_stages: tiles of inputs in flight.
         group_m: blocks of tokens that go through the outputs together, for reuse in L2.
+        tma: whether tiles of dense weights and their inputs are fetched by the copy engine, which
+            GPUs have from sm_90 on.
     """
 
     block_m: int
@@ -27,6 +29,7 @@ class Config(NamedTuple):
     num_warps: int = 4
     num_stages: int = 3
     group_m: int = 8
+    tma: bool = False
 
 
 class Workspace(NamedTuple):
@@ -52,19 +55,3 @@ def workspace_needs(tokens: int, out_features: int, config: Config) -> tuple[int
 def row_blocks(tokens: int, config: Config) -> int:
     """Elements of ``Target.counters`` that a dynamic scheme needs."""
     return -(-tokens // config.block_m)
-
-
-def default_config(
-    product: str, tokens: int, out_features: int, in_features: int, capability: int
-) -> Config:
-    """A good configuration of the dense family, where nothing was measured.
-
-    Args:
-        product: "int8", "half" (bf16, fp16) or "fp32".
-        tokens: rows.
-        out_features: outputs.
-        in_features: inputs.
-        capability: 80 for sm_80.
-    """
-    block_m = 16 if tokens <= 16 else 32 if tokens <= 64 else 64 if tokens <= 1024 else 128
-    return Config(block_m, 64, 64 if product == "half" else 128 if product == "int8" else 32)

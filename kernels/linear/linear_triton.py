@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dense import dense_triton
-from ..dense.layout import DenseWeight
+from ..dense.layout import ROW_BYTES, DenseWeight
 from ..quantize.target_triton import finish_rows, store_tile
 from .configs import Config, Workspace
 from .epilogue_triton import dequantize, end
@@ -30,7 +31,7 @@ KINDS: dict[type, str] = {DenseWeight: "dense"}
 """Weights of which families the kernel loads, by their type."""
 
 
-REGISTERS = 64
+REGISTERS = 32
 """How many results a thread holds at a time behind the main loop: more would spill."""
 
 
@@ -107,7 +108,8 @@ def end_tile(
 # The number of tokens differs from call to call: one compilation serves all.
 @triton.jit(do_not_specialize=["tokens"])
 def linear_kernel(
-    x, weight, epilogue, target, workspace, tokens, out_features, in_features,
+    x, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+    tokens, out_features, in_features,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
@@ -130,24 +132,29 @@ def linear_kernel(
     sums: tl.constexpr = tl.int32 if integers else tl.float32
     acc = tl.zeros((BLOCK_M, BLOCK_N), sums)
     x_sum = tl.zeros((BLOCK_M,), tl.int32)
-    # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
-    read = tl.minimum(rows, tokens - 1).to(tl.int64)
     inputs = first * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
-    for _ in range(first, last):
-        if EVEN_K:
-            part = tl.load(x_at)
+    if x_tiles is None:
+        # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
+        read = tl.minimum(rows, tokens - 1).to(tl.int64)
+        x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
+    for step in range(first, last):
+        if x_tiles is not None:
+            part = x_tiles.load([m * BLOCK_M, step * BLOCK_K])
+            w = weight_tiles.load([n * BLOCK_N, step * BLOCK_K]).T
         else:
-            part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
-        w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            if EVEN_K:
+                part = tl.load(x_at)
+            else:
+                part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
+            w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            x_at += BLOCK_K
+            inputs += BLOCK_K
         if integers:
             acc = tl.dot(part, w, acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(part, w, acc, input_precision="ieee")
         if epilogue.weight_zero is not None:
             x_sum += tl.sum(part.to(tl.int32), axis=1)
-        x_at += BLOCK_K
-        inputs += BLOCK_K
 
     if SPLIT_K == 1:
         end_tile(
@@ -174,6 +181,24 @@ def linear_kernel(
                 total, tl.zeros_like(x_sum), m, n, rows, tokens, out_features, x, epilogue, target,
                 ACTIVATION, SCHEME, PARTS, FINISH_N,
             )  # fmt: skip
+
+
+def descriptors(
+    x: Tensor, weight: NamedTuple, config: Config
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """What Hopper's copy engine (TMA) needs of the input and of a dense weight.
+
+    None where the config does not ask for it, or where a row does not begin at 16 bytes.
+    """
+    if not config.tma or not isinstance(weight, DenseWeight):
+        return None, None
+    if x.stride(0) * x.element_size() % ROW_BYTES or x.data_ptr() % ROW_BYTES:
+        return None, None
+    tiles = weight.tiles
+    return (
+        TensorDescriptor(x, x.shape, x.stride(), [config.block_m, config.block_k]),
+        TensorDescriptor(tiles, tiles.shape, tiles.stride(), [config.block_n, config.block_k]),
+    )
 
 
 def linear(
@@ -210,10 +235,12 @@ def linear(
         kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
         workspace = workspace._replace(partials=workspace.partials.view(kind))
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
+    x_tiles, weight_tiles = descriptors(rows.q, weight, config)
     at_once = REGISTERS * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
-            rows, weight, epilogue, target, workspace, tokens, out_features, in_features,
+            rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+            tokens, out_features, in_features,
             KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             SPLIT_K=config.split_k, GROUP_M=config.group_m,
