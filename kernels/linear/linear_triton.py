@@ -21,9 +21,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..dense import dense_triton
 from ..dense.layout import ROW_BYTES, DenseWeight
 from ..quantize.target_triton import finish_rows, store_tile
-from .configs import Config, Workspace
 from .epilogue_triton import dequantize, end
 from .operands import Epilogue, Quantized, Target
+from .tiles import Config, Workspace
 
 load_dense = dense_triton.load_weight_tile
 

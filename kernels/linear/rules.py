@@ -1,6 +1,6 @@
 """Which configuration should be fastest: a small model of what a tile costs, in clock cycles.
 
-It is what defaults rest on where nothing was measured (tuned.py), and says only which of two
+It is what defaults rest on where nothing was measured (configs.py), and says only which of two
 configurations is better, not how long a launch takes. Two times bound a multiprocessor: ``busy``,
 the work of all of its programs on the units that they share, and ``alone``, the latencies that one
 program waits for, as often as programs follow one another.
@@ -13,7 +13,7 @@ from itertools import product as pairs
 from math import ceil
 from typing import NamedTuple
 
-from .configs import Config
+from .tiles import Config
 
 ITEM_BYTES = {"int8": 1, "half": 2, "fp32": 4}
 STEP_INPUTS = {"int8": 128, "half": 64, "fp32": 32}
@@ -42,6 +42,7 @@ class Machine(NamedTuple):
         products: multiplications and additions of each in a cycle at most, by kind of product.
         small: of these, what is reached where a tile has fewer than 64 tokens (``mma.sync``).
         large: the same of larger tiles (``wgmma`` on sm_90).
+        tma: whether it has a copy engine for tiles.
     """
 
     processors: int
@@ -49,11 +50,12 @@ class Machine(NamedTuple):
     products: dict[str, int]
     small: float
     large: float
+    tma: bool
 
 
 MACHINES = {
-    80: Machine(108, 163 << 10, {"int8": 2048, "half": 1024, "fp32": 64}, 0.7, 0.85),
-    90: Machine(132, 227 << 10, {"int8": 4096, "half": 2048, "fp32": 128}, 0.5, 0.85),
+    80: Machine(108, 163 << 10, {"int8": 2048, "half": 1024, "fp32": 64}, 0.7, 0.85, False),
+    90: Machine(132, 227 << 10, {"int8": 4096, "half": 2048, "fp32": 128}, 0.5, 0.85, True),
 }
 """A100 and H100 SXM; GPUs between and beyond them take the nearest below."""
 
@@ -78,7 +80,12 @@ def candidates(
     machine = machine_of(capability)
     sizes = (tokens, out_features, in_features)
     found = set(_fitting(product, tokens, in_features, machine))
-    return sorted(found, key=lambda config: (cycles(config, product, *sizes, machine), config))
+
+    def order(config: Config) -> tuple[float, int, Config]:
+        larger_first = -config.block_m * config.block_n  # fewer bytes for the same cycles
+        return cycles(config, product, *sizes, machine), larger_first, config
+
+    return sorted(found, key=order)
 
 
 def cycles(
@@ -90,7 +97,7 @@ def cycles(
     machine: Machine,
 ) -> float:
     """Clock cycles of a launch, to compare with other configurations of the same product."""
-    m, n, k, split, warps, stages = config[:6]
+    m, n, k, split, warps, stages, _, tma = config
     tiles = ceil(tokens / m) * ceil(out_features / n)
     programs = ceil(tiles * split / machine.processors)
     steps = ceil(ceil(in_features / k) / split)
@@ -101,8 +108,8 @@ def cycles(
     # A split's sums are written, and read by the last: as if each read its own.
     exchange = (EXCHANGE + 8 * m * n / L2_BYTES) if split > 1 else 0
     busy = programs * (steps * step + ending + exchange)
-    # Of the registers (65,536), a thread takes its sums and about 90 more.
-    registers = (m * n // (32 * warps) + 90) * 32 * warps
+    # Of the 65,536 registers, a thread takes its sums and what the compiled kernels take beside.
+    registers = (m * n // (32 * warps) + (50 if tma else 90)) * 32 * warps
     resident = min(machine.shared // (stages * bytes_of_step), (1 << 16) // registers)
     waiting = max(step, LATENCY / (stages - 1))
     rounds = ceil(programs / max(1, resident))
@@ -115,7 +122,7 @@ def _fitting(product: str, tokens: int, in_features: int, machine: Machine) -> I
     steps = ceil(in_features / k)
     # Products of float32 keep operands in registers: larger tiles would spill.
     heights = (16, 32, 64, 128) if product != "fp32" else (16, 32, 64)
-    widths = (32, 64, 128, 256) if product != "fp32" else (32, 64)
+    widths = (32, 64, 128, 256) if product != "fp32" else (64,)
     for m, n, split in pairs(heights, widths, (1, 2, 4, 8)):
         if m > 16 and m >= 2 * tokens:
             continue
@@ -127,4 +134,6 @@ def _fitting(product: str, tokens: int, in_features: int, machine: Machine) -> I
         most = machine.shared // ((m + n) * k * ITEM_BYTES[product])
         stages = min(6, ceil(steps / split) + 1, most // 2 if most >= 6 else most)
         if stages >= 2:
-            yield Config(m, n, k, split, warps, stages)
+            # Few tokens wait for latency, of which the copy engine has more.
+            tma = machine.tma and m >= 64 and product != "fp32"
+            yield Config(m, n, k, split, warps, stages, tma=tma)
