@@ -236,7 +236,9 @@ def linear(
         workspace = workspace._replace(partials=workspace.partials.view(kind))
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
     x_tiles, weight_tiles = descriptors(rows.q, weight, config)
-    at_once = REGISTERS * 32 * config.num_warps // config.block_m
+    static = scheme == "static" or epilogue.out_scale is not None
+    registers = REGISTERS // 2 if static else REGISTERS
+    at_once = registers * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
             rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,
