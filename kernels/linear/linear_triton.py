@@ -227,13 +227,15 @@ def linear(
     """
     rows = x if isinstance(x, Quantized) else Floats(x, x.stride(0))
     tokens, in_features = rows.q.shape
-    stored = target.q if target.floats is None else target.floats
-    if tokens == 0 or stored is None:
+    if tokens == 0:
         return
+    stored = target.q if target.floats is None else target.floats
+    assert stored is not None, "target: expected floats, q or both, got neither"
     out_features = stored.shape[1]
-    if workspace.partials is not None:
-        kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
-        workspace = workspace._replace(partials=workspace.partials.view(kind))
+    partials = workspace.partials if config.split_k > 1 else None
+    if partials is not None:
+        partials = partials.view(torch.int32 if rows.q.dtype == torch.int8 else torch.float32)
+    workspace = Workspace(partials, workspace.counters)
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
     x_tiles, weight_tiles = descriptors(rows, weight, config)
     static = scheme == "static" or epilogue.out_scale is not None
