@@ -146,7 +146,7 @@ def attention(
 
     Args:
         qkv: bf16, fp16 or float32 [tokens, 3 * heads * head_size]: queries, keys and values side
-            by side; features side by side.
+            by side; features side by side. A sequence may span 2**31 elements.
         blocks: int32 [n, 3], :func:`query_blocks` of the lengths and ``config.block_q``.
         heads: number of attention heads.
         scale: multiplies the scores, positive.
@@ -158,9 +158,11 @@ def attention(
         config: tiles; a sequence longer than the tile of a ``single`` one becomes NaN.
 
     Raises:
-        ValueError: a tensor's shape or layout is not as said, or the target lacks a part.
+        ValueError: an argument is not as said, or the target lacks a part.
     """
     tokens, width = qkv.shape
+    if not scale > 0:
+        raise ValueError(f"scale {scale}: must be positive, softmax is taken of scale * scores")
     _check(qkv, blocks, heads, bias, positions, target, scheme)
     if tokens == 0 or len(blocks) == 0:
         return

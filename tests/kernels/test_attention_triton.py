@@ -265,6 +265,8 @@ def test_wrong_arguments_are_named() -> None:
         call(heads=5)
     with pytest.raises(ValueError, match="features side by side"):
         call(qkv=normal(1, 48, 4).t())
+    with pytest.raises(ValueError, match=r"scale 0\.0: must be positive"):
+        call(scale=0.0)
     with pytest.raises(ValueError, match="must be int32"):
         call(blocks=blocks.long())
     with pytest.raises(ValueError, match=r"must be \[1 heads, span, span\]"):
