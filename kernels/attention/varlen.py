@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 from collections.abc import Callable
 from functools import cache
@@ -12,19 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MODULE = "torch.nn.attention.varlen"
+_MISSING = f"torch {torch.__version__} has no torch.nn.attention.varlen with a scale"
 
 
 @cache
 def _functions() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
     """varlen_attn if it takes a scale, and varlen_attn_out if it is there."""
-    if importlib.util.find_spec(_MODULE) is None:
+    try:
+        from torch.nn.attention import varlen
+    except ImportError:
         return None, None
-    module = importlib.import_module(_MODULE)
-    plain = getattr(module, "varlen_attn", None)
-    if plain is None or "scale" not in inspect.signature(plain).parameters:
+    plain = varlen.varlen_attn
+    if "scale" not in inspect.signature(plain).parameters:
         return None, None
-    return plain, getattr(module, "varlen_attn_out", None)
+    return plain, getattr(varlen, "varlen_attn_out", None)
 
 
 def unavailable(
@@ -32,7 +31,7 @@ def unavailable(
 ) -> str | None:
     """Why :func:`varlen_attention` cannot be used; None where it can."""
     if _functions()[0] is None:
-        return f"torch {torch.__version__} has no {_MODULE} with a scale"
+        return _MISSING
     if device.type != "cuda" or torch.version.hip is not None:
         return f"needs an NVIDIA GPU, the device is {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -62,7 +61,7 @@ def varlen_attention(
     """
     plain, into = _functions()
     if plain is None:
-        raise RuntimeError(f"torch {torch.__version__} has no {_MODULE} with a scale")
+        raise RuntimeError(_MISSING)
     q, k, v = qkv.unflatten(1, (3, heads, -1)).unbind(1)
     result = out.unflatten(1, (heads, -1))
     if into is not None:
