@@ -5,7 +5,7 @@ No measured tables yet: the defaults follow from counting bytes (docs/kernels/tr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -68,7 +68,7 @@ def default_config(weight: BlockTiles, tokens: int, capability: int) -> BlockCon
     """
     capability = _known(capability)
     processors = MULTIPROCESSORS[capability]
-    block_m = _block_m(weight, tokens, processors)
+    block_m = _block_m(weight, tokens, capability)
     blocks = -(-tokens // block_m)
     steps = len(weight.tiles)
     # Rows are cut where the longest takes longer than its share of the whole GPU.
@@ -95,16 +95,17 @@ def _warps(weight: BlockTiles, block_m: int) -> int:
     return 8 if block_m * weight.rows >= sums else 4
 
 
-def _block_m(weight: BlockTiles, tokens: int, processors: int) -> int:
+def _block_m(weight: BlockTiles, tokens: int, capability: int) -> int:
     for block_m in (16, 32, 64):
         if tokens <= block_m:
             return block_m
     if weight.tiles.dtype == torch.float32:
         return 64  # no matrix units: operands come from shared memory value by value
     # A higher tile reads its weights for more tokens, and leaves fewer programs to go round: three
-    # times the programs that run at once, or one time at least.
-    rows = len(weight.whole)
-    if weight.rows == 64 and -(-tokens // 256) * rows >= 6 * processors:
+    # times the programs that run at once, or one time at least. The highest is for wgmma, whose
+    # operands take no registers: two programs fit.
+    rows, processors = len(weight.whole), MULTIPROCESSORS[capability]
+    if capability >= 90 and weight.rows == 64 and -(-tokens // 256) * rows >= 6 * processors:
         return 256
     return 128 if -(-tokens // 128) * rows >= 2 * processors else 64
 
@@ -112,7 +113,7 @@ def _block_m(weight: BlockTiles, tokens: int, processors: int) -> int:
 def candidate_configs(weight: BlockTiles, tokens: int, capability: int) -> list[BlockConfig]:
     """What is worth measuring for a layer and a number of tokens, the default first."""
     default = default_config(weight, tokens, capability)
-    changes: list[dict[str, int]] = [{}, {"num_stages": default.num_stages + 1}]
+    changes: list[dict[str, Any]] = [{}, {"num_stages": default.num_stages + 1}]
     if weight.slots:
         changes.append({"parts": not default.parts})
     if default.block_m >= 64 and weight.tiles.dtype != torch.float32:

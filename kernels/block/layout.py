@@ -145,7 +145,9 @@ def pack(
         (col.unsqueeze(1) * c + runs * run).flatten().int()
     )
     rows = [
-        TileRow(output, min(height, out_features - output), first + part * steps, end + part * steps)
+        TileRow(
+            output, min(height, out_features - output), first + part * steps, end + part * steps
+        )
         for part, height in enumerate(heights)
         for output, first, end in zip(
             range(part * HIGHEST_TILE, out_features, r),

@@ -84,7 +84,7 @@ def test_tiles_are_what_the_document_says() -> None:
 
 def test_a_low_block_is_refused_with_the_kernels_that_take_it() -> None:
     blocks, bits = torch.ones(1, 16, dtype=torch.int8), torch.ones(1, 1, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="blocks of 4 rows.*unstructured and the dense"):
+    with pytest.raises(ValueError, match=r"blocks of 4 rows.*unstructured and the dense"):
         pack(blocks, bits, (4, 4), (4, 4))
     assert why_not(16) is None
     assert "zero points" in str(why_not(16, zero_points=True))
