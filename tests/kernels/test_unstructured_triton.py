@@ -8,10 +8,10 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparse_runtime.kernels.linear.configs import Config, Workspace, workspace_needs
 from sparse_runtime.kernels.linear.linear_triton import linear
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import accumulate
+from sparse_runtime.kernels.linear.tiles import Config, Workspace, workspace_needs
 from sparse_runtime.kernels.unstructured.layout import pack, unpack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
