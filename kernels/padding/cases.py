@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..ahead_of_time import Case
 from .operands import Padded, Stream
@@ -62,8 +61,9 @@ def launch_unpad(integers: str, mask: torch.dtype | None, positions: str) -> Non
     lengths = torch.empty(SHAPE[0], dtype=torch.int64)
     starts = torch.empty(SHAPE[0] + 1, dtype=torch.int32)
     for kind in INTEGERS.values():
-        buffers: list[Tensor] = list(torch.empty(5, tokens, dtype=kind))
-        unpad(padded, padding_id, lengths, tokens, Stream(*buffers, starts))
+        ids, types, positions, columns, places = torch.empty(5, tokens, dtype=kind)
+        stream = Stream(ids, types, positions, columns, places, starts)
+        unpad(padded, padding_id, lengths, tokens, stream)
 
 
 def launch_repad(dtype: str, integers: str) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from ..ahead_of_time import Case
 from ..linear.operands import Epilogue, Quantized, Target
 from ..linear.tiles import Config, Workspace, workspace_needs
-from .layout import pack
+from ..nm.layout import NMWeight
+from .layout import UnstructuredWeight, pack
 
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -61,7 +63,7 @@ def launch(dtype: str, config: Config, inputs: int) -> None:
     run(pack(torch.zeros(768, inputs, dtype=DTYPES[dtype])), dtype, config, inputs)
 
 
-def run(weight: tuple[object, ...], dtype: str, config: Config, inputs: int) -> None:
+def run(weight: UnstructuredWeight | NMWeight, dtype: str, config: Config, inputs: int) -> None:
     """Call the tile kernel with a bias, GELU, and rows quantized by their range for int8.
 
     Args:
@@ -78,7 +80,8 @@ def run(weight: tuple[object, ...], dtype: str, config: Config, inputs: int) -> 
     )
     target, scheme = Target(floats, outputs), "none"
     q = torch.empty(tokens, -(-inputs // 16) * 16, dtype=DTYPES[dtype])[:, :inputs]
-    x, weight_scale = q, None
+    x: Quantized | Tensor = q
+    weight_scale = None
     if dtype == "int8":
         x = Quantized(q, q.stride(0), torch.empty(tokens), None, 1)
         weight_scale = torch.empty(outputs)
