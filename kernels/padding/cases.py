@@ -61,8 +61,8 @@ def launch_unpad(integers: str, mask: torch.dtype | None, positions: str) -> Non
     lengths = torch.empty(SHAPE[0], dtype=torch.int64)
     starts = torch.empty(SHAPE[0] + 1, dtype=torch.int32)
     for kind in INTEGERS.values():
-        ids, types, positions, columns, places = torch.empty(5, tokens, dtype=kind)
-        stream = Stream(ids, types, positions, columns, places, starts)
+        ids, types, rows, columns, places = torch.empty(5, tokens, dtype=kind).unbind()
+        stream = Stream(ids, types, rows, columns, places, starts)
         unpad(padded, padding_id, lengths, tokens, stream)
 
 
