@@ -42,7 +42,8 @@ TABLE = {
     "checkpoints": rule("spec", f"{TENSORS} safetensors huggingface_hub onnx"),
     "formats": rule("spec", TENSORS),
     "store": rule("spec formats", f"{TENSORS} safetensors"),
-    "kernels": rule("", f"{TENSORS} triton cupy cupyx"),
+    # The cases to compile ahead of time are found by folder.
+    "kernels": rule("", f"{TENSORS} triton cupy cupyx", computed_names=True),
     "ops": rule("spec formats kernels _C", TENSORS),
     "layers": rule("spec formats ops", TENSORS),
     "encoders": rule(
