@@ -1,0 +1,139 @@
+"""The CUDA backend: a plan of launches made once, run for any batch (docs/kernels/cuda_encoder.md)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from threading import Lock
+
+import torch
+from torch import Tensor, nn
+
+from ...spec import QuantizedAttention
+from ..backends import Activation, Backend, Recorder, SideBySide
+from ..types import Norm, PreparedLinear, TokenBatch
+from .linear import CudaLinear
+from .plan import make_plan
+from .runner import Runner
+from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, Pass, Rows, Value
+
+CHUNK = 4096
+"""Tokens that run through the layers at a time: activations of more would leave the L2 cache of a
+large GPU (50 MB on an H100)."""
+
+
+class CudaBackend(Backend):
+    """Triton kernels with quantized rows between them.
+
+    Passes run on the current stream. One pass at a time has the model's memory: passes of several
+    threads and streams wait for each other on the device, not on the host.
+    """
+
+    name = "cuda"
+    most_tokens = CHUNK
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
+        super().__init__(device, dtype, choice)
+        self._lock = Lock()
+        self._runners: dict[Recorder, Runner] = {}
+
+    def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
+        """As :meth:`Backend.encode`; a pass that can be run again is planned once.
+
+        Raises:
+            RuntimeError: the current stream is being captured, and no such pass has run before.
+        """
+        runner = self._runners.get(record)
+        if runner is None or not runner.takes(batch):
+            made = self._runner(record(batch, ids))
+            with self._lock:
+                if record not in self._runners and made.plan.repeatable:
+                    self._runners[record] = made
+            runner = made
+        return runner.run(batch, ids)
+
+    def embed(
+        self,
+        batch: TokenBatch,
+        ids: tuple[Tensor, ...],
+        tables: tuple[Tensor, ...],
+        norm: Norm | None,
+    ) -> Activation:
+        return Value(Pass(batch, ids), Embed(tables, norm), tables[0].shape[1])
+
+    def linear(
+        self,
+        x: Activation,
+        layer: PreparedLinear | nn.Module,
+        *,
+        activation: str | None = None,
+        residual: Activation | None = None,
+        norm: Norm | None = None,
+    ) -> Activation:
+        features = _out_features(layer)
+        if isinstance(layer, PreparedLinear):
+            _check(layer, x, activation, residual)
+        parts = _cuda_parts(layer)
+        node: Node = Apply(layer, x, activation, residual)
+        if parts is not None:
+            node = Linear(parts, x, activation, residual)
+        y = Value(x.run, node, features)
+        return y if norm is None else replace(y, node=Normalize(y, norm))
+
+    def attention(
+        self,
+        qkv: Activation,
+        batch: TokenBatch,
+        *,
+        heads: int,
+        scale: float,
+        bias: Tensor | None = None,
+        quantized: QuantizedAttention | None = None,
+    ) -> Activation:
+        features = qkv.features // 3
+        node: Node = AttendRows(qkv, heads, scale, bias, quantized)
+        if self.attention_refuses(features // heads, quantized) is None:
+            node = Attend(qkv, heads, scale, bias)
+        return Value(qkv.run, node, features)
+
+    def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
+        return Value(Pass(batch, ()), Rows(tokens.to(self.dtype)), tokens.shape[1])
+
+    def to_tokens(self, x: Activation) -> Tensor:
+        return self._runner(x).run(x.run.batch, x.run.ids)
+
+    def attention_refuses(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+        """Why our attention kernel does not take such heads, or None."""
+        from ...kernels.attention.attention_triton import refuses
+
+        if quantized is not None:
+            return "its products are quantized"
+        return refuses(head_size, self.dtype)
+
+    def _runner(self, result: Value) -> Runner:
+        return Runner(make_plan(result, self.dtype.itemsize), self.device, self.dtype, CHUNK)
+
+
+def _check(
+    layer: PreparedLinear, x: Value, activation: str | None, residual: Value | None
+) -> None:
+    """As the layer itself checks what it is called with: launches check nothing."""
+    rows = torch.empty(0, x.features)
+    layer.check(rows, activation, None if residual is None else rows.new_empty(0, residual.features))
+
+
+def _cuda_parts(layer: PreparedLinear | nn.Module) -> tuple[CudaLinear, ...] | None:
+    """The layers to be launched, side by side; None where one runs on rows of floats only."""
+    parts = list(layer.parts) if isinstance(layer, SideBySide) else [layer]
+    found = tuple(part for part in parts if isinstance(part, CudaLinear))
+    return found if len(found) == len(parts) else None
+
+
+def _out_features(layer: PreparedLinear | nn.Module) -> int:
+    """Outputs of a prepared layer, or of a module that holds a ``weight`` [out, in]."""
+    if isinstance(layer, PreparedLinear):
+        return layer.out_features
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[0]

@@ -1,0 +1,128 @@
+"""Running a plan: memory, streams, threads and graphs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..types import TokenBatch
+from .device import interpreting
+from .graphs import Capturer, GraphCache, graphs_to_keep, token_bucket, token_buckets
+from .memory import Constants, Frame, Memory
+from .plan import Plan
+from .schedules import Schedules
+
+
+class Runner:
+    """Runs one plan on one device.
+
+    A plan that can be repeated has one memory for all of its passes, with addresses that graphs may
+    hold. Each pass waits, on the device, for the one before. A pass of its own memory is run where
+    the shared one would not do: for a sequence longer than the chunk, in a capture of the caller's
+    (a graph that is replayed later, beside other passes), and for plans that run only once.
+
+    Args:
+        plan: what to run.
+        device: where.
+        dtype: the activations' float type.
+        most_rows: rows that the shared memory has.
+
+    Attributes:
+        plan: the plan.
+        graphs: captured so far; None where there are none.
+        memory: the shared one, from the first pass on.
+    """
+
+    def __init__(
+        self, plan: Plan, device: torch.device, dtype: torch.dtype, most_rows: int
+    ) -> None:
+        self.plan = plan
+        self.graphs: GraphCache | None = None
+        self.memory: Memory | None = None
+        self._device, self._dtype, self._most_rows = device, dtype, most_rows
+        self._lock = Lock()
+        self._constants: Constants | None = None
+        self._schedules = Schedules(device)
+        self._captured: list[object] = []
+        self._last: torch.cuda.Event | None = None
+
+    def takes(self, batch: TokenBatch) -> bool:
+        """Whether the attention biases of the plan reach every position of the batch."""
+        return self.plan.span is None or batch.seq_len <= self.plan.span
+
+    def run(self, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Tensor:
+        """float [tokens, features] of the plan's result.
+
+        Args:
+            batch: the sequences, with at least one token.
+            ids: int64 [tokens] for each embedding table.
+
+        Raises:
+            RuntimeError: the current stream is being captured, and the plan has not run before.
+        """
+        with self._on_device(), self._lock:
+            capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+            if self._constants is None:
+                if capturing:
+                    raise RuntimeError(
+                        "the model has not run yet: run the same batch once before its stream is "
+                        "captured"
+                    )
+                self._constants = Constants(self.plan, self._device)
+            rows = token_bucket(len(batch.index))
+            if capturing or not self.plan.repeatable or rows > self._most_rows:
+                return self._run_alone(batch, ids, rows, capturing)
+            return self._run_shared(batch, ids, rows)
+
+    def _run_alone(
+        self, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int, capturing: bool
+    ) -> Tensor:
+        assert self._constants is not None
+        memory = Memory(self.plan, [rows], self._constants, self._device, self._dtype)
+        frame = self._frame(memory, batch, ids, rows)
+        if capturing:
+            self._captured.append(frame.schedule)  # the caller's graph reads it
+        self._launch(frame)
+        return self._result(frame)
+
+    def _run_shared(self, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int) -> Tensor:
+        if self.memory is None:
+            self._prepare()
+        assert self.memory is not None
+        stream = None
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
+            self.memory.used_on(stream)
+            if self._last is None:
+                self._last = torch.cuda.Event()
+            else:
+                stream.wait_event(self._last)
+        try:
+            frame = self._frame(self.memory, batch, ids, rows)
+            if self.graphs is None:
+                self._launch(frame)
+            else:
+                blocks = 0 if frame.schedule is None else len(frame.schedule)
+                self.graphs.run((rows, blocks), lambda: self._launch(frame))
+            return self._result(frame)
+        finally:
+            if stream is not None and self._last is not None:
+                self._last.record(stream)
+
+    def _prepare(self) -> None:
+        assert self._constants is not None
+        sizes = token_buckets(self._most_rows)
+        self.memory = Memory(self.plan, sizes, self._constants, self._device, self._dtype)
+        most = graphs_to_keep()
+        if self._device.type == "cuda" and self.plan.capturable and most and not interpreting():
+            self.graphs = GraphCache(most, Capturer(self._device), self._wait)
+
+    def _wait(self) -> None:
+        """Wait for the last pass."""
+        if self._last is not None:
+            self._last.synchronize()
+"""
