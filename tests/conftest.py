@@ -36,6 +36,21 @@ if importlib.util.find_spec("triton") is not None:
 
     interpreter._patch_lang_tensor = _patch_for_new_numpy
 
+    _create_dot = interpreter.InterpreterBuilder.create_dot
+
+    def _float32(handle: Any) -> Any:
+        if handle.dtype.scalar.name != "bf16":
+            return handle
+        return interpreter.TensorHandle(
+            (handle.data.astype("uint32") << 16).view("float32"), interpreter.tl.float32
+        )
+
+    def _dot_of_bfloat16(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
+        # Triton 3.6 keeps bfloat16 as its bits, and would multiply these.
+        return _create_dot(self, _float32(a), _float32(b), *arguments)
+
+    interpreter.InterpreterBuilder.create_dot = _dot_of_bfloat16
+
 # A deadline would make slow machines fail; the same examples every time make a failure in CI one
 # that a developer can repeat.
 settings.register_profile("default", deadline=None)

@@ -6,6 +6,8 @@ depend on the order, so results repeat bit for bit), and counts itself in; the l
 block of rows reads the floats back and quantizes them. Nobody waits.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 import triton

@@ -1,0 +1,188 @@
+"""A linear layer in one launch: products, bias, activation, residual, quantization of the result.
+
+One program makes one tile [BLOCK_M tokens, BLOCK_N outputs], or the part of its sums that some of
+the inputs give (split-K): parts go to a workspace, and the last program to arrive at a tile adds
+them, in their order, and ends it. Which family a weight has decides how its tiles are loaded, and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..dense import dense_triton
+from ..dense.layout import DenseWeight
+from ..quantize.target_triton import finish_rows, store_tile
+from .configs import Config, Workspace
+from .epilogue_triton import dequantize, end
+from .operands import Epilogue, Quantized, Target
+
+load_dense = dense_triton.load_weight_tile
+
+KINDS: dict[type, str] = {DenseWeight: "dense"}
+"""Weights of which families the kernel loads, by their type."""
+
+
+class Floats(NamedTuple):
+    """Rows whose products are floats, under the names of ``Quantized``."""
+
+    q: Tensor
+    q_stride: int
+
+
+@triton.jit
+def load_tile(
+    weight, outputs, inputs, out_features, in_features, KIND: tl.constexpr, EVEN_K: tl.constexpr
+):
+    """A tile [k, n] of a weight of any family, zeros from ``in_features`` on."""
+    tl.static_assert(KIND == "dense", "an unknown family of weights")
+    return load_dense(weight, outputs, inputs, out_features, in_features, EVEN_K)
+
+
+@triton.jit
+def tile_of_program(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Which block of tokens and of outputs: GROUP_M blocks of tokens share the weights they read."""
+    in_group = GROUP_M * tiles_n
+    first = tile // in_group * GROUP_M
+    height = tl.minimum(tiles_m - first, GROUP_M)
+    rest = tile % in_group
+    return first + rest % height, rest // height
+
+
+@triton.jit
+def end_tile(
+    acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, BLOCK_N: tl.constexpr, FINISH_N: tl.constexpr,
+):  # fmt: skip
+    """From complete sums to a stored tile."""
+    if acc.dtype == tl.int32:
+        y = dequantize(acc, x_sum, rows, columns, tokens, out_features, x, epilogue)
+    else:
+        y = acc
+    y = end(y, rows, columns, tokens, out_features, epilogue, ACTIVATION)
+    store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
+    tiles_n = tl.cdiv(out_features, BLOCK_N)
+    finish_rows(m, tiles_n, rows, tokens, out_features, target, SCHEME, FINISH_N)
+
+
+# The number of tokens differs from call to call: one compilation serves all.
+@triton.jit(do_not_specialize=["tokens"])
+def linear_kernel(
+    x, weight, epilogue, target, workspace, tokens, out_features, in_features,
+    KIND: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, FINISH_N: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """One tile, or one split of it. Grid: (tiles, SPLIT_K)."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    tiles_m, tiles_n = tl.cdiv(tokens, BLOCK_M), tl.cdiv(out_features, BLOCK_N)
+    m, n = tile_of_program(tile, tiles_m, tiles_n, GROUP_M)
+    rows = m * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    steps = tl.cdiv(in_features, BLOCK_K)
+    first, last = 0, steps
+    if SPLIT_K > 1:
+        share = tl.cdiv(steps, SPLIT_K)
+        first = split * share
+        last = tl.minimum(first + share, steps)
+
+    integers: tl.constexpr = x.q.dtype.element_ty == tl.int8
+    sums: tl.constexpr = tl.int32 if integers else tl.float32
+    acc = tl.zeros((BLOCK_M, BLOCK_N), sums)
+    x_sum = tl.zeros((BLOCK_M,), tl.int32)
+    # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
+    read = tl.minimum(rows, tokens - 1).to(tl.int64)
+    inputs = first * BLOCK_K + tl.arange(0, BLOCK_K)
+    x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
+    for _ in range(first, last):
+        if EVEN_K:
+            part = tl.load(x_at)
+        else:
+            part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
+        w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+        if integers:
+            acc = tl.dot(part, w, acc, out_dtype=tl.int32)
+        else:
+            acc = tl.dot(part, w, acc, input_precision="ieee")
+        if epilogue.weight_zero is not None:
+            x_sum += tl.sum(part.to(tl.int32), axis=1)
+        x_at += BLOCK_K
+        inputs += BLOCK_K
+
+    if SPLIT_K == 1:
+        end_tile(
+            acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+        )  # fmt: skip
+    else:
+        if epilogue.weight_zero is not None:
+            zero = tl.load(epilogue.weight_zero + columns, mask=columns < out_features, other=0)
+            acc -= x_sum[:, None] * zero[None, :]
+        within = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+        parts = workspace.partials + tile.to(tl.int64) * (SPLIT_K * BLOCK_M * BLOCK_N) + within
+        tl.store(parts + split * (BLOCK_M * BLOCK_N), acc)
+        # Every thread's stores come before the count, which releases them to whoever counts last.
+        tl.debug_barrier()
+        arrived = tl.atomic_add(workspace.counters + tile, 1, sem="acq_rel", scope="gpu")
+        if arrived == SPLIT_K - 1:
+            tl.debug_barrier()
+            total = tl.load(parts)
+            for other in tl.static_range(1, SPLIT_K):
+                total += tl.load(parts + other * (BLOCK_M * BLOCK_N))
+            tl.store(workspace.counters + tile, 0)
+            end_tile(
+                total, tl.zeros_like(x_sum), m, rows, columns, tokens, out_features, x, epilogue,
+                target, ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+            )  # fmt: skip
+
+
+def linear(
+    x: Quantized | Tensor,
+    weight: DenseWeight,
+    epilogue: Epilogue,
+    activation: str | None,
+    target: Target,
+    scheme: str,
+    config: Config,
+    workspace: Workspace,
+) -> None:
+    """``y = activation(outputs(x w + bias)) + residual``, stored as ``target`` asks.
+
+    Nothing is checked, copied or synchronized: it may run inside of a CUDA graph.
+
+    Args:
+        x: ``Quantized`` rows, or float [tokens, in] of the weight's type, features side by side.
+        weight: of a family of ``KINDS``.
+        epilogue: what happens to the sums; ``weight_scale`` where products are integers.
+        activation: a key of ``ACTIVATIONS`` (reference.py) or None.
+        target: where results go; its tensors have the layer's outputs as columns.
+        scheme: how results are quantized, one of ``SCHEMES``.
+        config: tiles and schedule.
+        workspace: at least what ``workspace_needs`` says.
+    """
+    rows = x if isinstance(x, Quantized) else Floats(x, x.stride(0))
+    tokens, in_features = rows.q.shape
+    stored = target.q if target.floats is None else target.floats
+    if tokens == 0 or stored is None:
+        return
+    out_features = stored.shape[1]
+    if workspace.partials is not None:
+        kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
+        workspace = workspace._replace(partials=workspace.partials.view(kind))
+    tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
+    # As many values at a time as fill the registers that the sums had.
+    finish = max(config.block_n, 64 * 32 * config.num_warps // config.block_m)
+    with torch.cuda.device_of(rows.q):
+        linear_kernel[tiles, config.split_k](
+            rows, weight, epilogue, target, workspace, tokens, out_features, in_features,
+            KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
+            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+            SPLIT_K=config.split_k, GROUP_M=config.group_m, FINISH_N=finish,
+            EVEN_K=in_features % config.block_k == 0,
+            num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=False,
+        )  # fmt: skip
