@@ -46,29 +46,35 @@ MAX_DRIFT = {"int8": 0.2, "bf16": 0.05}
 Call = Callable[[], Tensor]
 
 
+def on_gpu(packed: PackedModel) -> nn.Module:
+    """transformers' own model with the dequantized weights, in bf16."""
+    model: nn.Module = transformers_model(packed, torch.bfloat16)
+    return model.to("cuda")
+
+
 def contenders(
     packed: PackedModel, inputs: dict[str, Tensor]
 ) -> Iterator[tuple[str, Callable[[], Call]]]:
     """Name and maker of each; a maker may fail, which costs only its own row."""
 
-    def call(model: nn.Module, feed: dict[str, Tensor] = inputs) -> Call:
-        return torch.inference_mode()(lambda: model(**feed)[0])
+    def call(model: Callable[..., Any]) -> Call:
+        return lambda: model(**inputs)[0]
 
     def ours() -> Call:
         model = SparseModel.from_packed(packed, device="cuda", dtype=torch.bfloat16)
         return call(model)
 
     def eager() -> Call:
-        return call(transformers_model(packed, torch.bfloat16).cuda())
+        return call(on_gpu(packed))
 
     def compiled(mode: str) -> Call:
-        model = transformers_model(packed, torch.bfloat16).cuda()
+        model = on_gpu(packed)
         return call(torch.compile(model, mode=mode, dynamic=False))
 
     def torchao() -> Call:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-        model = transformers_model(packed, torch.bfloat16).cuda()
+        model = on_gpu(packed)
         quantize_(model, Int8DynamicActivationInt8WeightConfig())
         return call(torch.compile(model, mode="reduce-overhead", dynamic=False))
 
@@ -145,7 +151,8 @@ def main() -> None:
                 print(workload)
                 continue
             fields = {"model": model, "workload": name, "tokens": workload.tokens}
-            found = run_case(packed, workload, values, options.rounds)
+            with torch.inference_mode():
+                found = run_case(packed, workload, values, options.rounds)
             append(path, "gpu_encoder", {**fields, **found}, around)
 
 

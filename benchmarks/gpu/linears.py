@@ -113,13 +113,14 @@ def torchao_int8(layer: Layer, x: Tensor) -> Call:
     """torchao's dynamic INT8, compiled."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    linear = torch.nn.Linear(*reversed(layer.weight.shape), device="cuda", dtype=torch.bfloat16)
+    outputs, inputs = layer.weight.shape
+    linear = torch.nn.Linear(inputs, outputs, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
         linear.weight.copy_(layer.weight)
         linear.bias.copy_(layer.bias)
     quantize_(linear, Int8DynamicActivationInt8WeightConfig())
     compiled = torch.compile(linear.requires_grad_(False), fullgraph=True, dynamic=False)
-    return torch.no_grad()(lambda: compiled(x))
+    return lambda: compiled(x)
 
 
 def cusparselt_bf16(layer: Layer, x: Tensor) -> Call:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.linear.operands import Epilogue, Quantized, Target
-from ...kernels.linear.workspace import Workspace
+from ...kernels.linear.configs import Workspace
 
 
 class Variant(ABC):

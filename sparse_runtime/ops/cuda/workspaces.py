@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...kernels.linear.workspace import Workspace
+from ...kernels.linear.configs import Workspace
 
 _COUNTERS: dict[tuple[torch.device, int], torch.Tensor] = {}
 """By device and stream: launches on one stream follow each other, and leave them zero."""
