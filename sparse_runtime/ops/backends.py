@@ -12,6 +12,7 @@ from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
 from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
+from .cuda import device as cuda_device
 from .native import unavailable
 from .reference import quantizers_of
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
@@ -45,7 +46,7 @@ class Backend:
     """The reference backend, and the base of the others: plain PyTorch, row-major activations.
 
     Attributes:
-        name: "reference" or "cpu".
+        name: "reference", "cpu" or "cuda".
         device: where it runs.
         dtype: the float type of activations.
         decisions: one for every linear layer prepared so far.
@@ -153,9 +154,17 @@ def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Ba
     device = torch.device(device)
     if name == "cpu" and device.type != "cpu":
         raise RuntimeError(f"backend 'cpu' runs on cpu, got device {device}; use 'auto'")
+    if name == "cuda" or (name == "auto" and device.type == "cuda" and _runs_cuda(device)):
+        from .cuda.backend import CudaBackend  # it derives from Backend
+
+        return CudaBackend(device, dtype, choice=name)
     without_kernels = name == "auto" and unavailable() is not None
     if name == "reference" or device.type != "cpu" or without_kernels:
         return Backend(device, dtype, choice=name)
     from .cpu_backend import CpuBackend  # it derives from Backend
 
     return CpuBackend(device, dtype, choice=name)
+
+
+def _runs_cuda(device: torch.device) -> bool:
+    return (cuda_device.unavailable() or cuda_device.refuses(device)) is None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...spec import QuantizedAttention
 from ..backends import Activation, Backend, Recorder, SideBySide
 from ..types import Norm, PreparedLinear, TokenBatch
+from .device import refuses, unavailable
 from .linear import CudaLinear
 from .plan import make_plan
 from .runner import Runner
@@ -19,6 +20,9 @@ from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, P
 CHUNK = 4096
 """Tokens that run through the layers at a time: activations of more would leave the L2 cache of a
 large GPU (50 MB on an H100)."""
+
+MOST_HEAD_SIZE = 256
+"""A program of the attention kernel holds whole rows of one head."""
 
 
 class CudaBackend(Backend):
@@ -34,6 +38,9 @@ class CudaBackend(Backend):
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
+        reason = unavailable() or refuses(device)
+        if reason is not None:
+            raise RuntimeError(f"backend 'cuda' cannot run: {reason}; use 'auto'")
         super().__init__(device, dtype, choice)
         self._lock = Lock()
         self._runners: dict[Recorder, Runner] = {}
@@ -105,11 +112,11 @@ class CudaBackend(Backend):
 
     def attention_refuses(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
         """Why our attention kernel does not take such heads, or None."""
-        from ...kernels.attention.attention_triton import refuses
-
         if quantized is not None:
             return "its products are quantized"
-        return refuses(head_size, self.dtype)
+        if head_size > MOST_HEAD_SIZE:
+            return f"takes heads of up to {MOST_HEAD_SIZE} features"
+        return None
 
     def _runner(self, result: Value) -> Runner:
         return Runner(make_plan(result, self.dtype.itemsize), self.device, self.dtype, CHUNK)

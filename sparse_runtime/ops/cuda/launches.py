@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...kernels.attention import reference as attention_reference
+from ...kernels.attention.attention_triton import attention
 from ...kernels.embedding.embedding_triton import embed
 from ...kernels.layer_norm.layer_norm_triton import normalize
 from ...kernels.linear.operands import Target
@@ -16,7 +16,7 @@ from ...kernels.quantize.quantize_rows_triton import quantize_rows
 from ..reference import quantizers_of
 from ..types import Norm
 from .memory import Frame
-from .plan import Step, stride_of
+from .plan import Step
 from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, Rows
 
 
@@ -83,3 +83,24 @@ def _rows(frame: Frame, node: Rows, target: Target, scheme: str) -> None:
 def _store(rows: Tensor, target: Target) -> None:
     assert target.floats is not None  # such values are quantized by a launch of their own
     target.floats[: len(rows)] = rows
+
+
+def _attend(frame: Frame, node: Attend, target: Target, scheme: str) -> None:
+    qkv = frame.floats(node.qkv)
+    queries = frame.queries[node.head_size]
+    positions = None if node.bias is None else frame.memory.positions[: frame.rows]
+    attention(
+        qkv, queries.blocks, node.heads, node.scale, node.bias, positions, target, scheme,
+        queries.config,
+    )  # fmt: skip
+
+
+_LAUNCHES: dict[type[Node], Callable[[Frame, Any, Target, str], None]] = {
+    Rows: _rows,
+    Embed: _embed,
+    Linear: _linear,
+    Normalize: _normalize,
+    Attend: _attend,
+    AttendRows: _attend_rows,
+    Apply: _apply,
+}

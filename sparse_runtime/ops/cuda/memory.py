@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ...kernels.attention.schedule import Config
 from ...kernels.linear.operands import Quantized, Target
-from ...kernels.linear.workspace import Workspace
+from ...kernels.linear.configs import Workspace
 from ...spec import ActivationSpec
 from ..types import TokenBatch
+from .graphs import block_bucket
 from .plan import Plan, Step, stride_of
+from .schedules import Queries
 from .stacked import row_quantizer
 from .values import Form, Value
-
-LEAST_ROWS_COUNTED = 16
-"""Rows that share a counter, at least: no kernel has smaller tiles."""
-
 
 class Constants:
     """Scales and zero points of the static quantizations in a plan, on the device."""
@@ -50,6 +49,7 @@ class Memory:
     Attributes:
         ids: int64 [tables, rows], valid ids everywhere.
         positions: int64 [rows].
+        schedules: int32 [blocks, 3] for each size of heads.
         arena: bytes for every value of the plan.
         workspace: of the linear layers.
         ranges: int32 [2 * rows], zeros between launches.
@@ -70,9 +70,13 @@ class Memory:
         with torch.inference_mode(False):
             self.ids = torch.zeros(plan.tables, most, dtype=torch.int64, device=device)
             self.positions = torch.zeros(most, dtype=torch.int64, device=device)
+            blocks = block_bucket(most)  # of one token each
+            self.schedules = {
+                size: torch.zeros(blocks, 3, dtype=torch.int32, device=device)
+                for size in sorted(plan.head_sizes)
+            }
             self.arena = torch.empty(plan.bytes_per_token * most, dtype=torch.uint8, device=device)
             self.ranges = torch.zeros(2 * most, dtype=torch.int32, device=device)
-            blocks = -(-most // LEAST_ROWS_COUNTED)
             self.counters = torch.zeros(blocks, dtype=torch.int32, device=device)
             self.workspace = _workspace(plan, sizes, device)
         self._streams: set[int] = set()
@@ -81,6 +85,7 @@ class Memory:
     def tensors(self) -> list[Tensor]:
         """All of them."""
         own = [self.ids, self.positions, self.arena, self.ranges, self.counters]
+        own += self.schedules.values()
         return own + [tensor for tensor in self.workspace if tensor is not None]
 
     @property
@@ -116,14 +121,19 @@ class Frame:
         batch: the sequences.
         tokens: real rows.
         rows: rows that are computed: the bucket.
-        schedule: int32 [blocks, 3], the attentions' query blocks.
+        queries: by the size of its heads, how an attention runs.
     """
 
     memory: Memory
     batch: TokenBatch
     tokens: int
     rows: int
-    schedule: Tensor | None
+    queries: Mapping[int, Queries]
+
+    @property
+    def shape(self) -> tuple[tuple[Config, int], ...]:
+        """What beside ``rows`` decides which launches are made: query blocks and their tiles."""
+        return tuple((queries.config, len(queries.blocks)) for queries in self.queries.values())
 
     def floats(self, value: Value) -> Tensor:
         """[rows, features] of the float type."""

@@ -13,7 +13,8 @@ from functools import cached_property
 
 from ...spec import ActivationSpec
 from .buffers import Buffer, place
-from .values import Attend, Form, Linear, Node, Rows, Value
+from .stacked import row_quantizer
+from .values import Attend, Embed, Form, Linear, Node, Rows, Value
 
 INT8_BYTES, FLOAT32_BYTES, INT32_BYTES = 1, 4, 4
 
@@ -21,17 +22,6 @@ INT8_BYTES, FLOAT32_BYTES, INT32_BYTES = 1, 4, 4
 def stride_of(features: int) -> int:
     """Elements from a row to the next: whole vectors of 16 bytes, whatever the type."""
     return -(-features // 16) * 16
-
-
-def scheme_of(spec: Form) -> str:
-    """The kernels' name for a quantization (``SCHEMES``)."""
-    if spec is None:
-        return "none"
-    if spec.scheme == "static":
-        return "static"
-    if spec.dtype == "uint8":
-        return "asymmetric"
-    return "symmetric" if spec.narrow_range else "full_range"
 
 
 @dataclass(frozen=True)
@@ -97,12 +87,18 @@ class Plan:
 
     @cached_property
     def linears(self) -> list[Linear]:
+        """Those that our kernels run."""
         return [node for node in self.nodes if isinstance(node, Linear)]
 
     @cached_property
-    def attentions(self) -> list[Attend]:
-        """Those that our kernel runs."""
-        return [node for node in self.nodes if isinstance(node, Attend)]
+    def tables(self) -> int:
+        """Embedding tables, each with its ids."""
+        return sum(len(node.tables) for node in self.nodes if isinstance(node, Embed))
+
+    @cached_property
+    def head_sizes(self) -> set[int]:
+        """Of the attentions that our kernel runs."""
+        return {node.head_size for node in self.nodes if isinstance(node, Attend)}
 
     @cached_property
     def specs(self) -> set[ActivationSpec]:
@@ -206,7 +202,9 @@ def _storage(features: int, form: Form, start: int, end: int, float_bytes: int) 
     stride = stride_of(features)
     if form is None:
         return Storage(Buffer(stride * float_bytes, start, end))
-    scheme = scheme_of(form)
-    scale = None if scheme == "static" else Buffer(FLOAT32_BYTES, start, end)
-    zero = Buffer(INT32_BYTES, start, end) if scheme == "asymmetric" else None
-    return Storage(Buffer(stride * INT8_BYTES, start, end), scale, zero)
+    rows = Buffer(stride * INT8_BYTES, start, end)
+    how = row_quantizer(form)
+    if how.scheme == "static":
+        return Storage(rows)
+    zero = Buffer(INT32_BYTES, start, end) if how.has_zero_points else None
+    return Storage(rows, Buffer(FLOAT32_BYTES, start, end), zero)

@@ -14,7 +14,7 @@ from .device import interpreting
 from .graphs import Capturer, GraphCache, graphs_to_keep, token_bucket, token_buckets
 from .memory import Constants, Frame, Memory
 from .plan import Plan
-from .schedules import Schedules
+from .schedules import Queries, Schedules, default_config
 
 
 class Runner:
@@ -47,7 +47,6 @@ class Runner:
         self._lock = Lock()
         self._constants: Constants | None = None
         self._schedules = Schedules(device)
-        self._captured: list[object] = []
         self._last: torch.cuda.Event | None = None
 
     def takes(self, batch: TokenBatch) -> bool:
@@ -75,17 +74,13 @@ class Runner:
                 self._constants = Constants(self.plan, self._device)
             rows = token_bucket(len(batch.index))
             if capturing or not self.plan.repeatable or rows > self._most_rows:
-                return self._run_alone(batch, ids, rows, capturing)
+                return self._run_alone(batch, ids, rows)
             return self._run_shared(batch, ids, rows)
 
-    def _run_alone(
-        self, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int, capturing: bool
-    ) -> Tensor:
+    def _run_alone(self, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int) -> Tensor:
         assert self._constants is not None
         memory = Memory(self.plan, [rows], self._constants, self._device, self._dtype)
         frame = self._frame(memory, batch, ids, rows)
-        if capturing:
-            self._captured.append(frame.schedule)  # the caller's graph reads it
         self._launch(frame)
         return self._result(frame)
 
@@ -106,8 +101,7 @@ class Runner:
             if self.graphs is None:
                 self._launch(frame)
             else:
-                blocks = 0 if frame.schedule is None else len(frame.schedule)
-                self.graphs.run((rows, blocks), lambda: self._launch(frame))
+                self.graphs.run((rows, *frame.shape), lambda: self._launch(frame))
             return self._result(frame)
         finally:
             if stream is not None and self._last is not None:
@@ -125,4 +119,33 @@ class Runner:
         """Wait for the last pass."""
         if self._last is not None:
             self._last.synchronize()
-"""
+
+    def _frame(
+        self, memory: Memory, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int
+    ) -> Frame:
+        """The batch, copied to where launches read it."""
+        tokens, queries = len(batch.index), {}
+        for size, blocks in memory.schedules.items():
+            config = default_config(self._dtype, size, max(batch.lengths), rows)
+            found = self._schedules.get(batch.lengths, config.block_q)
+            queries[size] = Queries(config, blocks[: len(found)])
+            blocks[: len(found)].copy_(found)
+        columns, places = [*ids], [*memory.ids]
+        if self.plan.span is not None:
+            columns.append(batch.row_positions)
+            places.append(memory.positions)
+        if columns:
+            torch._foreach_copy_([place[:tokens] for place in places], columns)
+        return Frame(memory, batch, tokens, rows, queries)
+
+    def _launch(self, frame: Frame) -> None:
+        from .launches import launch  # imports triton
+
+        for step in self.plan.steps:
+            launch(frame, step)
+
+    def _result(self, frame: Frame) -> Tensor:
+        return frame.floats(self.plan.result)[: frame.tokens].clone()
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()

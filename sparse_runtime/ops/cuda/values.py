@@ -135,6 +135,11 @@ class Attend(Node):
     bias: Tensor | None
 
     @property
+    def head_size(self) -> int:
+        """Features of a head."""
+        return self.qkv.features // (3 * self.heads)
+
+    @property
     def reads(self) -> Sequence[tuple[Value, Form]]:
         return [(self.qkv, None)]
 
