@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,17 @@ if TYPE_CHECKING:
     from ..store import PackedModel
     from .sentence import SentenceEncoder
 
+WARM_UP_PASSES = 2
+"""The first compiles kernels, the second captures them."""
+
 
 class SparseModel(nn.Module):
     """A packed encoder, for inference only.
 
     It has no parameters: what it was packed from stays as it is in ``packed``, and what runs is
     made from it for one device and dtype. Moving the model makes it anew. Gradients do not flow,
-    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap.
+    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap; on a GPU
+    they may use several streams, and run one after the other.
 
     Attributes:
         packed: the packed model that :meth:`save_pretrained` writes.
@@ -99,7 +103,7 @@ class SparseModel(nn.Module):
         Args:
             path_or_id: a directory that ``convert`` wrote, or a hub id of one.
             device: where to run; None is the CPU.
-            backend: "auto", or the only one to use: "cpu" or "reference".
+            backend: "auto", or the only one to use: "cpu", "cuda" or "reference".
             dtype: float type of activations, embeddings and heads: torch.float32 (None),
                 torch.bfloat16 or torch.float16, or such a name.
             revision: branch, tag or commit on the hub.
@@ -160,7 +164,29 @@ class SparseModel(nn.Module):
             measure: also time the first layer of each kind now, as the prediction counts it, and
                 show both: some milliseconds a kind. Layers on other kernels have no times.
         """
-        return explain(self._backend, measure=measure)
+        return explain(self._backend, self._stack.attention_notes(), measure=measure)
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Run batches of these shapes until a later one has nothing left to compile or capture.
+
+        On a GPU, kernels are compiled when they first run, and a number of tokens gets its CUDA
+        graph when it comes back (docs/kernels/cuda_encoder.md). Batches with padding count by their
+        real tokens.
+
+        Args:
+            shapes: (batch, sequence) each.
+
+        Raises:
+            ValueError: a shape is not two positive integers, or longer than the model runs.
+        """
+        for shape in shapes:
+            sizes = tuple(shape)
+            if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
+                raise ValueError(
+                    f"shapes: expected (batch, sequence), two integers of at least 1, got {shape!r}"
+                )
+            for _ in range(WARM_UP_PASSES):
+                self(torch.zeros(sizes, dtype=torch.int64, device=self.device))
 
     @contextmanager
     def stage_times(self) -> Iterator[list[tuple[str, float]]]:

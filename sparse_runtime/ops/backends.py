@@ -131,6 +131,14 @@ class Backend:
             qkv, batch.lengths, heads, scale, bias, batch.row_positions, steps
         )
 
+    def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+        """What runs such attentions, for ``explain()``; None where there is but one way."""
+        return None
+
+    def remarks(self) -> list[str]:
+        """What else ``explain()`` says of the backend, a line each."""
+        return []
+
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
         """Row-major float [tokens, features] -> this backend's form, for the batch they are of."""
         return tokens

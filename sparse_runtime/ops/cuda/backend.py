@@ -1,4 +1,7 @@
-"""The CUDA backend: a plan of launches made once, run for any batch (docs/kernels/cuda_encoder.md)."""
+"""The CUDA backend: a plan of launches is made once and run for any batch.
+
+docs/kernels/cuda_encoder.md describes it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from torch import Tensor, nn
 from ...spec import QuantizedAttention
 from ..backends import Activation, Backend, Recorder, SideBySide
 from ..types import Norm, PreparedLinear, TokenBatch
-from .device import refuses, unavailable
+from .device import interpreting, refuses, unavailable
+from .graphs import GRAPHS_VARIABLE, graphs_to_keep
 from .linear import CudaLinear
 from .plan import make_plan
 from .runner import Runner
@@ -36,11 +40,13 @@ class CudaBackend(Backend):
     most_tokens = CHUNK
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
-        if device.type == "cuda" and device.index is None:
+        if str(device) == "cuda":  # the current one, even when another is later
             device = torch.device("cuda", torch.cuda.current_device())
+        if device.type != "cuda" and not interpreting():
+            raise RuntimeError(f"backend 'cuda' runs on cuda, got device {device}; use 'auto'")
         reason = unavailable() or refuses(device)
         if reason is not None:
-            raise RuntimeError(f"backend 'cuda' cannot run: {reason}; use 'auto'")
+            raise RuntimeError(f"backend 'cuda' cannot run on {device}: {reason}; use 'auto'")
         super().__init__(device, dtype, choice)
         self._lock = Lock()
         self._runners: dict[Recorder, Runner] = {}
@@ -100,7 +106,7 @@ class CudaBackend(Backend):
     ) -> Activation:
         features = qkv.features // 3
         node: Node = AttendRows(qkv, heads, scale, bias, quantized)
-        if self.attention_refuses(features // heads, quantized) is None:
+        if self._attention_refuses(features // heads, quantized) is None:
             node = Attend(qkv, heads, scale, bias)
         return Value(qkv.run, node, features)
 
@@ -110,7 +116,21 @@ class CudaBackend(Backend):
     def to_tokens(self, x: Activation) -> Tensor:
         return self._runner(x).run(x.run.batch, x.run.ids)
 
-    def attention_refuses(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+    def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+        reason = self._attention_refuses(head_size, quantized)
+        if reason is None:
+            return "Triton kernel over sequences without padding"
+        return f"plain PyTorch, sequence by sequence, and no CUDA graphs; our kernel: {reason}"
+
+    def remarks(self) -> list[str]:
+        most = graphs_to_keep()
+        if interpreting():
+            return ["CUDA graphs: none, Triton interprets its kernels"]
+        return [f"CUDA graphs: up to {most}" if most else f"CUDA graphs: none, {GRAPHS_VARIABLE}=0"]
+
+    def _attention_refuses(
+        self, head_size: int, quantized: QuantizedAttention | None
+    ) -> str | None:
         """Why our attention kernel does not take such heads, or None."""
         if quantized is not None:
             return "its products are quantized"
@@ -122,12 +142,11 @@ class CudaBackend(Backend):
         return Runner(make_plan(result, self.dtype.itemsize), self.device, self.dtype, CHUNK)
 
 
-def _check(
-    layer: PreparedLinear, x: Value, activation: str | None, residual: Value | None
-) -> None:
+def _check(layer: PreparedLinear, x: Value, activation: str | None, residual: Value | None) -> None:
     """As the layer itself checks what it is called with: launches check nothing."""
     rows = torch.empty(0, x.features)
-    layer.check(rows, activation, None if residual is None else rows.new_empty(0, residual.features))
+    added = None if residual is None else rows.new_empty(0, residual.features)
+    layer.check(rows, activation, added)
 
 
 def _cuda_parts(layer: PreparedLinear | nn.Module) -> tuple[CudaLinear, ...] | None:

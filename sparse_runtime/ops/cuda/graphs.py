@@ -62,7 +62,7 @@ def graphs_to_keep() -> int:
     if not text:
         return MOST_GRAPHS
     if not text.isdecimal():
-        raise ValueError(f"{GRAPHS_VARIABLE}={text!r}: expected how many graphs to keep, 0 for none")
+        raise ValueError(f"{GRAPHS_VARIABLE}={text!r}: expected how many graphs to keep, or 0")
     return int(text)
 
 

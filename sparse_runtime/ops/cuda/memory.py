@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ...kernels.attention.schedule import Config
-from ...kernels.linear.operands import Quantized, Target
 from ...kernels.linear.configs import Workspace
+from ...kernels.linear.operands import Quantized, Target
 from ...spec import ActivationSpec
 from ..types import TokenBatch
 from .graphs import block_bucket
@@ -18,6 +18,7 @@ from .plan import Plan, Step, stride_of
 from .schedules import Queries
 from .stacked import row_quantizer
 from .values import Form, Value
+
 
 class Constants:
     """Scales and zero points of the static quantizations in a plan, on the device."""
