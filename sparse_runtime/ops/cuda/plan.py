@@ -14,7 +14,7 @@ from functools import cached_property
 from ...spec import ActivationSpec
 from .buffers import Buffer, place
 from .stacked import row_quantizer
-from .values import Attend, Embed, Form, Linear, Node, Rows, Value
+from .values import Attend, Embed, Form, Linear, Node, Value
 
 INT8_BYTES, FLOAT32_BYTES, INT32_BYTES = 1, 4, 4
 
@@ -125,9 +125,7 @@ class Plan:
     def launches(self) -> int:
         """Kernels of ours that one run launches."""
         return sum(
-            len(node.parts) if step.quantizes is None and isinstance(node, Linear) else 1
-            for step in self.steps
-            if not isinstance(node := step.value.node, Rows) or step.quantizes is not None
+            1 if step.quantizes is not None else step.value.node.launches for step in self.steps
         )
 
 

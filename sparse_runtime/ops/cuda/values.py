@@ -46,12 +46,14 @@ class Node:
         fuses: whether its own launch can write quantized rows.
         in_parts: whether several programs make a row, so that a scale of a token's own is known
             only once floats are stored.
+        launches: kernels of ours that it launches.
         repeatable: whether it can run for other tokens than those it was recorded with.
         capturable: whether it may be part of a CUDA graph: nothing of it depends on the host.
     """
 
     fuses: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
+    launches: ClassVar[int] = 1
     repeatable: ClassVar[bool] = True
 
     @property
@@ -68,6 +70,7 @@ class Node:
 class Rows(Node):
     """Floats [tokens, features] that the caller gave."""
 
+    launches: ClassVar[int] = 0
     repeatable: ClassVar[bool] = False
 
     tensor: Tensor
@@ -101,6 +104,10 @@ class Linear(Node):
     @property
     def fuses(self) -> bool:  # type: ignore[override]
         return len(self.parts) == 1
+
+    @property
+    def launches(self) -> int:  # type: ignore[override]
+        return len(self.parts)
 
     @property
     def reads(self) -> Sequence[tuple[Value, Form]]:
@@ -148,6 +155,8 @@ class Attend(Node):
 class AttendRows(Node):
     """Self-attention in plain PyTorch, sequence by sequence."""
 
+    launches: ClassVar[int] = 0
+
     qkv: Value
     heads: int
     scale: float
@@ -166,6 +175,8 @@ class AttendRows(Node):
 @dataclass(frozen=True, eq=False)
 class Apply(Node):
     """A layer that is no :class:`CudaLinear`, on rows of floats."""
+
+    launches: ClassVar[int] = 0
 
     layer: PreparedLinear | nn.Module
     x: Value
