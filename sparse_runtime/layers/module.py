@@ -84,7 +84,7 @@ class PackedModule(nn.Module):
         self._explanation = f"{self.name}: not prepared"
         if self._marker.is_meta:
             return
-        decision = self._decide()
+        decision = self.decide()
         self.prepared = decision.prepare()
         self._explanation = decision.explain()
 
@@ -100,7 +100,7 @@ class PackedModule(nn.Module):
                 A layer that is not prepared or does not run on ``cpu.panels`` has no time.
         """
         if measure and self.prepared is not None:
-            return self._decide().explain(measure=True)
+            return self.decide().explain(measure=True)
         return self._explanation
 
     def get_extra_state(self) -> Tensor:

@@ -154,3 +154,6 @@ class CusparseltFamily(Family):
 
 FAMILIES: tuple[Family, ...] = (TritonDense(), CublasFamily(), CusparseltFamily())
 """The dense ones first: nothing that is slower than they are is taken."""
+
+DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.layout == "dense")
+"""Those that every other one is compared with."""
