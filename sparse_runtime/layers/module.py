@@ -88,7 +88,8 @@ class PackedModule(nn.Module):
         self.prepared = decision.prepare()
         self._explanation = decision.explain()
 
-    def _decide(self) -> Decision:
+    def decide(self) -> Decision:
+        """What would run the layer if it were prepared now."""
         weight, marker = LinearWeight(self.name, self.packed, self.bias), self._marker
         return choose([weight], backend=self.backend, device=marker.device, dtype=marker.dtype)
 
