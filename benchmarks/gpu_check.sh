@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # Everything that only a machine with an NVIDIA GPU can say, without network and without installing:
-# tests on the GPU, the same under compute-sanitizer, and a record of what ran where.
+# tests on the GPU, the same under compute-sanitizer, tuning, benchmarks against peers, and a short
+# table last. Each part ends within ten minutes and can be run by itself, in any order.
 #
 #   benchmarks/gpu_check.sh             all parts
-#   benchmarks/gpu_check.sh --part N    1 tests, 2 sanitizer (each under ten minutes)
+#   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
+#                                       4 linear layers   5 encoders         6 the table alone
 #
-#   PYTHON   interpreter with torch and pytest (default: python3)
-#   OUT      folder for results (default: benchmarks/results)
+#   PYTHON                 interpreter with torch, triton and pytest (default: python3)
+#   OUT                    folder for results (default: benchmarks/results)
+#   SPARSE_RUNTIME_COMMIT  the commit, where the checkout brings no history
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
 part=all
-if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 or 2}; fi
+if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 6}; fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+unset TRITON_INTERPRET
 
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || {
   echo "error: torch sees no CUDA device on this machine" >&2
@@ -28,49 +32,47 @@ else
   echo "the C++ extension is not built: pybind11 or setuptools is missing"
 fi
 
-# Runs a part and appends one JSON line: device, commit, versions, exit status.
-record() {
-  local name=$1 status=0
-  shift
-  "$@" || status=$?
-  "$python" - "$name" "$status" "$out" <<'PY'
-import json, pathlib, re, subprocess, sys, time
+wanted() { [[ $part == all || $part == "$1" ]]; }
 
-import torch
-
-name, status, out = sys.argv[1:]
-device = torch.cuda.get_device_name()
-commit = subprocess.run(
-    ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
-).stdout.strip()
-line = {
-    "kind": "gpu_check",
-    "part": name,
-    "exit_status": int(status),
-    "device": device,
-    "capability": list(torch.cuda.get_device_capability()),
-    "commit": commit or None,
-    "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
-    "time": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-}
-path = pathlib.Path(out, re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-") + ".jsonl")
-with path.open("a") as file:
-    file.write(json.dumps(line) + "\n")
-print(f"{name}: {'passed' if status == '0' else 'FAILED'} on {device}, recorded in {path}")
-PY
-  return "$status"
-}
-
+# Runs a step of at most so many seconds and appends a JSON line with its exit status.
 failed=0
-if [[ $part == all || $part == 1 ]]; then
-  record tests "$python" -m pytest -q tests/gpu || failed=1
+step() {
+  local name=$1 seconds=$2 status=0
+  shift 2
+  timeout "$seconds" "$@" || status=$?
+  "$python" -m sparse_runtime.benchmarks.gpu.step "$name" "$status" --out "$out"
+  if [[ $status != 0 ]]; then failed=1; fi
+}
+
+# Triton's kernels are tested by the same files as in its interpreter.
+kernel_tests=(tests/gpu $(ls tests/kernels/test_*_triton.py))
+
+if wanted 1; then
+  step tests 580 "$python" -m pytest -q -p no:cacheprovider "${kernel_tests[@]}"
 fi
-if [[ $part == all || $part == 2 ]]; then
+if wanted 2; then
   if command -v compute-sanitizer >/dev/null; then
-    record memcheck compute-sanitizer --tool memcheck --error-exitcode 9 \
-      "$python" -m pytest -q tests/gpu -k "65 and 2:4" || failed=1
+    # Small cases, chosen for their edges: off-tile shapes and kernels whose programs count each other.
+    for tool in memcheck racecheck; do
+      step "$tool" 280 compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
+        "$python" -m pytest -q -p no:cacheprovider -m sanitize "${kernel_tests[@]}"
+    done
   else
     echo "sanitizer: skipped, compute-sanitizer is not on PATH"
   fi
 fi
+if wanted 3; then
+  step tuning 580 "$python" -m sparse_runtime.benchmarks.gpu.tune --out "$out"
+fi
+if wanted 4; then
+  step linears 580 "$python" -m sparse_runtime.benchmarks.gpu.linears --out "$out"
+fi
+if wanted 5; then
+  step encoders 590 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out"
+fi
+for results in "$out"/*.jsonl; do
+  if grep -q '"kind": "gpu_' "$results"; then
+    "$python" -m sparse_runtime.benchmarks.gpu.view "$results"
+  fi
+done
 exit "$failed"

@@ -92,14 +92,15 @@ def environment() -> Environment:
         cores=found.cpu.usable_cores,
         features=found.cpu.features,
         versions=versions,
-        commit=_commit(),
+        commit=commit_of_checkout(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         load=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     )
 
 
 @cache
-def _commit() -> str | None:
+def commit_of_checkout() -> str | None:
+    """The commit of this checkout, "+" behind it where files were changed; None outside of one."""
     root = Path(__file__).resolve().parent.parent
 
     def git(*arguments: str) -> str | None:

@@ -6,6 +6,8 @@ them, in their order, and ends it. Which family a weight has decides how its til
 nothing else.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -46,7 +48,7 @@ def load_tile(
 
 @triton.jit
 def tile_of_program(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
-    """Which block of tokens and of outputs: GROUP_M blocks of tokens share the weights they read."""
+    """Which block of tokens and of outputs: GROUP_M blocks of tokens share weights in L2."""
     in_group = GROUP_M * tiles_n
     first = tile // in_group * GROUP_M
     height = tl.minimum(tiles_m - first, GROUP_M)

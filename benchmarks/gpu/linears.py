@@ -1,0 +1,240 @@
+"""Linear layers on a GPU: ours against every library that runs the same weights, in one run.
+
+    python -m sparse_runtime.benchmarks.gpu.linears --shape bert-base --tokens 128 4096
+
+Every contender is captured in a CUDA graph over several copies of the layer, enough to exceed the
+second-level cache as the layers of a model do, and replayed in turns. "ours" takes floats and gives
+floats, quantization included; "product" contenders leave out what surrounds the product.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from sparse_runtime.benchmarks.encoder_shapes import load_shape
+from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
+from sparse_runtime.benchmarks.gpu.records import append, error_line, results_path
+from sparse_runtime.benchmarks.gpu.surroundings import surroundings
+from sparse_runtime.benchmarks.gpu.timing import time_kernels
+from sparse_runtime.formats import PackedWeight
+from sparse_runtime.ops import LinearWeight, choose
+from sparse_runtime.spec import Structure
+from sparse_runtime.testing import (
+    Timing,
+    assert_close_to_oracle,
+    linear_oracle,
+    make_activations,
+    make_packed,
+)
+
+CASES = (
+    "dense int8",
+    "dense bf16",
+    "2:4 int8",
+    "2:4 bf16",
+    "unstructured@0.9 int8",
+    "block:64x64@0.9 bf16",
+    "block:64x64@0.9 int8",
+    "block:32x32@0.9 bf16",
+    "block:128x128@0.9 bf16",
+    "block:16x16@0.9 bf16",
+    "block:64x64@0.8 bf16",
+    "block:64x64@0.95 bf16",
+)
+TOKENS = (16, 128, 1024, 4096, 16384)
+CHECKED_ROWS = 64
+MOST_COPIES = 24
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight in every form that a contender takes.
+
+    Attributes:
+        packed: the weight [out, in], in main memory.
+        weight: its dequantized values, bf16 on the GPU.
+        bias: bf16 [out] on the GPU.
+    """
+
+    packed: PackedWeight
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def make(cls, shape: tuple[int, int], case: str) -> Layer:
+        """A random weight of a case such as "block:64x64@0.9 int8"."""
+        structure, _, sparsity = case.split()[0].partition("@")
+        packed = make_packed(
+            shape, structure, float(sparsity) if sparsity else None, values=case.split()[1]
+        )
+        bias = make_activations(1, shape[0])[0].to("cuda", torch.bfloat16)
+        return cls(packed, packed.dequantize(torch.float32).to("cuda", torch.bfloat16), bias)
+
+    def copy(self) -> Layer:
+        """The same in memory of its own."""
+        return replace(self, weight=self.weight.clone(), bias=self.bias.clone())
+
+
+def ours(layer: Layer, x: Tensor) -> Call:
+    """What the drop-in Linear does; its output is held to the float64 oracle first."""
+    weights = [LinearWeight("layer", layer.packed, layer.bias.float().cpu())]
+    prepared = choose(weights, device=x.device, dtype=x.dtype).prepare()
+    rows = x[:CHECKED_ROWS]
+    oracle, dense = linear_oracle(rows.cpu(), layer.packed, layer.bias.float().cpu().to(x.dtype))
+    assert_close_to_oracle(prepared(rows).cpu(), oracle, dense, name="ours")
+    return lambda: prepared(x)
+
+
+def cublas_bf16(layer: Layer, x: Tensor) -> Call:
+    """PyTorch's dense linear."""
+    return lambda: F.linear(x, layer.weight, layer.bias)
+
+
+def cublas_int8(layer: Layer, x: Tensor) -> Call:
+    """The dense integer product alone: neither scales nor bias."""
+    q = x.mul(30).clamp(-127, 127).to(torch.int8)
+    weight = layer.packed.unpack().cuda().t()
+    return lambda: torch._int_mm(q, weight)
+
+
+def torchao_int8(layer: Layer, x: Tensor) -> Call:
+    """torchao's dynamic INT8, compiled."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    outputs, inputs = layer.weight.shape
+    linear = torch.nn.Linear(inputs, outputs, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        linear.weight.copy_(layer.weight)
+        linear.bias.copy_(layer.bias)
+    quantize_(linear, Int8DynamicActivationInt8WeightConfig())
+    compiled = torch.compile(linear.requires_grad_(False), fullgraph=True, dynamic=False)
+    return lambda: compiled(x)
+
+
+def cusparselt_bf16(layer: Layer, x: Tensor) -> Call:
+    """PyTorch's 2:4 on sparse tensor cores."""
+    weight = torch.sparse.to_sparse_semi_structured(layer.weight)
+    return lambda: F.linear(x, weight, layer.bias)
+
+
+def cusparselt_int8(layer: Layer, x: Tensor) -> Call:
+    """The 2:4 integer product alone."""
+    q = x.mul(30).clamp(-127, 127).to(torch.int8)
+    compressed = torch._cslt_compress(layer.packed.unpack().cuda())
+    return lambda: torch._cslt_sparse_mm(compressed, q.t(), out_dtype=torch.int32)
+
+
+def torch_bsr(layer: Layer, x: Tensor) -> Call:
+    """PyTorch's Triton kernel for block-sparse weights, ``bsr_dense_addmm``."""
+    from torch.sparse._triton_ops import bsr_dense_addmm
+
+    structure = layer.packed.spec.structure
+    weight = layer.weight.to_sparse_bsr((structure.rows, structure.cols))
+    bias = layer.bias.unsqueeze(1).expand(-1, len(x)).contiguous()
+    columns = x.t().contiguous()
+    return lambda: bsr_dense_addmm(bias, weight, columns)
+
+
+def cusparse_fp32(layer: Layer, x: Tensor) -> Call:
+    """cuSPARSE's CSR product through CuPy, in float32: it has no type between."""
+    import cupy
+    from cupyx.scipy.sparse import csr_matrix
+
+    weight = csr_matrix(cupy.asarray(layer.weight.float()))
+    columns = cupy.asarray(x.float().t().contiguous())
+
+    def run() -> object:
+        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+            return weight @ columns
+
+    return run
+
+
+def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]]]:
+    """Name and maker of everyone who runs a case; dense bf16 always takes part."""
+    structure = Structure.parse(case.split()[0].partition("@")[0])
+    integer = case.endswith("int8")
+    yield "ours", ours
+    yield "cublas bf16", cublas_bf16
+    if integer:
+        yield "cublas int8 product", cublas_int8
+    if integer and structure.kind == "dense":
+        yield "torchao int8 compiled", torchao_int8
+    if structure.kind == "nm":
+        yield "cusparselt bf16", cusparselt_bf16
+        if integer:
+            yield "cusparselt int8 product", cusparselt_int8
+    if structure.kind == "block":
+        yield "torch bsr bf16", torch_bsr
+    if structure.kind == "unstructured":
+        yield "cusparse fp32", cusparse_fp32
+
+
+def run_case(layers: list[Layer], tokens: int, case: str) -> dict[str, Any]:
+    """Time one case; every contender's microseconds, or why it did not run."""
+    x = make_activations(tokens, layers[0].weight.shape[1]).to("cuda", torch.bfloat16)
+    calls: dict[str, list[Call]] = {}
+    failed: dict[str, str] = {}
+    for name, make in contenders(case):
+        try:
+            with torch.no_grad():
+                calls[name] = [make(layer, x) for layer in layers]
+        except Exception as error:
+            failed[name] = error_line(error)
+    with torch.no_grad():
+        timings = time_kernels(calls)
+    found: dict[str, dict[str, Any]] = {
+        name: {"p50_us": timing.median * 1e6, "p20_us": timing.percentile(20) * 1e6}
+        if isinstance(timing, Timing)
+        else {"error": timing}
+        for name, timing in timings.items()
+    }
+    return {
+        "copies": len(layers),
+        "contenders": found | {n: {"error": e} for n, e in failed.items()},
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--shape", nargs="+", default=["bert-base"])
+    parser.add_argument("--layer", nargs="+", help="linears of the shape; all without it")
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
+    parser.add_argument("--case", nargs="+", default=list(CASES))
+    parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
+    options = parser.parse_args()
+    around = surroundings()
+    path = results_path(options.out, around.device)
+    append(path, "gpu_ceilings", {"ceilings": asdict(measure_ceilings())}, around)
+    work = [
+        (shape, layer, size, case)
+        for shape in options.shape
+        for layer, size in load_shape(shape).linears.items()
+        if not options.layer or layer in options.layer
+        for case in options.case
+    ]
+    for shape, layer, size, case in tqdm(work):
+        first = Layer.make(size, case)
+        copies = math.ceil(2 * around.l2_bytes / first.weight.nbytes)
+        layers = [first, *(first.copy() for _ in range(min(MOST_COPIES, copies) - 1))]
+        for tokens in options.tokens:
+            fields = {"shape": shape, "layer": layer, "out": size[0], "in": size[1]}
+            found = run_case(layers, tokens, case)
+            append(path, "gpu_linear", {**fields, "tokens": tokens, "case": case, **found}, around)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Which GPU, driver, packages and commit a measurement was made with."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from sparse_runtime.benchmarks.records import commit_of_checkout
+
+PACKAGES = ("sparse-runtime", "torch", "triton", "transformers", "torchao", "cupy-cuda13x", "numpy")
+
+
+@dataclass(frozen=True)
+class GpuSurroundings:
+    """Where and when a run was made.
+
+    Attributes:
+        device: name of the GPU.
+        capability: 90 for sm_90.
+        multiprocessors: of the GPU.
+        l2_bytes: its second-level cache.
+        memory_bytes: its memory.
+        driver: version of the driver, or None where nvidia-smi is missing.
+        cuda: version of CUDA that torch was built with.
+        versions: of the packages that the figures depend on.
+        commit: of the checkout, "+" behind it where files were changed; None outside of one.
+        time: start of the run, UTC, ISO 8601.
+    """
+
+    device: str
+    capability: int
+    multiprocessors: int
+    l2_bytes: int
+    memory_bytes: int
+    driver: str | None
+    cuda: str | None
+    versions: dict[str, str]
+    commit: str | None
+    time: str
+
+
+def surroundings(device: int = 0) -> GpuSurroundings:
+    """Describe one GPU, this installation and this moment."""
+    found = torch.cuda.get_device_properties(device)
+    return GpuSurroundings(
+        device=found.name,
+        capability=10 * found.major + found.minor,
+        multiprocessors=found.multi_processor_count,
+        l2_bytes=found.L2_cache_size,
+        memory_bytes=found.total_memory,
+        driver=_driver(),
+        cuda=torch.version.cuda,
+        versions=_versions(),
+        # A copied working tree brings no history with it.
+        commit=os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout(),
+        time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def file_name(device: str) -> str:
+    """The results' file of a device: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3.jsonl"."""
+    words = "".join(c if c.isalnum() else " " for c in device.lower()).split()
+    return f"{'-'.join(words)}.jsonl"
+
+
+def _driver() -> str | None:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

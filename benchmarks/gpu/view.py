@@ -1,0 +1,90 @@
+"""A short table of a GPU's results: ours against the fastest that runs the same weights.
+
+python -m sparse_runtime.benchmarks.gpu.view benchmarks/results/nvidia-h100-80gb-hbm3.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sparse_runtime.benchmarks.gpu.records import read
+from sparse_runtime.benchmarks.records import FILE_WIDTH
+
+OURS = "ours"
+
+
+def fastest_peer(contenders: Mapping[str, Mapping[str, Any]], field: str) -> str | None:
+    """The quickest contender that is not ours, by a time that it may lack."""
+    times = {n: c[field] for n, c in contenders.items() if n != OURS and field in c}
+    return min(times, key=lambda name: times[name]) if times else None
+
+
+def latest(lines: Sequence[dict[str, Any]], *key: str) -> list[dict[str, Any]]:
+    """Of lines that agree in these fields, the last one written."""
+    return list({tuple(line[name] for name in key): line for line in lines}.values())
+
+
+def linears(lines: Sequence[dict[str, Any]]) -> Table:
+    """Microseconds of a layer; products alone are shown, but are no linear and so no peer."""
+    table = Table(
+        "layer", "weights", "tokens", "ours us", "peer", "us", "ratio", title="Linear layers"
+    )
+    for line in latest(lines, "shape", "layer", "case", "tokens"):
+        found = {n: c for n, c in line["contenders"].items() if not n.endswith("product")}
+        where = f"{line['shape']} {line['layer']}"
+        row = [where, line["case"], str(line["tokens"])]
+        table.add_row(*row, *_cells(found, "p50_us", "{:.1f}"))
+    return table
+
+
+def encoders(lines: Sequence[dict[str, Any]]) -> Table:
+    """Milliseconds of a forward pass."""
+    heads = ("model", "workload", "tokens", "ours ms", "peer", "ms", "ratio")
+    table = Table(*heads, title="Encoders, latency of one call")
+    for line in latest(lines, "model", "workload"):
+        row = [line["model"], line["workload"], str(line["tokens"])]
+        table.add_row(*row, *_cells(line["contenders"], "latency_p50_ms", "{:.3f}"))
+    return table
+
+
+def _cells(contenders: Mapping[str, Mapping[str, Any]], field: str, form: str) -> list[str]:
+    ours = contenders.get(OURS, {})
+    peer = fastest_peer(contenders, field)
+    if field not in ours:
+        return [str(ours.get("error", "-")), *_peer_cells(contenders, peer, field, form), "-"]
+    cells = [form.format(ours[field]), *_peer_cells(contenders, peer, field, form)]
+    ratio = "-" if peer is None else f"{contenders[peer][field] / ours[field]:.2f}"
+    return [*cells, ratio]
+
+
+def _peer_cells(
+    contenders: Mapping[str, Mapping[str, Any]], peer: str | None, field: str, form: str
+) -> list[str]:
+    return ["-", "-"] if peer is None else [peer, form.format(contenders[peer][field])]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path)
+    path = parser.parse_args().results
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=FILE_WIDTH)
+    for line in read(path, "gpu_ceilings")[-1:]:
+        console.print(line["environment"]["device"], line["ceilings"])
+    for kind, table in (("gpu_linear", linears), ("gpu_encoder", encoders)):
+        if lines := read(path, kind):
+            console.print(table(lines))
+    for line in latest(read(path, "gpu_check"), "part"):
+        status = "passed" if line["exit_status"] == 0 else "FAILED"
+        console.print(f"{line['part']}: {status} ({line['environment']['commit']})")
+
+
+if __name__ == "__main__":
+    main()

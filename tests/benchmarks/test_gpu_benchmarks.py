@@ -1,0 +1,106 @@
+"""What the GPU benchmarks keep and show; what they measure needs a GPU."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from sparse_runtime.benchmarks.gpu import encoders, linears
+from sparse_runtime.benchmarks.gpu.records import append, error_line, read
+from sparse_runtime.benchmarks.gpu.surroundings import GpuSurroundings, file_name
+from sparse_runtime.benchmarks.gpu.timing import time_calls
+from sparse_runtime.benchmarks.gpu.view import encoders as encoder_table
+from sparse_runtime.benchmarks.gpu.view import fastest_peer, latest
+from sparse_runtime.benchmarks.gpu.view import linears as linear_table
+
+AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00")
+
+
+def text_of(table: Table) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def linear_line(**contenders: dict[str, Any]) -> dict[str, Any]:
+    fields = {"shape": "bert-base", "layer": "qkv", "case": "dense int8", "tokens": 128}
+    return {**fields, "contenders": contenders}
+
+
+def test_lines_are_read_back_by_kind(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    append(path, "gpu_linear", linear_line(ours={"p50_us": 1.0}), AROUND)
+    append(path, "gpu_check", {"part": "tests", "exit_status": 0}, AROUND)
+    (line,) = read(path, "gpu_linear")
+    assert line["environment"]["commit"] == "abc" and line["tokens"] == 128
+    with pytest.raises(ValueError, match="JSON"):
+        append(path, "gpu_linear", linear_line(ours={"p50_us": float("nan")}), AROUND)
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_device_names_its_file() -> None:
+    assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3.jsonl"
+
+
+def test_the_latest_of_equal_cases_counts_and_the_fastest_peer() -> None:
+    first = linear_line(ours={"p50_us": 9.0})
+    second = linear_line(ours={"p50_us": 5.0}, slow={"p50_us": 20.0}, quick={"p50_us": 10.0})
+    assert latest([first, second], "case", "tokens") == [second]
+    assert fastest_peer(second["contenders"], "p50_us") == "quick"
+    assert fastest_peer({"ours": {"p50_us": 1.0}, "other": {"error": "no"}}, "p50_us") is None
+
+
+def test_tables_show_ratios_errors_and_no_bare_products() -> None:
+    found = linear_line(ours={"p50_us": 5.0}, peer={"p50_us": 10.0})
+    found["contenders"]["cublas int8 product"] = {"p50_us": 1.0}
+    shown = text_of(linear_table([found]))
+    assert "2.00" in shown and "peer" in shown and "product" not in shown
+    failed = linear_line(ours={"error": "RuntimeError: wrong"}, peer={"p50_us": 10.0})
+    assert "RuntimeError: wrong" in text_of(linear_table([failed]))
+    line = {"model": "m", "workload": "1x128", "tokens": 128, "contenders": {}}
+    line["contenders"] = {"ours": {"latency_p50_ms": 0.25}, "peer": {"latency_p50_ms": 1.0}}
+    assert "4.00" in text_of(encoder_table([line]))
+
+
+@pytest.mark.parametrize("case", linears.CASES)
+def test_every_case_of_a_layer_packs_and_has_a_dense_peer(case: str) -> None:
+    names = [name for name, _ in linears.contenders(case)]
+    assert names[:2] == ["ours", "cublas bf16"] and len(set(names)) == len(names)
+    structure, _, sparsity = case.split()[0].partition("@")
+    packed = linears.make_packed(
+        (128, 128), structure, float(sparsity) if sparsity else None, values=case.split()[1]
+    )
+    assert str(packed.spec.structure) == structure
+
+
+def test_encoders_name_shapes_that_exist_and_the_yardstick_comes_first() -> None:
+    for model in encoders.MODELS:
+        shape, _, values = model.split()
+        assert linears.load_shape(shape).linears and values in encoders.MAX_DRIFT
+    made = encoders.contenders(None, {})  # type: ignore[arg-type]  # makers run later
+    assert [name for name, _ in made][:2] == [encoders.YARDSTICK, "ours"]
+
+
+def test_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    ran: list[str] = []
+    calls = {name: lambda name=name: ran.append(name) for name in ("first", "second")}
+    timings = time_calls(calls, rounds=2, seconds=1e-5)
+    assert timings.keys() == calls.keys()
+    for latency, throughput in timings.values():
+        assert 0 < latency.median < 1 and len(throughput.samples) == 2
+    turns = [name for i, name in enumerate(ran) if i == 0 or ran[i - 1] != name]
+    assert turns == ["first", "second", "first", "second", "first"]
+
+
+def test_an_error_is_one_line() -> None:
+    line = error_line(RuntimeError("first\nsecond"))
+    assert line == "RuntimeError: first"
+    json.dumps(line)
