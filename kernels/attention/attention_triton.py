@@ -4,6 +4,8 @@ Online softmax (arXiv 2205.14135): a program holds one head of a block of querie
 keys of their sequence in tiles.
 """
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 import torch
@@ -19,30 +21,31 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1.0e38)  # below any score, and finite times LOG2_E: never inf - inf
 INFINITY = tl.constexpr(float("inf"))
 
-_HELD = 64  # values of a tile in a thread while rows are quantized
+_HELD_BYTES = 128  # floats that a thread reads back at once while rows are quantized
 
 
 @triton.jit
-def load_head(base, stride, rows, end, HEAD: tl.constexpr, COLUMNS: tl.constexpr):
-    """One head's values [rows, COLUMNS] of tokens before ``end``, zeros elsewhere."""
+def load_head(base, stride, rows, length, HEAD: tl.constexpr, COLUMNS: tl.constexpr):
+    """One head's values [rows, COLUMNS] of tokens before ``length``, zeros elsewhere.
+
+    Rows count from the sequence's first: 32 bits hold their offsets, in half the registers.
+    """
     columns = tl.arange(0, COLUMNS)
-    inside = (rows < end)[:, None]
+    inside = (rows < length)[:, None]
     if HEAD != COLUMNS:
         inside = inside & (columns < HEAD)[None, :]
-    at = rows.to(tl.int64)[:, None] * stride + columns[None, :]
-    return tl.load(base + at, mask=inside, other=0.0)
+    return tl.load(base + (rows[:, None] * stride + columns[None, :]), mask=inside, other=0.0)
 
 
 @triton.jit
-def scores_of(q, k, keys, end, bias_rows, positions, scale, PRECISION: tl.constexpr):
-    """float32 scores [queries, keys], -inf for keys from ``end`` on.
+def scores_of(q, k, live, bias_rows, positions, scale, PRECISION: tl.constexpr):
+    """float32 scores [queries, keys], -inf for keys that are not live.
 
     Without a bias they still lack ``scale``, which goes into the exponent.
     """
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    live = keys < end
     if bias_rows is not None:
-        at = tl.load(positions + keys, mask=live, other=0)
+        at = tl.load(positions, mask=live, other=0)
         b = tl.load(bias_rows[:, None] + at[None, :], mask=live[None, :], other=0.0)
         s = s * scale + b.to(tl.float32)
     return tl.where(live[None, :], s, -INFINITY)
@@ -76,44 +79,49 @@ def attention_kernel(
     end = tl.load(blocks + block * 3 + 2)
     if first >= end:
         return
-    features = heads * HEAD
-    queries = first + tl.arange(0, BLOCK_Q)
-    keys = start + tl.arange(0, BLOCK_K)
-    base = qkv + head * HEAD
-    q = load_head(base, stride, queries, end, HEAD, COLUMNS)
-    bias_rows = None
+    features, length = heads * HEAD, end - start
+    queries = first - start + tl.arange(0, BLOCK_Q)
+    keys = tl.arange(0, BLOCK_K)
+    base = qkv + start.to(tl.int64) * stride + head * HEAD
+    q = load_head(base, stride, queries, length, HEAD, COLUMNS)
+    base += features
     exponent = scale * LOG2_E
+    bias_rows = None
+    key_positions = None
     if bias is not None:
-        at = tl.load(positions + queries, mask=queries < end, other=0)
+        at = tl.load(positions + start + queries, mask=queries < length, other=0)
         bias_rows = bias + (head.to(tl.int64) * span + at) * span
+        key_positions = positions + start + keys
         exponent = LOG2_E
     if SINGLE:
-        k = load_head(base + features, stride, keys, end, HEAD, COLUMNS)
-        v = load_head(base + 2 * features, stride, keys, end, HEAD, COLUMNS)
-        s = scores_of(q, k, keys, end, bias_rows, positions, scale, PRECISION)
+        k = load_head(base, stride, keys, length, HEAD, COLUMNS)
+        v = load_head(base + features, stride, keys, length, HEAD, COLUMNS)
+        s = scores_of(q, k, keys < length, bias_rows, key_positions, scale, PRECISION)
         largest = tl.maximum(tl.max(s, axis=1), LOWEST)
         p = tl.exp2(tl.fma(s, exponent, -(largest * exponent)[:, None]))
         total = tl.sum(p, axis=1)
         y = tl.dot(p.to(v.dtype), v, input_precision=PRECISION)
         # Keys beyond the tile were not read: no number, rather than a wrong one.
-        total = tl.where(end - start > BLOCK_K, float("nan"), total)
+        total = tl.where(length > BLOCK_K, float("nan"), total)
     else:
         largest = tl.full([BLOCK_Q], LOWEST, tl.float32)
         total = tl.zeros([BLOCK_Q], tl.float32)
         y = tl.zeros([BLOCK_Q, COLUMNS], tl.float32)
-        for _ in range(start, end, BLOCK_K):
-            k = load_head(base + features, stride, keys, end, HEAD, COLUMNS)
-            v = load_head(base + 2 * features, stride, keys, end, HEAD, COLUMNS)
-            s = scores_of(q, k, keys, end, bias_rows, positions, scale, PRECISION)
+        for done in range(0, length, BLOCK_K):
+            left = length - done
+            k = load_head(base, stride, keys, left, HEAD, COLUMNS)
+            v = load_head(base + features, stride, keys, left, HEAD, COLUMNS)
+            here = None if bias is None else key_positions + done
+            s = scores_of(q, k, keys < left, bias_rows, here, scale, PRECISION)
             larger = tl.maximum(largest, tl.max(s, axis=1))
             p = tl.exp2(tl.fma(s, exponent, -(larger * exponent)[:, None]))
             shrink = tl.exp2((largest - larger) * exponent)
             total = total * shrink + tl.sum(p, axis=1)
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             largest = larger
-            keys += BLOCK_K
+            base += BLOCK_K * stride
     # Rows of the next sequence and columns of the next head belong to other programs.
-    rows = tl.where(queries < end, queries, tokens)
+    rows = tl.where(queries < length, start + queries, tokens)
     columns = tl.arange(0, COLUMNS)
     if HEAD == COLUMNS:
         columns += head * HEAD
@@ -158,7 +166,7 @@ def attention(
         return
     head_size = width // (3 * heads)
     features = heads * head_size
-    held = _HELD * 32 * config.num_warps // config.block_q
+    held = _HELD_BYTES // qkv.element_size() * 32 * config.num_warps // config.block_q
     with torch.cuda.device_of(qkv):
         attention_kernel[(len(blocks) * heads,)](
             qkv,

@@ -7,6 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+_WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
+"""Warps by query rows: 16 rows, one of the tensor cores' tiles, each; 64 make a warp group."""
+
 
 class Config(NamedTuple):
     """Tiles of the attention kernel.
@@ -64,3 +67,58 @@ def query_blocks(lengths: list[int], block_q: int, size: int | None = None) -> T
 def most_query_blocks(tokens: int, sequences: int, block_q: int) -> int:
     """Blocks of :func:`query_blocks` of any ``sequences`` lengths that sum to ``tokens``."""
     return (tokens + min(sequences, tokens) * (block_q - 1)) // block_q
+
+
+def default_config(
+    head_size: int,
+    longest: int,
+    sequences: int,
+    heads: int,
+    dtype: torch.dtype,
+    capability: int = 90,
+    multiprocessors: int = 132,
+) -> Config:
+    """Tiles for sequences of at most ``longest`` tokens: reasoned, not measured.
+
+    Query rows: 64, which Hopper's instructions take at least, or half of it again and again while
+    there would be fewer programs than multiprocessors; 128, which read keys and values half as
+    often, where sequences take several key tiles and programs abound. Keys: all of a sequence of up
+    to 128 tokens in one tile, for 16 bits; else 64, so that two programs share a multiprocessor.
+
+    Args:
+        head_size: features of a head, up to 256.
+        longest: an upper bound of the lengths.
+        sequences: how many.
+        heads: number of attention heads.
+        dtype: of qkv.
+        capability: 90 for sm_90.
+        multiprocessors: of the GPU.
+
+    Raises:
+        ValueError: heads are too large to be held in registers.
+    """
+    if head_size > 256:
+        raise ValueError(f"heads of {head_size} features: at most 256 are held at once")
+    if dtype == torch.float32:  # no tensor cores: registers bound the tile
+        return Config(32, 32, 8, 1) if head_size <= 64 else Config(16, 16, 4, 1)
+    span = max(16, 1 << (longest - 1).bit_length())
+
+    def programs(rows: int) -> int:
+        return sequences * heads * -(-longest // rows)
+
+    block_q = min(span, 64)
+    while block_q > 16 and programs(block_q) < multiprocessors:
+        block_q //= 2
+    if head_size > 128:  # what a thread holds of the result leaves no room for more
+        return Config(min(block_q, 32), 32, 4, 2)
+    # Without wgmma, whose operands stay in shared memory, 64 rows of 128 keys leave a
+    # multiprocessor with two programs.
+    in_one = 128 if block_q < 64 or capability >= 90 else 64
+    if span <= in_one:
+        warps = max(_WARPS[block_q], min(4, span // 32))
+        return Config(block_q, span, warps, 1, single=True)
+    if block_q == 16:
+        return Config(16, 128 if head_size <= 64 else 64, 4, 2)
+    if block_q == 64 and longest > 128 and programs(128) >= 2 * multiprocessors:
+        block_q = 128
+    return Config(block_q, 64, max(4, _WARPS[block_q]), 2 if block_q == 32 else 3)

@@ -30,6 +30,10 @@ KINDS: dict[type, str] = {DenseWeight: "dense"}
 """Weights of which families the kernel loads, by their type."""
 
 
+REGISTERS = 64
+"""How many results a thread holds at a time behind the main loop: more would spill."""
+
+
 class Floats(NamedTuple):
     """Rows whose products are floats, under the names of ``Quantized``."""
 
@@ -57,18 +61,46 @@ def tile_of_program(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def end_tile(
-    acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
-    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, BLOCK_N: tl.constexpr, FINISH_N: tl.constexpr,
+def end_columns(
+    acc, x_sum, rows, first, tokens, out_features, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """From complete sums to a stored tile."""
-    if acc.dtype == tl.int32:
-        y = dequantize(acc, x_sum, rows, columns, tokens, out_features, x, epilogue)
+    """From complete sums to stored results, in PARTS of the columns from ``first`` on.
+
+    A thread holds a bias and a scale for each of its columns: in parts, they fit the registers.
+    """
+    width: tl.constexpr = acc.shape[1]
+    if PARTS == 1:
+        columns = first + tl.arange(0, width)
+        if acc.dtype == tl.int32:
+            acc = dequantize(acc, x_sum, rows, columns, tokens, out_features, x, epilogue)
+        y = end(acc, rows, columns, tokens, out_features, epilogue, ACTIVATION)
+        store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
     else:
-        y = acc
-    y = end(y, rows, columns, tokens, out_features, epilogue, ACTIVATION)
-    store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
-    tiles_n = tl.cdiv(out_features, BLOCK_N)
+        halves = tl.reshape(acc, (acc.shape[0], 2, width // 2))
+        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
+        end_columns(
+            left, x_sum, rows, first, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS // 2,
+        )  # fmt: skip
+        end_columns(
+            right, x_sum, rows, first + width // 2, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS // 2,
+        )  # fmt: skip
+
+
+@triton.jit
+def end_tile(
+    acc, x_sum, m, n, rows, tokens, out_features, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, PARTS: tl.constexpr, FINISH_N: tl.constexpr,
+):  # fmt: skip
+    """From complete sums to a stored tile, and to quantized rows where it is their last."""
+    width: tl.constexpr = acc.shape[1]
+    end_columns(
+        acc, x_sum, rows, n * width, tokens, out_features, x, epilogue, target,
+        ACTIVATION, SCHEME, PARTS,
+    )  # fmt: skip
+    tiles_n = tl.cdiv(out_features, width)
     finish_rows(m, tiles_n, rows, tokens, out_features, target, SCHEME, FINISH_N)
 
 
@@ -78,7 +110,8 @@ def linear_kernel(
     x, weight, epilogue, target, workspace, tokens, out_features, in_features,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, FINISH_N: tl.constexpr, EVEN_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
+    PARTS: tl.constexpr, FINISH_N: tl.constexpr,
 ):  # fmt: skip
     """One tile, or one split of it. Grid: (tiles, SPLIT_K)."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -118,8 +151,8 @@ def linear_kernel(
 
     if SPLIT_K == 1:
         end_tile(
-            acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
-            ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+            acc, x_sum, m, n, rows, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS, FINISH_N,
         )  # fmt: skip
     else:
         if epilogue.weight_zero is not None:
@@ -138,8 +171,8 @@ def linear_kernel(
                 total += tl.load(parts + other * (BLOCK_M * BLOCK_N))
             tl.store(workspace.counters + tile, 0)
             end_tile(
-                total, tl.zeros_like(x_sum), m, rows, columns, tokens, out_features, x, epilogue,
-                target, ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+                total, tl.zeros_like(x_sum), m, n, rows, tokens, out_features, x, epilogue, target,
+                ACTIVATION, SCHEME, PARTS, FINISH_N,
             )  # fmt: skip
 
 
@@ -177,14 +210,14 @@ def linear(
         kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
         workspace = workspace._replace(partials=workspace.partials.view(kind))
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
-    # As many values at a time as fill the registers that the sums had.
-    finish = max(config.block_n, 64 * 32 * config.num_warps // config.block_m)
+    at_once = REGISTERS * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
             rows, weight, epilogue, target, workspace, tokens, out_features, in_features,
             KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            SPLIT_K=config.split_k, GROUP_M=config.group_m, FINISH_N=finish,
+            SPLIT_K=config.split_k, GROUP_M=config.group_m,
             EVEN_K=in_features % config.block_k == 0,
+            PARTS=max(1, config.block_n // at_once), FINISH_N=max(16, at_once),
             num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=False,
         )  # fmt: skip

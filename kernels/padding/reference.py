@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -96,7 +98,7 @@ def pool(tokens: Tensor, starts: Tensor, columns: Tensor, modes: tuple[str, ...]
     """
     bounds = starts.tolist()
     pooled = tokens.new_empty(len(bounds) - 1, len(modes), tokens.shape[1])
-    for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for row, (start, end) in enumerate(pairwise(bounds)):
         part, at = tokens[start:end].float(), columns[start:end].float()
         for place, mode in enumerate(modes):
             pooled[row, place] = _pool(part, at, mode)

@@ -202,5 +202,5 @@ def test_pool_of_hard_numbers() -> None:
 
 def test_an_unknown_pooling_is_refused() -> None:
     tokens, starts = torch.zeros(1, 2), torch.tensor([0, 1], dtype=torch.int32)
-    with pytest.raises(ValueError, match="modes: expected some of .*'cls'.* got 'median'"):
+    with pytest.raises(ValueError, match=r"modes: expected some of .*'cls'.* got 'median'"):
         pool(tokens, starts, starts, ("median",))

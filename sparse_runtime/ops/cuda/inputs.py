@@ -9,24 +9,32 @@ from ...kernels.linear.operands import Quantized, Target
 from ...spec import ActivationSpec
 from .stacked import row_quantizer
 
+_ROW_BYTES = 16
+"""Rows start at multiples of this many bytes, which kernels load fastest."""
 
-def quantize_input(x: Tensor, spec: ActivationSpec) -> Quantized:
-    """Quantize float [tokens, in], features side by side, as ``spec`` says: one launch."""
-    from ...kernels.quantize.quantize_rows_triton import quantize_rows
 
-    tokens, features = x.shape
-    how = row_quantizer(spec)
-    static = how.scheme == "static"
-    stride = -(-features // 16) * 16  # rows start at 16 bytes, as kernels load them fastest
-    q = torch.empty(tokens, stride, dtype=torch.int8, device=x.device)[:, :features]
-    rows = 1 if static else tokens
-    scale = torch.empty(rows, device=x.device, dtype=torch.float32)
-    zero = torch.empty(rows, device=x.device, dtype=torch.int32) if how.has_zero_points else None
-    if static:
-        # Filled by a kernel: a copy from the host would stop a capture.
-        scale.fill_(how.scale)
-        if zero is not None:
-            zero.fill_(how.zero)
-    target = Target(None, 0, q=q, q_stride=stride, scale=scale, zero=zero)
-    quantize_rows(x, target, how.scheme)
-    return Quantized(q, stride, scale, zero, 0 if static else 1)
+class InputQuantizer:
+    """Quantizes rows as an ``ActivationSpec`` says, in one launch."""
+
+    def __init__(self, spec: ActivationSpec, device: torch.device) -> None:
+        from ...kernels.quantize.quantize_rows_triton import quantize_rows
+
+        self._quantize_rows = quantize_rows
+        self._how = row_quantizer(spec)
+        self._is_static = self._how.scheme == "static"
+        # Made once: a copy from the host would end the capture of a graph.
+        self._scale = torch.tensor([self._how.scale], device=device)
+        self._zero = torch.tensor([self._how.zero], dtype=torch.int32, device=device)
+
+    def __call__(self, x: Tensor) -> Quantized:
+        """Quantize float [tokens, in], features side by side."""
+        tokens, features = x.shape
+        stride = -(-features // _ROW_BYTES) * _ROW_BYTES
+        q = torch.empty(tokens, stride, dtype=torch.int8, device=x.device)[:, :features]
+        scale, zero = self._scale, self._zero if self._how.has_zero_points else None
+        if not self._is_static:
+            scale = torch.empty(tokens, device=x.device, dtype=torch.float32)
+            zero = None if zero is None else torch.empty_like(scale, dtype=torch.int32)
+        target = Target(None, 0, q=q, q_stride=stride, scale=scale, zero=zero)
+        self._quantize_rows(x, target, self._how.scheme)
+        return Quantized(q, stride, scale, zero, 0 if self._is_static else 1)

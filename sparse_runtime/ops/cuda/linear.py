@@ -1,28 +1,24 @@
-"""Prepared linear layers on CUDA: launched by the encoder's plan, or called as a drop-in."""
+"""Prepared linear layers on CUDA: launched by an encoder's plan, or called as a drop-in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...kernels.linear.operands import Epilogue, Quantized, Target
 from ...kernels.linear.configs import Workspace
-from ...spec import ActivationSpec
+from ...kernels.linear.operands import Quantized, Target
+from ..native import rows_of
 from ..types import LinearRequest, PreparedLinear
-from .inputs import quantize_input
+from .choosing import Choice
+from .custom_op import linear_op, register
+from .inputs import InputQuantizer
+from .layer_choice import choices_for
 from .stacked import stack_layers
-from .variants import Cublas, Variant
+from .variants import Variant
 from .workspaces import workspace_for
-
-
-class VariantChoice(NamedTuple):
-    """A variant and the largest number of tokens that it is used for."""
-
-    most_tokens: int
-    variant: Variant
 
 
 class CudaLinear(PreparedLinear):
@@ -31,35 +27,57 @@ class CudaLinear(PreparedLinear):
     Attributes:
         activations: how the input must be quantized; None: floats of ``dtype``.
         dtype: the float type of the layers' model, in which floats are multiplied.
-        choices: ascending in ``most_tokens``; the last takes any number.
+        choices: what runs for which numbers of tokens, ascending.
+        key: its number in this process, for traced graphs.
     """
 
     candidate = "cuda"
 
-    def __init__(self, request: LinearRequest) -> None:
+    def __init__(self, request: LinearRequest, choices: Sequence[Choice] | None = None) -> None:
+        """Bring the layers into their layouts.
+
+        Args:
+            request: the layers.
+            choices: None takes the fastest by this machine's times.
+        """
         super().__init__(request.name, request.in_features, request.out_features)
-        stacked = stack_layers(request)
-        self.activations: ActivationSpec | None = request.weights[0].packed.spec.activations
+        layers = stack_layers(request)
+        self.activations = request.weights[0].packed.spec.activations
         self.dtype = request.dtype
-        self.choices: Sequence[VariantChoice] = (VariantChoice(2**40, Cublas(stacked.matrix)),)
-        self._epilogue: Epilogue = stacked.epilogue
+        self.choices = choices_for(layers, request.device) if choices is None else choices
+        self._epilogue = layers.epilogue
+        self._quantize = (
+            None if self.activations is None else InputQuantizer(self.activations, request.device)
+        )
+        self._packed: dict[str, Any] = {}
+        self._variants: list[tuple[int, Variant]] = []
+        for choice in self.choices:
+            family, config, _ = choice.estimate
+            if family.layout not in self._packed:
+                self._packed[family.layout] = family.pack(layers)
+            variant = family.variant(self._packed[family.layout], config, layers)
+            self._variants.append((choice.most_tokens, variant))
+        self.key = register(self)
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device: every variant's, and what the epilogue reads."""
-        epilogue = sum(t.nbytes for t in self._epilogue if isinstance(t, Tensor))
-        return epilogue + sum(choice.variant.nbytes for choice in self.choices)
+        """Bytes on the device: every layout's, and what the epilogue reads."""
+        return tensor_bytes(self._epilogue) + sum(map(tensor_bytes, self._packed.values()))
 
     def variant_for(self, tokens: int) -> Variant:
         """What runs a batch of this size."""
-        for choice in self.choices:
-            if tokens <= choice.most_tokens:
-                return choice.variant
+        for most_tokens, variant in self._variants:
+            if tokens <= most_tokens:
+                return variant
         raise AssertionError("the last choice takes any number of tokens")
 
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         """Four-byte elements of partial sums, and counters, of a launch on ``tokens`` rows."""
         return self.variant_for(tokens).workspace_needs(tokens)
+
+    def target_counters(self, tokens: int) -> int:
+        """Elements of ``Target.counters`` where the result is quantized by a dynamic scheme."""
+        return self.variant_for(tokens).target_counters(tokens)
 
     def launch(
         self,
@@ -90,17 +108,30 @@ class CudaLinear(PreparedLinear):
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
     ) -> Tensor:
+        # The dispatcher costs more than a small layer, so only traced calls go through it.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
+            return linear_op(x, self.key, self.out_features, activation, residual)
+        return self.run(x, activation, residual)
+
+    def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+        """:meth:`forward` without the dispatcher."""
         self.check(x, activation, residual)
-        tokens = len(x)
-        dtype = self.dtype if self.activations is None else x.dtype
-        if dtype == torch.float64:
-            dtype = torch.float32
-        y = torch.empty(tokens, self.out_features, dtype=dtype, device=x.device)
-        if tokens:
-            rows = x.to(dtype).contiguous()
-            added = None if residual is None else residual.contiguous()
-            given = rows if self.activations is None else quantize_input(rows, self.activations)
-            workspace = workspace_for(x.device, *self.workspace_needs(tokens))
+        # Integers are computed with in float32; float64 has no kernels, and becomes float32.
+        own = x.dtype if self._quantize is not None else self.dtype
+        dtype = torch.float32 if own == torch.float64 else own
+        y = torch.empty(x.shape[0], self.out_features, dtype=dtype, device=x.device)
+        if x.shape[0]:
+            rows = rows_of(x, dtype)
+            given = rows if self._quantize is None else self._quantize(rows)
+            added = None if residual is None else rows_of(residual, dtype)
             target = Target(floats=y, floats_stride=self.out_features)
+            workspace = workspace_for(x.device, *self.workspace_needs(x.shape[0]))
             self.launch(given, activation, added, target, "none", workspace)
-        return y.to(x.dtype)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
+
+
+def tensor_bytes(packed: Any) -> int:
+    """Bytes of a named tuple's tensors, or of an object that knows them."""
+    if not isinstance(packed, tuple):
+        return int(packed.nbytes)
+    return sum(part.nbytes for part in packed if isinstance(part, Tensor))

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...formats import PackedWeight
 from ...kernels.linear.operands import UINT8_OFFSET, Epilogue
-from ...spec import ActivationSpec
+from ...spec import ActivationSpec, Structure
 from ..types import LinearRequest
+from .problem import Problem, problem_of
 
 
 class StackedLayers(NamedTuple):
@@ -18,21 +20,38 @@ class StackedLayers(NamedTuple):
     Attributes:
         matrix: int8 (quantized inputs) or the activations' float type [all outputs, in].
         epilogue: what follows the product, but for the residual.
+        structure: of all of them; "unstructured" where they differ.
+        problem: the kind of product.
     """
 
     matrix: Tensor
     epilogue: Epilogue
+    structure: Structure
+    problem: Problem
 
 
 def stack_layers(request: LinearRequest) -> StackedLayers:
     """Decode the layers' weights on their device, and what follows their products."""
     parts = [weight.packed.to(request.device) for weight in request.weights]
+    structures = {part.spec.structure for part in parts}
+    structure = structures.pop() if len(structures) == 1 else Structure("unstructured")
+    matrix = _matrix(request, parts)
+    epilogue = _epilogue(request, parts, matrix)
+    return StackedLayers(matrix, epilogue, structure, problem_of(matrix, structure))
+
+
+def _matrix(request: LinearRequest, parts: list[PackedWeight]) -> Tensor:
+    if request.is_integer:
+        return torch.cat([part.unpack() for part in parts]).contiguous()
+    # Scales are applied in float32, and the result is rounded once.
+    weights = [part.dequantize(torch.float32).to(request.dtype) for part in parts]
+    return torch.cat(weights).contiguous()
+
+
+def _epilogue(request: LinearRequest, parts: list[PackedWeight], matrix: Tensor) -> Epilogue:
     bias = request.stacked_bias()
     if not request.is_integer:
-        # Scales are applied in float32, and the result is rounded once.
-        weights = [part.dequantize(torch.float32).to(request.dtype) for part in parts]
-        return StackedLayers(torch.cat(weights).contiguous(), Epilogue(bias=bias))
-    matrix = torch.cat([part.unpack() for part in parts]).contiguous()
+        return Epilogue(bias=bias)
     sums = matrix.sum(1, dtype=torch.int32)
     zeros = None
     if any(part.zero_points is not None for part in parts):
@@ -48,7 +67,7 @@ def stack_layers(request: LinearRequest) -> StackedLayers:
     if outputs is not None:
         scale, zero, low, high = outputs
         epilogue = epilogue._replace(out_scale=scale, out_zero=zero, out_low=low, out_high=high)
-    return StackedLayers(matrix, epilogue)
+    return epilogue
 
 
 class RowQuantizer(NamedTuple):

@@ -1,0 +1,159 @@
+"""The ways to multiply by a weight on a GPU, each with what it takes and what it should cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from ...kernels.dense import layout as dense_layout
+from ...kernels.dense.layout import DenseWeight
+from ...kernels.linear.configs import Config
+from .machine import Machine
+from .predict import Work
+from .problem import Problem
+from .search import tile_configs
+from .stacked import StackedLayers
+from .variants import Cublas, Cusparselt, Variant
+from .work import DENSE_SHARE, library_work, tile_variant, tile_work
+
+MOST_LIBRARY_OUTPUTS = 16384
+"""A program of the epilogue's kernel holds whole rows (kernels/linear/epilogue_rows_triton.py)."""
+
+
+class Family(ABC):
+    """One way to multiply.
+
+    Attributes:
+        name: in tables and messages.
+        layout: families of one layout share the weight's bytes.
+        predicted: whether its times can be predicted; the others run only where measured.
+    """
+
+    name: ClassVar[str]
+    layout: ClassVar[str] = "dense"
+    predicted: ClassVar[bool] = True
+
+    @abstractmethod
+    def rejects(self, problem: Problem) -> str | None:
+        """Why it cannot take such a product, or None."""
+
+    def least_tokens(self, problem: Problem) -> int:
+        """The fewest rows that it takes."""
+        return 1
+
+    @abstractmethod
+    def pack(self, layers: StackedLayers) -> Any:
+        """Bring the weight into its layout."""
+
+    @abstractmethod
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        """What is launched, of what :meth:`pack` gave."""
+
+    @abstractmethod
+    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+        """What it does for one product."""
+
+    def configs(self, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        """Configurations worth measuring, the default first."""
+        return [None]
+
+    def decode(self, fields: tuple[int, ...]) -> Any:
+        """A configuration from the fields that tables keep."""
+        return None
+
+    def stored_bytes(self, problem: Problem) -> float:
+        """Bytes of its layout."""
+        return problem.weights * problem.itemsize
+
+
+class TritonDense(Family):
+    """Our dense kernel."""
+
+    name: ClassVar[str] = "triton.dense"
+
+    def rejects(self, problem: Problem) -> str | None:
+        return None
+
+    def pack(self, layers: StackedLayers) -> DenseWeight:
+        return dense_layout.pack(layers.matrix)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return tile_variant(linear, packed, config, layers)
+
+    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+        return tile_work(problem, tokens, config, self.stored_bytes(problem), DENSE_SHARE)
+
+    def configs(self, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return tile_configs(problem, tokens, machine)
+
+    def decode(self, fields: tuple[int, ...]) -> Config:
+        return Config(*fields)
+
+
+class CublasFamily(Family):
+    """cuBLASLt through PyTorch: ``torch._int_mm`` and ``torch.mm``."""
+
+    name: ClassVar[str] = "cublas"
+
+    def rejects(self, problem: Problem) -> str | None:
+        if problem.out_features > MOST_LIBRARY_OUTPUTS:
+            return f"takes up to {MOST_LIBRARY_OUTPUTS} outputs"
+        sizes = (problem.out_features, problem.in_features)
+        if problem.dtype == "int8" and any(size % 8 for size in sizes):
+            return "torch._int_mm takes multiples of 8 outputs and inputs"
+        return None
+
+    def least_tokens(self, problem: Problem) -> int:
+        return 17 if problem.dtype == "int8" else 1  # as torch._int_mm asks on CUDA
+
+    def pack(self, layers: StackedLayers) -> DenseWeight:
+        return dense_layout.pack(layers.matrix)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        return Cublas(packed.tiles[:, : layers.matrix.shape[1]])
+
+    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+        return library_work(problem, tokens, self.stored_bytes(problem))
+
+
+class CusparseltFamily(Family):
+    """cuSPARSELt through PyTorch, for two of four inputs."""
+
+    name: ClassVar[str] = "cusparselt"
+    layout: ClassVar[str] = "cusparselt"
+    # Its speed differs from release to release, and so does what it takes.
+    predicted: ClassVar[bool] = False
+
+    def rejects(self, problem: Problem) -> str | None:
+        if problem.structure != "2:4":
+            return "multiplies 2:4 weights"
+        if problem.dtype == "fp32":
+            return "multiplies int8, bf16 and fp16"
+        if problem.out_features > MOST_LIBRARY_OUTPUTS:
+            return f"takes up to {MOST_LIBRARY_OUTPUTS} outputs"
+        unit = 32 if problem.dtype == "int8" else 16
+        if problem.out_features % unit or problem.in_features % unit:
+            return f"takes multiples of {unit} outputs and inputs"
+        return None
+
+    def pack(self, layers: StackedLayers) -> Cusparselt:
+        return Cusparselt(layers.matrix)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        return packed
+
+    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+        return library_work(problem, tokens, self.stored_bytes(problem))
+
+    def stored_bytes(self, problem: Problem) -> float:
+        metadata = problem.weights / 8  # two bits for each of the values that are kept
+        return problem.weights * problem.itemsize / 2 + metadata
+
+
+FAMILIES: tuple[Family, ...] = (TritonDense(), CublasFamily(), CusparseltFamily())
+"""The dense ones first: nothing that is slower than they are is taken."""
+
+DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.layout == "dense")
+"""Those that every other one is compared with."""
