@@ -71,10 +71,10 @@ class Memory:
         with torch.inference_mode(False):
             self.ids = torch.zeros(plan.tables, most, dtype=torch.int64, device=device)
             self.positions = torch.zeros(most, dtype=torch.int64, device=device)
-            blocks = block_bucket(most)  # of one token each
+            blocks = block_bucket(most)  # sequences of one token have a block each
             self.schedules = {
                 size: torch.zeros(blocks, 3, dtype=torch.int32, device=device)
-                for size in sorted(plan.head_sizes)
+                for size in sorted(plan.heads)
             }
             self.arena = torch.empty(plan.bytes_per_token * most, dtype=torch.uint8, device=device)
             self.ranges = torch.zeros(2 * most, dtype=torch.int32, device=device)

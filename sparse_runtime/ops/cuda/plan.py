@@ -96,9 +96,13 @@ class Plan:
         return sum(len(node.tables) for node in self.nodes if isinstance(node, Embed))
 
     @cached_property
-    def head_sizes(self) -> set[int]:
-        """Of the attentions that our kernel runs."""
-        return {node.head_size for node in self.nodes if isinstance(node, Attend)}
+    def heads(self) -> dict[int, int]:
+        """Of the attentions that our kernel runs: the most heads of each size."""
+        most: dict[int, int] = {}
+        for node in self.nodes:
+            if isinstance(node, Attend):
+                most[node.head_size] = max(node.heads, most.get(node.head_size, 0))
+        return most
 
     @cached_property
     def specs(self) -> set[ActivationSpec]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...kernels.attention.schedule import Config, default_config
 from ..types import TokenBatch
 from .device import interpreting
 from .graphs import Capturer, GraphCache, graphs_to_keep, token_bucket, token_buckets
+from .machine import machine_of
 from .memory import Constants, Frame, Memory
 from .plan import Plan
-from .schedules import Queries, Schedules, default_config
+from .schedules import Queries, Schedules
 
 
 class Runner:
@@ -126,7 +129,7 @@ class Runner:
         """The batch, copied to where launches read it."""
         tokens, queries = len(batch.index), {}
         for size, blocks in memory.schedules.items():
-            config = default_config(self._dtype, size, max(batch.lengths), rows)
+            config = self._attention_config(size, batch.lengths)
             found = self._schedules.get(batch.lengths, config.block_q)
             queries[size] = Queries(config, blocks[: len(found)])
             blocks[: len(found)].copy_(found)
@@ -137,6 +140,18 @@ class Runner:
         if columns:
             torch._foreach_copy_([place[:tokens] for place in places], columns)
         return Frame(memory, batch, tokens, rows, queries)
+
+    def _attention_config(self, head_size: int, lengths: Sequence[int]) -> Config:
+        machine = machine_of(self._device)
+        return default_config(
+            head_size,
+            max(lengths),
+            sum(length > 0 for length in lengths),
+            self.plan.heads[head_size],
+            self._dtype,
+            machine.capability,
+            machine.processors,
+        )
 
     def _launch(self, frame: Frame) -> None:
         from .launches import launch  # imports triton

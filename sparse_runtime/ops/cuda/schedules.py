@@ -28,10 +28,6 @@ class Queries(NamedTuple):
     blocks: Tensor
 
 
-def default_config(dtype: torch.dtype, head_size: int, longest: int, rows: int) -> Config:
-    return Config(16 if longest <= 16 else 64, 64, 4, 2, longest <= 64)
-
-
 class Schedules:
     """Schedules on one device, the latest ones kept."""
 
