@@ -254,7 +254,7 @@ class SparseModel(nn.Module):
         with torch.no_grad(), self._without_autocast():
             batch, ids = read_inputs(
                 self._settings,
-                self.device,
+                self._backend,
                 input_ids,
                 attention_mask,
                 token_type_ids,
@@ -336,7 +336,9 @@ class SparseModel(nn.Module):
     def _last_hidden_state(
         self, input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
     ) -> Tensor:
-        batch, columns = read_inputs(self._settings, self.device, input_ids, attention_mask, **ids)
+        batch, columns = read_inputs(
+            self._settings, self._backend, input_ids, attention_mask, **ids
+        )
         return restore_padding(self._stack.run(batch, columns)[-1], batch)
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
+from ..kernels.padding.operands import Padded
 from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
 from .cuda import device as cuda_device
 from .native import unavailable
 from .reference import quantizers_of
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
+
+if TYPE_CHECKING:
+    from .cuda.padding import PaddedScan
 
 Activation = Any
 """A backend's own form of [tokens, features]; encoders pass it on and never look inside."""
@@ -83,6 +87,10 @@ class Backend:
                 time. A backend may keep what it has seen and not call it again.
         """
         return self.to_tokens(record(batch, ids))
+
+    def scan(self, padded: Padded, padding_id: int | None) -> PaddedScan | None:
+        """Look at a padded batch by kernels; None where plain PyTorch does as well."""
+        return None
 
     def embed(
         self,

@@ -11,12 +11,14 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
+from ...kernels.padding.operands import Padded
 from ...spec import QuantizedAttention
 from ..backends import Activation, Backend, Recorder, SideBySide
 from ..types import Norm, PreparedLinear, TokenBatch
 from .device import interpreting, refuses, unavailable
 from .graphs import GRAPHS_VARIABLE, graphs_to_keep
 from .linear import CudaLinear
+from .padding import PaddedScan
 from .plan import make_plan
 from .runner import Runner
 from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, Pass, Rows, Value
@@ -65,6 +67,11 @@ class CudaBackend(Backend):
                     self._runners[record] = made
             runner = made
         return runner.run(batch, ids)
+
+    def scan(self, padded: Padded, padding_id: int | None) -> PaddedScan | None:
+        if any(tensor is not None and tensor.device != self.device for tensor in padded):
+            return None
+        return PaddedScan(padded, padding_id)
 
     def embed(
         self,
