@@ -16,18 +16,23 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dense import dense_triton
-from ..dense.layout import DenseWeight
+from ..dense.layout import ROW_BYTES, DenseWeight
 from ..quantize.target_triton import finish_rows, store_tile
-from .configs import Config, Workspace
 from .epilogue_triton import dequantize, end
 from .operands import Epilogue, Quantized, Target
+from .tiles import Config, Workspace
 
 load_dense = dense_triton.load_weight_tile
 
 KINDS: dict[type, str] = {DenseWeight: "dense"}
 """Weights of which families the kernel loads, by their type."""
+
+
+REGISTERS = 32
+"""How many results a thread holds at a time behind the main loop: more would spill."""
 
 
 class Floats(NamedTuple):
@@ -57,28 +62,58 @@ def tile_of_program(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def end_tile(
-    acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
-    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, BLOCK_N: tl.constexpr, FINISH_N: tl.constexpr,
+def end_columns(
+    acc, x_sum, rows, first, tokens, out_features, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """From complete sums to a stored tile."""
-    if acc.dtype == tl.int32:
-        y = dequantize(acc, x_sum, rows, columns, tokens, out_features, x, epilogue)
+    """From complete sums to stored results, in PARTS of the columns from ``first`` on.
+
+    A thread holds a bias and a scale for each of its columns: in parts, they fit the registers.
+    """
+    width: tl.constexpr = acc.shape[1]
+    if PARTS == 1:
+        columns = first + tl.arange(0, width)
+        if acc.dtype == tl.int32:
+            acc = dequantize(acc, x_sum, rows, columns, tokens, out_features, x, epilogue)
+        y = end(acc, rows, columns, tokens, out_features, epilogue, ACTIVATION)
+        store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
     else:
-        y = acc
-    y = end(y, rows, columns, tokens, out_features, epilogue, ACTIVATION)
-    store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
-    tiles_n = tl.cdiv(out_features, BLOCK_N)
+        halves = tl.reshape(acc, (acc.shape[0], 2, width // 2))
+        left, right = tl.split(tl.permute(halves, (0, 2, 1)))
+        end_columns(
+            left, x_sum, rows, first, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS // 2,
+        )  # fmt: skip
+        end_columns(
+            right, x_sum, rows, first + width // 2, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS // 2,
+        )  # fmt: skip
+
+
+@triton.jit
+def end_tile(
+    acc, x_sum, m, n, rows, tokens, out_features, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr, PARTS: tl.constexpr, FINISH_N: tl.constexpr,
+):  # fmt: skip
+    """From complete sums to a stored tile, and to quantized rows where it is their last."""
+    width: tl.constexpr = acc.shape[1]
+    end_columns(
+        acc, x_sum, rows, n * width, tokens, out_features, x, epilogue, target,
+        ACTIVATION, SCHEME, PARTS,
+    )  # fmt: skip
+    tiles_n = tl.cdiv(out_features, width)
     finish_rows(m, tiles_n, rows, tokens, out_features, target, SCHEME, FINISH_N)
 
 
 # The number of tokens differs from call to call: one compilation serves all.
 @triton.jit(do_not_specialize=["tokens"])
 def linear_kernel(
-    x, weight, epilogue, target, workspace, tokens, out_features, in_features,
+    x, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+    tokens, out_features, in_features,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, FINISH_N: tl.constexpr, EVEN_K: tl.constexpr,
+    SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
+    PARTS: tl.constexpr, FINISH_N: tl.constexpr,
 ):  # fmt: skip
     """One tile, or one split of it. Grid: (tiles, SPLIT_K)."""
     tile, split = tl.program_id(0), tl.program_id(1)
@@ -97,29 +132,34 @@ def linear_kernel(
     sums: tl.constexpr = tl.int32 if integers else tl.float32
     acc = tl.zeros((BLOCK_M, BLOCK_N), sums)
     x_sum = tl.zeros((BLOCK_M,), tl.int32)
-    # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
-    read = tl.minimum(rows, tokens - 1).to(tl.int64)
     inputs = first * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
-    for _ in range(first, last):
-        if EVEN_K:
-            part = tl.load(x_at)
+    if x_tiles is None:
+        # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
+        read = tl.minimum(rows, tokens - 1).to(tl.int64)
+        x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
+    for step in range(first, last):
+        if x_tiles is not None:
+            part = x_tiles.load([m * BLOCK_M, step * BLOCK_K])
+            w = weight_tiles.load([n * BLOCK_N, step * BLOCK_K]).T
         else:
-            part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
-        w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            if EVEN_K:
+                part = tl.load(x_at)
+            else:
+                part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
+            w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            x_at += BLOCK_K
+            inputs += BLOCK_K
         if integers:
             acc = tl.dot(part, w, acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(part, w, acc, input_precision="ieee")
         if epilogue.weight_zero is not None:
             x_sum += tl.sum(part.to(tl.int32), axis=1)
-        x_at += BLOCK_K
-        inputs += BLOCK_K
 
     if SPLIT_K == 1:
         end_tile(
-            acc, x_sum, m, rows, columns, tokens, out_features, x, epilogue, target,
-            ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+            acc, x_sum, m, n, rows, tokens, out_features, x, epilogue, target,
+            ACTIVATION, SCHEME, PARTS, FINISH_N,
         )  # fmt: skip
     else:
         if epilogue.weight_zero is not None:
@@ -138,9 +178,27 @@ def linear_kernel(
                 total += tl.load(parts + other * (BLOCK_M * BLOCK_N))
             tl.store(workspace.counters + tile, 0)
             end_tile(
-                total, tl.zeros_like(x_sum), m, rows, columns, tokens, out_features, x, epilogue,
-                target, ACTIVATION, SCHEME, BLOCK_N, FINISH_N,
+                total, tl.zeros_like(x_sum), m, n, rows, tokens, out_features, x, epilogue, target,
+                ACTIVATION, SCHEME, PARTS, FINISH_N,
             )  # fmt: skip
+
+
+def descriptors(
+    x: Tensor, weight: NamedTuple, config: Config
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """What Hopper's copy engine (TMA) needs of the input and of a dense weight.
+
+    None where the config does not ask for it, or where a row does not begin at 16 bytes.
+    """
+    if not config.tma or not isinstance(weight, DenseWeight):
+        return None, None
+    if x.stride(0) * x.element_size() % ROW_BYTES or x.data_ptr() % ROW_BYTES:
+        return None, None
+    tiles = weight.tiles
+    return (
+        TensorDescriptor(x, x.shape, x.stride(), [config.block_m, config.block_k]),
+        TensorDescriptor(tiles, tiles.shape, tiles.stride(), [config.block_n, config.block_k]),
+    )
 
 
 def linear(
@@ -177,14 +235,16 @@ def linear(
         kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
         workspace = workspace._replace(partials=workspace.partials.view(kind))
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
-    # As many values at a time as fill the registers that the sums had.
-    finish = max(config.block_n, 64 * 32 * config.num_warps // config.block_m)
+    x_tiles, weight_tiles = descriptors(rows.q, weight, config)
+    at_once = REGISTERS * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
-            rows, weight, epilogue, target, workspace, tokens, out_features, in_features,
+            rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+            tokens, out_features, in_features,
             KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            SPLIT_K=config.split_k, GROUP_M=config.group_m, FINISH_N=finish,
+            SPLIT_K=config.split_k, GROUP_M=config.group_m,
             EVEN_K=in_features % config.block_k == 0,
+            PARTS=max(1, config.block_n // at_once), FINISH_N=max(16, at_once),
             num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
