@@ -167,6 +167,8 @@ def attention(
     head_size = width // (3 * heads)
     features = heads * head_size
     held = _HELD_BYTES // qkv.element_size() * 32 * config.num_warps // config.block_q
+    if scheme == "full_range":
+        held //= 2  # each quotient takes registers of its own
     with torch.cuda.device_of(qkv):
         attention_kernel[(len(blocks) * heads,)](
             qkv,

@@ -100,7 +100,7 @@ def default_config(
     if head_size > 256:
         raise ValueError(f"heads of {head_size} features: at most 256 are held at once")
     if dtype == torch.float32:  # no tensor cores: registers bound the tile
-        return Config(32, 32, 8, 1) if head_size <= 64 else Config(16, 16, 4, 1)
+        return Config(16, 32 if head_size <= 64 else 16, 4, 1)
     span = max(16, 1 << (longest - 1).bit_length())
 
     def programs(rows: int) -> int:
@@ -115,7 +115,7 @@ def default_config(
     # multiprocessor with two programs.
     in_one = 128 if block_q < 64 or capability >= 90 else 64
     if span <= in_one:
-        warps = max(_WARPS[block_q], min(4, span // 32))
+        warps = max(_WARPS[block_q], 4 if span >= 64 else 1)
         return Config(block_q, span, warps, 1, single=True)
     if block_q == 16:
         return Config(16, 128 if head_size <= 64 else 64, 4, 2)

@@ -46,6 +46,7 @@ def embed_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """The tokens of ROWS rows, each held whole."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     y = look_up(ids[0], tables[0], strides[0], heights[0], rows, columns, tokens, features)

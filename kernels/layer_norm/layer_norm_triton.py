@@ -59,6 +59,7 @@ def normalize_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """ROWS rows, each held whole."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows < tokens)[:, None] & (columns < features)[None, :]

@@ -1,70 +1,99 @@
-"""How a linear layer is cut into tiles and programs, and what memory that takes."""
+"""Which configuration a linear layer runs with where its own machine has measured none.
+
+``tuned/sm_80.json`` and ``sm_90.json`` hold one for each linear layer of MiniLM, DistilBERT, BERT
+base and large, each kind of product and 16 to 16,384 tokens. An entry says where it comes from:
+"measured", with its microseconds and the device, or "predicted" (rules.py), with null. Other shapes
+follow the rules.
+
+    python -m sparse_runtime.kernels.linear.configs   # predict anew what was not measured
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import json
+from functools import cache
+from itertools import product as pairs
+from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from .rules import ITEM_BYTES, MACHINES, candidates
+from .tiles import Config, Workspace, row_blocks, workspace_needs
 
+__all__ = ["Config", "Workspace", "default_config", "row_blocks", "table_of", "workspace_needs"]
 
-class Config(NamedTuple):
-    """Tiles and schedule of one launch.
+TABLES = Path(__file__).parent / "tuned"
+TOKENS = tuple(2**power for power in range(4, 15))
+"""Numbers of tokens are rounded up to one of these, for each configuration is compiled once."""
 
-    Attributes:
-        block_m: tokens of a tile; a power of two from 16 on, as all blocks.
-        block_n: outputs of a tile.
-        block_k: inputs multiplied at a time.
-        split_k: programs that share a tile's inputs.
-        num_warps: warps of a program.
-        num_stages: tiles of inputs in flight.
-        group_m: blocks of tokens that go through the outputs together, for reuse in L2.
-    """
+WIDTHS = ((384, 1536), (768, 3072), (1024, 4096))
+"""Hidden and intermediate sizes of MiniLM, of DistilBERT and BERT base, and of BERT large."""
 
-    block_m: int
-    block_n: int
-    block_k: int
-    split_k: int = 1
-    num_warps: int = 4
-    num_stages: int = 3
-    group_m: int = 8
-
-
-class Workspace(NamedTuple):
-    """Memory that launches of one stream may share, one after the other.
-
-    Attributes:
-        partials: float32 or int32, parts of sums; None where no config splits inputs.
-        counters: int32, zeros before and after every launch.
-    """
-
-    partials: Tensor | None
-    counters: Tensor
-
-
-def workspace_needs(tokens: int, out_features: int, config: Config) -> tuple[int, int]:
-    """Elements of ``Workspace.partials`` and of ``Workspace.counters``."""
-    if config.split_k == 1:
-        return 0, 0
-    tiles = -(-tokens // config.block_m) * -(-out_features // config.block_n)
-    return tiles * config.split_k * config.block_m * config.block_n, tiles
-
-
-def row_blocks(tokens: int, config: Config) -> int:
-    """Elements of ``Target.counters`` that a dynamic scheme needs."""
-    return -(-tokens // config.block_m)
+Key = tuple[str, int, int, int]
 
 
 def default_config(
     product: str, tokens: int, out_features: int, in_features: int, capability: int
 ) -> Config:
-    """A good configuration of the dense family, where nothing was measured.
+    """The configuration of the dense family for a product of this size.
 
     Args:
         product: "int8", "half" (bf16, fp16) or "fp32".
         tokens: rows.
         out_features: outputs.
         in_features: inputs.
-        capability: 80 for sm_80.
+        capability: of the GPU, 80 for sm_80; those without a table take the nearest below.
     """
-    block_m = 16 if tokens <= 16 else 32 if tokens <= 64 else 64 if tokens <= 1024 else 128
-    return Config(block_m, 64, 64 if product == "half" else 128 if product == "int8" else 32)
+    rounded = next((count for count in TOKENS if count >= tokens), TOKENS[-1])
+    return _default(product, rounded, out_features, in_features, capability)
+
+
+@cache
+def _default(product: str, tokens: int, outputs: int, inputs: int, capability: int) -> Config:
+    table = table_of(max((known for known in MACHINES if known <= capability), default=80))
+    found = table.get((product, tokens, outputs, inputs))
+    return found or candidates(product, tokens, outputs, inputs, capability)[0]
+
+
+@cache
+def table_of(capability: int) -> dict[Key, Config]:
+    """The shipped table of sm_80 or sm_90, by product, tokens, outputs and inputs."""
+    return {_key(entry): Config(*entry["config"]) for entry in _read(capability)}
+
+
+def predict(capability: int) -> list[dict[str, Any]]:
+    """The table's entries: those that were measured, and predictions for the others."""
+    measured = {_key(e): e for e in _read(capability) if e["source"] != "predicted"}
+    entries = []
+    for product, (hidden, inner) in pairs(ITEM_BYTES, WIDTHS):
+        shapes = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
+        for (outputs, inputs), tokens in pairs(shapes, TOKENS):
+            key = (product, tokens, outputs, inputs)
+            config = candidates(*key, capability)[0]
+            predicted = {"config": list(config), "microseconds": None, "source": "predicted"}
+            name = dict(zip(("product", "tokens", "out", "in"), key, strict=True))
+            entries.append(measured.get(key, {**name, **predicted}))
+    return entries
+
+
+def _key(entry: dict[str, Any]) -> Key:
+    return entry["product"], entry["tokens"], entry["out"], entry["in"]
+
+
+def _read(capability: int) -> list[dict[str, Any]]:
+    path = TABLES / f"sm_{capability}.json"
+    if not path.exists():
+        return []
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
+    return entries
+
+
+def _write(capability: int) -> None:
+    lines = ",\n".join(json.dumps(entry) for entry in predict(capability))
+    fields = json.dumps(Config._fields)
+    text = f'{{"family": "dense", "config": {fields}, "entries": [\n{lines}\n]}}\n'
+    (TABLES / f"sm_{capability}.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    for known in MACHINES:
+        _write(known)

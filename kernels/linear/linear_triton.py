@@ -16,21 +16,34 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dense import dense_triton
-from ..dense.layout import DenseWeight
+from ..dense.layout import ROW_BYTES, DenseWeight
+from ..nm import nm_triton
+from ..nm.layout import NMWeight, word_of
 from ..quantize.target_triton import finish_rows, store_tile
-from .configs import Config, Workspace
+from ..unstructured import unstructured_triton
+from ..unstructured.layout import UnstructuredWeight
 from .epilogue_triton import dequantize, end
 from .operands import Epilogue, Quantized, Target
+from .tiles import Config, Workspace
 
 load_dense = dense_triton.load_weight_tile
+load_nm = nm_triton.load_weight_tile
+load_unstructured = unstructured_triton.load_weight_tile
 
-KINDS: dict[type, str] = {DenseWeight: "dense"}
-"""Weights of which families the kernel loads, by their type."""
+Weight = DenseWeight | UnstructuredWeight | NMWeight
 
 
-REGISTERS = 64
+def kind_of(weight: Weight) -> tuple[str | int, ...]:
+    """Which loader a weight has, and what that must know when it is compiled."""
+    if isinstance(weight, NMWeight):
+        return ("nm", weight.n, weight.m, *word_of(weight.n, weight.m, weight.kept.element_size()))
+    return ("dense",) if isinstance(weight, DenseWeight) else ("unstructured",)
+
+
+REGISTERS = 32
 """How many results a thread holds at a time behind the main loop: more would spill."""
 
 
@@ -43,11 +56,23 @@ class Floats(NamedTuple):
 
 @triton.jit
 def load_tile(
-    weight, outputs, inputs, out_features, in_features, KIND: tl.constexpr, EVEN_K: tl.constexpr
-):
+    weight, outputs, inputs, first, out_features, in_features,
+    KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
     """A tile [k, n] of a weight of any family, zeros from ``in_features`` on."""
-    tl.static_assert(KIND == "dense", "an unknown family of weights")
-    return load_dense(weight, outputs, inputs, out_features, in_features, EVEN_K)
+    if KIND[0] == "dense":
+        tile = load_dense(weight, outputs, inputs, out_features, in_features, EVEN_K)
+    elif KIND[0] == "unstructured":
+        tile = load_unstructured(
+            weight, outputs, first, out_features, in_features, BLOCK_N, BLOCK_K, EVEN_K
+        )
+    else:
+        tl.static_assert(KIND[0] == "nm", "an unknown family of weights")
+        tile = load_nm(
+            weight, outputs, first, out_features, in_features,
+            KIND[1], KIND[2], KIND[3], KIND[4], BLOCK_N, BLOCK_K, EVEN_K,
+        )  # fmt: skip
+    return tile
 
 
 @triton.jit
@@ -107,7 +132,8 @@ def end_tile(
 # The number of tokens differs from call to call: one compilation serves all.
 @triton.jit(do_not_specialize=["tokens"])
 def linear_kernel(
-    x, weight, epilogue, target, workspace, tokens, out_features, in_features,
+    x, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+    tokens, out_features, in_features,
     KIND: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     SPLIT_K: tl.constexpr, GROUP_M: tl.constexpr, EVEN_K: tl.constexpr,
@@ -130,24 +156,32 @@ def linear_kernel(
     sums: tl.constexpr = tl.int32 if integers else tl.float32
     acc = tl.zeros((BLOCK_M, BLOCK_N), sums)
     x_sum = tl.zeros((BLOCK_M,), tl.int32)
-    # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
-    read = tl.minimum(rows, tokens - 1).to(tl.int64)
     inputs = first * BLOCK_K + tl.arange(0, BLOCK_K)
-    x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
-    for _ in range(first, last):
-        if EVEN_K:
-            part = tl.load(x_at)
+    if x_tiles is None:
+        # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
+        read = tl.minimum(rows, tokens - 1).to(tl.int64)
+        x_at = x.q + read[:, None] * x.q_stride + inputs[None, :]
+    for step in range(first, last):
+        if x_tiles is not None:
+            part = x_tiles.load([m * BLOCK_M, step * BLOCK_K])
+            w = weight_tiles.load([n * BLOCK_N, step * BLOCK_K]).T
         else:
-            part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
-        w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            if EVEN_K:
+                part = tl.load(x_at)
+            else:
+                part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
+            w = load_tile(
+                weight, columns, inputs, step * BLOCK_K, out_features, in_features,
+                KIND, BLOCK_N, BLOCK_K, EVEN_K,
+            )  # fmt: skip
+            x_at += BLOCK_K
+            inputs += BLOCK_K
         if integers:
             acc = tl.dot(part, w, acc, out_dtype=tl.int32)
         else:
             acc = tl.dot(part, w, acc, input_precision="ieee")
         if epilogue.weight_zero is not None:
             x_sum += tl.sum(part.to(tl.int32), axis=1)
-        x_at += BLOCK_K
-        inputs += BLOCK_K
 
     if SPLIT_K == 1:
         end_tile(
@@ -176,9 +210,27 @@ def linear_kernel(
             )  # fmt: skip
 
 
+def descriptors(
+    x: Tensor, weight: NamedTuple, config: Config
+) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
+    """What Hopper's copy engine (TMA) needs of the input and of a dense weight.
+
+    None where the config does not ask for it, or where a row does not begin at 16 bytes.
+    """
+    if not config.tma or not isinstance(weight, DenseWeight):
+        return None, None
+    if x.stride(0) * x.element_size() % ROW_BYTES or x.data_ptr() % ROW_BYTES:
+        return None, None
+    tiles = weight.tiles
+    return (
+        TensorDescriptor(x, x.shape, x.stride(), [config.block_m, config.block_k]),
+        TensorDescriptor(tiles, tiles.shape, tiles.stride(), [config.block_n, config.block_k]),
+    )
+
+
 def linear(
     x: Quantized | Tensor,
-    weight: DenseWeight,
+    weight: Weight,
     epilogue: Epilogue,
     activation: str | None,
     target: Target,
@@ -192,7 +244,7 @@ def linear(
 
     Args:
         x: ``Quantized`` rows, or float [tokens, in] of the weight's type, features side by side.
-        weight: of a family of ``KINDS``.
+        weight: of any of these families.
         epilogue: what happens to the sums; ``weight_scale`` where products are integers.
         activation: a key of ``ACTIVATIONS`` (reference.py) or None.
         target: where results go; its tensors have the layer's outputs as columns.
@@ -210,11 +262,13 @@ def linear(
         kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
         workspace = workspace._replace(partials=workspace.partials.view(kind))
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
+    x_tiles, weight_tiles = descriptors(rows.q, weight, config)
     at_once = REGISTERS * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
-            rows, weight, epilogue, target, workspace, tokens, out_features, in_features,
-            KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
+            rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,
+            tokens, out_features, in_features,
+            KIND=kind_of(weight), ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             SPLIT_K=config.split_k, GROUP_M=config.group_m,
             EVEN_K=in_features % config.block_k == 0,

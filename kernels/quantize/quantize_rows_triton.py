@@ -32,6 +32,7 @@ def held_rows_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """ROWS rows, each held whole."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows < tokens)[:, None] & (columns < features)[None, :]
@@ -44,6 +45,7 @@ def held_rows_kernel(
 def long_rows_kernel(
     x, x_stride, tokens, features, target, SCHEME: tl.constexpr, COLUMNS: tl.constexpr
 ):
+    """One row in parts, read twice: for its range, and to be quantized."""
     rows = tl.program_id(0) + tl.arange(0, 1)
     x += tl.program_id(0).to(tl.int64) * x_stride
     if SCHEME == "static":

@@ -48,6 +48,22 @@ def magnitude_above(x):
 
 
 @triton.jit
+def reach(x, SCHEME: tl.constexpr):
+    """How far rows of float32 x lie below and above 0, for :func:`scales_of`.
+
+    A symmetric scheme asks for the farther alone, which is returned as above.
+    """
+    if SCHEME == "asymmetric":
+        below = tl.max(magnitude_below(x), axis=1)
+        above = tl.max(magnitude_above(x), axis=1)
+    else:
+        # Without its sign, a NaN is larger than every number as an integer too.
+        above = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+        below = tl.zeros_like(above)
+    return below, above
+
+
+@triton.jit
 def scales_of(below, above, SCHEME: tl.constexpr):
     """The quantizers of rows that reach from ``-below`` to ``above`` (bits of float32).
 

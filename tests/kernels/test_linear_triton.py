@@ -28,6 +28,7 @@ from sparse_runtime.kernels.linear.reference import (
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = Config(16, 16, 32)
+TMA = SMALL._replace(tma=True)
 # tokens, outputs, inputs, config
 HAZARDS = [
     (1, 1, 1, SMALL),  # less than any tile
@@ -41,6 +42,14 @@ HAZARDS = [
     (70, 20, 32, SMALL._replace(group_m=2)),  # 5 blocks of tokens in groups of 2: the last is short
     (40, 70, 64, Config(32, 64, 32, group_m=1)),  # another shape of tile
 ]
+
+
+HAS_TMA = DEVICE == "cpu" or torch.cuda.get_device_capability() >= (9, 0)
+if HAS_TMA:
+    HAZARDS += [
+        (33, 50, 80, TMA._replace(split_k=2)),  # the copy engine checks bounds
+        (33, 50, 70, TMA),  # rows of the input are not aligned: without the engine
+    ]
 
 
 def integers(seed: int, *shape: int) -> Tensor:

@@ -109,9 +109,12 @@ def _measured(
         estimates = []
         for family in families:
             timing = timings.get(family.name)
-            if timing is not None:
-                config = family.decode(timing.config)
-                estimates.append(Estimate(family, config, timing.cold))
+            if timing is None:
+                continue
+            try:
+                estimates.append(Estimate(family, family.decode(timing.config), timing.cold))
+            except ValueError:  # of a table that was shipped for other kernels
+                continue
         if any(estimate.family.layout == "dense" for estimate in estimates):
             return estimates, table.source
     return None

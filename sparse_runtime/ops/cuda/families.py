@@ -26,11 +26,13 @@ class Family(ABC):
     Attributes:
         name: in tables and messages.
         layout: families of one layout share the weight's bytes.
+        config_type: a named tuple of integers; None for a library.
         predicted: whether its times can be predicted; the others run only where measured.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str] = "dense"
+    config_type: ClassVar[Any] = None
     predicted: ClassVar[bool] = True
 
     @abstractmethod
@@ -58,8 +60,15 @@ class Family(ABC):
         return [None]
 
     def decode(self, fields: tuple[int, ...]) -> Any:
-        """A configuration from the fields that tables keep."""
-        return None
+        """A configuration from the fields that tables keep.
+
+        Raises:
+            ValueError: another version's, with other fields.
+        """
+        kind = self.config_type
+        if len(fields) != (0 if kind is None else len(kind._fields)):
+            raise ValueError(f"{self.name}: a configuration of {len(fields)} fields")
+        return None if kind is None else kind(*fields)
 
     def stored_bytes(self, problem: Problem) -> float:
         """Bytes of its layout."""
@@ -70,6 +79,7 @@ class TritonDense(Family):
     """Our dense kernel."""
 
     name: ClassVar[str] = "triton.dense"
+    config_type: ClassVar[Any] = Config
 
     def rejects(self, problem: Problem) -> str | None:
         return None
@@ -87,9 +97,6 @@ class TritonDense(Family):
 
     def configs(self, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         return tile_configs(problem, tokens, machine)
-
-    def decode(self, fields: tuple[int, ...]) -> Config:
-        return Config(*fields)
 
 
 class CublasFamily(Family):

@@ -45,6 +45,7 @@ class CudaLinear(PreparedLinear):
         self.activations = request.weights[0].packed.spec.activations
         self.dtype = request.dtype
         self.choices = choices_for(layers, request.device) if choices is None else choices
+        self._device = layers.matrix.device
         self._epilogue = layers.epilogue
         self._quantize = (
             None if self.activations is None else InputQuantizer(self.activations, request.device)
@@ -104,6 +105,13 @@ class CudaLinear(PreparedLinear):
             epilogue = epilogue._replace(residual=residual, residual_stride=residual.stride(0))
         variant = self.variant_for(tokens)
         variant.launch(x, epilogue, activation, target, scheme, workspace)
+
+    def check(self, x: Tensor, activation: str | None, residual: Tensor | None) -> None:
+        super().check(x, activation, residual)
+        if x.device != self._device:
+            raise ValueError(
+                f"{self.name}: expected x on {self._device}, where the layer is, got {x.device}"
+            )
 
     def forward(
         self, x: Tensor, activation: str | None = None, residual: Tensor | None = None

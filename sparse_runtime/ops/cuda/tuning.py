@@ -94,7 +94,7 @@ def tune_requests(
     requests = list(requests)
     devices = {request.device for request in requests}
     if len(devices) != 1:
-        found = sorted(map(str, devices))
+        found = ", ".join(sorted(map(str, devices))) or "none"
         raise ValueError(f"layers to tune: expected some on one device, got {found}")
     device = devices.pop()
     machine = machine_of(device)
