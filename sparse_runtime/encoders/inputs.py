@@ -140,7 +140,9 @@ def _move(
     """What was read on the CPU, on a GPU: one copy, for which the host does not wait."""
     leads = starts_with_first_tokens(batch)
     columns = torch.stack([*ids.values(), batch.row_positions, batch.index])
-    *moved, positions, index = columns.pin_memory().to(device, non_blocking=True).unbind()
+    if columns.numel() and device.type == "cuda":
+        columns = columns.pin_memory()
+    *moved, positions, index = columns.to(device, non_blocking=True).unbind()
     batch = replace(batch, row_positions=positions, index=index, leads=leads)
     return batch, dict(zip(ids, moved, strict=True))
 

@@ -172,10 +172,12 @@ def two_layers(make_reference: Any, make_packed: Any) -> Any:
     return make_packed(make_reference("bert", "Model"), values="int8")
 
 
-def test_hidden_states_of_every_layer(two_layers: Any) -> None:
+def test_hidden_states_of_every_layer(two_layers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, reference = pair(two_layers)
     ids = torch.arange(4, 10, device=DEVICE).view(2, 3)
+    launched = count_launches(monkeypatch)
     got = ours(ids, output_hidden_states=True)
+    assert len(launched) == 2 + 1 + 2 * (7 + 1)  # a state that was asked for is quantized anew
     expected = reference(ids, output_hidden_states=True)
     assert len(got.hidden_states) == 3
     for ours_state, theirs_state in zip(got.hidden_states, expected.hidden_states, strict=True):

@@ -60,13 +60,15 @@ class CudaBackend(Backend):
             RuntimeError: the current stream is being captured, and no such pass has run before.
         """
         runner = self._runners.get(record)
-        if runner is None or not runner.takes(batch):
-            made = self._runner(record(batch, ids))
+        if runner is not None and runner.takes(batch):
+            return runner.run(batch, ids)
+        made = self._runner(record(batch, ids))
+        if runner is None and made.plan.repeatable:
             with self._lock:
-                if record not in self._runners and made.plan.repeatable:
-                    self._runners[record] = made
-            runner = made
-        return runner.run(batch, ids)
+                kept = self._runners.setdefault(record, made)
+            if kept.takes(batch):
+                return kept.run(batch, ids)
+        return made.run(batch, ids, once=True)
 
     def scan(self, padded: Padded, padding_id: int | None) -> PaddedScan | None:
         if any(tensor is not None and tensor.device != self.device for tensor in padded):
@@ -121,7 +123,10 @@ class CudaBackend(Backend):
         return Value(Pass(batch, ()), Rows(tokens.to(self.dtype)), tokens.shape[1])
 
     def to_tokens(self, x: Activation) -> Tensor:
-        return self._runner(x).run(x.run.batch, x.run.ids)
+        if not isinstance(x.node, Rows):
+            rows = self._runner(x).run(x.run.batch, x.run.ids, once=True)
+            x.node = Rows(rows)  # what is recorded from it on begins there
+        return x.node.tensor
 
     def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
         reason = self._attention_refuses(head_size, quantized)

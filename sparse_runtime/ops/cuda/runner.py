@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from threading import Lock
 from typing import Any
 
@@ -26,7 +26,7 @@ class Runner:
     A plan that can be repeated has one memory for all of its passes, with addresses that graphs may
     hold. Each pass waits, on the device, for the one before. A pass of its own memory is run where
     the shared one would not do: for a sequence longer than the chunk, in a capture of the caller's
-    (a graph that is replayed later, beside other passes), and for plans that run only once.
+    (a graph that is replayed later, beside other passes), and for a plan that runs only once.
 
     Args:
         plan: what to run.
@@ -56,12 +56,13 @@ class Runner:
         """Whether the attention biases of the plan reach every position of the batch."""
         return self.plan.span is None or batch.seq_len <= self.plan.span
 
-    def run(self, batch: TokenBatch, ids: tuple[Tensor, ...]) -> Tensor:
+    def run(self, batch: TokenBatch, ids: tuple[Tensor, ...], *, once: bool = False) -> Tensor:
         """float [tokens, features] of the plan's result.
 
         Args:
             batch: the sequences, with at least one token.
             ids: int64 [tokens] for each embedding table.
+            once: whether no other batch will follow: nothing is kept for it.
 
         Raises:
             RuntimeError: the current stream is being captured, and the plan has not run before.
@@ -76,7 +77,7 @@ class Runner:
                     )
                 self._constants = Constants(self.plan, self._device)
             rows = token_bucket(len(batch.index))
-            if capturing or not self.plan.repeatable or rows > self._most_rows:
+            if capturing or once or rows > self._most_rows:
                 return self._run_alone(batch, ids, rows)
             return self._run_shared(batch, ids, rows)
 
@@ -123,6 +124,12 @@ class Runner:
         if self._last is not None:
             self._last.synchronize()
 
+    def __del__(self) -> None:
+        # Graphs must not be destroyed while they run.
+        if self.graphs:
+            with suppress(Exception):  # the interpreter may be shutting down
+                self._wait()
+
     def _frame(
         self, memory: Memory, batch: TokenBatch, ids: tuple[Tensor, ...], rows: int
     ) -> Frame:
@@ -133,7 +140,8 @@ class Runner:
             found = self._schedules.get(batch.lengths, config.block_q)
             queries[size] = Queries(config, blocks[: len(found)])
             blocks[: len(found)].copy_(found)
-        columns, places = [*ids], [*memory.ids]
+        # A pass that begins with rows has no tables.
+        columns, places = [*ids[: self.plan.tables]], [*memory.ids]
         if self.plan.span is not None:
             columns.append(batch.row_positions)
             places.append(memory.positions)

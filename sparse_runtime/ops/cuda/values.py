@@ -24,13 +24,13 @@ class Pass:
     ids: tuple[Tensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Value:
     """A recorded [tokens, features].
 
     Attributes:
         run: the pass that it belongs to.
-        node: makes it.
+        node: makes it; becomes :class:`Rows` once its rows have been asked for.
         features: columns.
     """
 
@@ -68,7 +68,7 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Node):
-    """Floats [tokens, features] that the caller gave."""
+    """Floats [tokens, features] that are there: the caller's, or of a pass that has run."""
 
     launches: ClassVar[int] = 0
     repeatable: ClassVar[bool] = False
