@@ -138,12 +138,20 @@ def _move(
     batch: TokenBatch, ids: dict[str, Tensor], device: torch.device
 ) -> tuple[TokenBatch, dict[str, Tensor]]:
     """What was read on the CPU, on a GPU: one copy, for which the host does not wait."""
-    leads = starts_with_first_tokens(batch)
-    columns = torch.stack([*ids.values(), batch.row_positions, batch.index])
-    if columns.numel() and device.type == "cuda":
-        columns = columns.pin_memory()
-    *moved, positions, index = columns.to(device, non_blocking=True).unbind()
-    batch = replace(batch, row_positions=positions, index=index, leads=leads)
+    lengths = torch.tensor([0, *batch.lengths])
+    columns = [*ids.values(), batch.row_positions, batch.index, lengths.cumsum(0)]
+    flat = torch.cat(columns)
+    if flat.numel() and device.type == "cuda":
+        flat = flat.pin_memory()
+    parts = flat.to(device, non_blocking=True).split([len(column) for column in columns])
+    *moved, positions, index, starts = parts
+    batch = replace(
+        batch,
+        row_positions=positions,
+        index=index,
+        starts=starts,
+        leads=starts_with_first_tokens(batch),
+    )
     return batch, dict(zip(ids, moved, strict=True))
 
 

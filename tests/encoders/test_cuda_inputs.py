@@ -17,7 +17,7 @@ from sparse_runtime.encoders.inputs import (
     starts_with_first_tokens,
 )
 from sparse_runtime.encoders.settings import read_settings
-from sparse_runtime.ops import get_backend
+from sparse_runtime.ops import Backend, get_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 IDS = torch.arange(4, 10).view(2, 3)
@@ -145,3 +145,23 @@ def test_parts_of_a_batch_do_not_keep_what_belongs_to_the_whole(
     assert batch.starts is not None and batch.starts.tolist() == [0, 3, 6] and batch.leads
     for part, _ in batch.split(3):
         assert part.starts is None and part.leads is None
+
+
+def test_inputs_on_the_cpu_are_read_there_and_moved(settings: Any) -> None:
+    """The meta device stands for a GPU: shapes, and what the host knows."""
+    backend = Backend(torch.device("meta"), torch.float32, "reference")
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch, columns = read_inputs(settings("bert"), backend, IDS, mask)
+    moved = (*columns, batch.index, batch.row_positions, batch.starts)
+    assert all(tensor is not None and tensor.is_meta for tensor in moved)
+    assert [len(column) for column in columns] == [5, 5, 5]
+    assert batch.lengths == [2, 3] and batch.leads and len(first_tokens(batch)) == 2
+    with pytest.raises(ValueError, match="input_ids: 61 is out of range"):
+        read_inputs(settings("bert"), backend, IDS + 52, mask)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two kinds of devices")
+def test_inputs_of_two_devices_meet_on_the_models(settings: Any, backends: dict[str, Any]) -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    batch, _ = read_inputs(settings("bert"), backends["cuda"], IDS.cuda(), mask)
+    assert batch.index.is_cuda and batch.lengths == [2, 3]

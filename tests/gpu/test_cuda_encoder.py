@@ -265,15 +265,17 @@ def test_the_caller_may_capture_a_batch_without_padding() -> None:
 def test_what_a_capture_cannot_hold_is_said() -> None:
     model = load(make_packed())
     batch = batch_of(9, 4)
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="run the same batch once before"):
-        with torch.cuda.graph(graph):
-            model(batch["input_ids"])
+    with (
+        pytest.raises(RuntimeError, match="run the same batch once before"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        model(batch["input_ids"])
     run(model, batch)
-    graph = torch.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="attention_mask: cannot be read while"):
-        with torch.cuda.graph(graph):
-            run(model, batch)
+    with (
+        pytest.raises(RuntimeError, match="attention_mask: cannot be read while"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
+        run(model, batch)
     torch.cuda.synchronize()
     run(model, batch)  # the model is as it was
 
