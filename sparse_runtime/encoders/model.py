@@ -18,6 +18,7 @@ from .heads import Head
 from .hub import resolve
 from .inputs import read_inputs, restore_padding
 from .pipeline import runs_base_model
+from .pooling import pool
 from .settings import read_dtype, read_settings
 from .stack import Stack
 from .weights import Weights
@@ -298,7 +299,7 @@ class SparseModel(nn.Module):
             )
         with torch.no_grad(), self._without_autocast():
             return self._sentence.encode(
-                self._last_hidden_state,
+                self._pooled,
                 sentences,
                 batch_size=batch_size,
                 normalize_embeddings=normalize_embeddings,
@@ -333,13 +334,18 @@ class SparseModel(nn.Module):
             f"backend={self._backend.name}"
         )
 
-    def _last_hidden_state(
-        self, input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
+    def _pooled(
+        self, modes: tuple[str, ...], input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
     ) -> Tensor:
-        batch, columns = read_inputs(
-            self._settings, self._backend, input_ids, attention_mask, **ids
-        )
-        return restore_padding(self._stack.run(batch, columns)[-1], batch)
+        """Float [sentences, hidden * modes]; ``modes`` are keys of ``POOLINGS``."""
+        settings, backend = self._settings, self._backend
+        batch, columns = read_inputs(settings, backend, input_ids, attention_mask, **ids)
+        tokens = self._stack.run(batch, columns)[-1]
+        pooled = backend.pool(tokens, batch, modes)
+        if pooled is None:
+            mask = attention_mask.to(tokens.device) != 0
+            pooled = pool(restore_padding(tokens, batch), mask, modes)
+        return pooled
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> None:
         backend = get_backend(self._choice, device, dtype)

@@ -147,6 +147,11 @@ class Backend:
         """What else ``explain()`` says of the backend, a line each."""
         return []
 
+    def pool(self, tokens: Tensor, batch: TokenBatch, modes: tuple[str, ...]) -> Tensor | None:
+        """Pool each sequence's [tokens, features] by kernels: [sequences, features * modes], modes
+        by sentence-transformers' names; None where plain PyTorch does as well."""
+        return None
+
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
         """Row-major float [tokens, features] -> this backend's form, for the batch they are of."""
         return tokens

@@ -309,3 +309,16 @@ def test_devices_that_cannot_run_it_are_refused(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(RuntimeError, match="cannot run on cuda:0: triton is not installed"):
         get_backend("cuda", "cuda:0", torch.float32)
     assert isinstance(get_backend("auto", "cpu", torch.float32), CpuBackend)
+
+
+def test_encode_pools_by_a_kernel(
+    make_dense: Any, make_pipeline: Any, tiny: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pipeline(tiny, tmp_path, poolings=("mean", "max"))
+    packed = make_dense(tmp_path).packed
+    ours, reference = pair(packed)
+    texts = ["the cat", "sparse weights on the mat", "a"]
+    launched = count_launches(monkeypatch)
+    got = torch.from_numpy(ours.encode(texts))
+    assert launched.count("pool_kernel") == 2
+    close(got, torch.from_numpy(reference.encode(texts)), False)

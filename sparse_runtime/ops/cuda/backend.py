@@ -128,6 +128,13 @@ class CudaBackend(Backend):
             x.node = Rows(rows)  # what is recorded from it on begins there
         return x.node.tensor
 
+    def pool(self, tokens: Tensor, batch: TokenBatch, modes: tuple[str, ...]) -> Tensor | None:
+        from ...kernels.padding.pool_triton import pool
+
+        if batch.starts is None:
+            return None
+        return pool(tokens, batch.starts.to(torch.int32), batch.row_positions, modes)
+
     def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
         reason = self._attention_refuses(head_size, quantized)
         if reason is None:
