@@ -18,7 +18,6 @@ from sparse_runtime.ops import LinearRequest, LinearWeight, choose
 from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regime
 from sparse_runtime.ops.cuda.families import FAMILIES, Family
 from sparse_runtime.ops.cuda.linear import CudaLinear
-from sparse_runtime.ops.cuda.machine import H100
 from sparse_runtime.ops.cuda.stacked import stack_layers
 from sparse_runtime.ops.cuda.workspaces import workspace_for
 from sparse_runtime.ops.reference import ReferenceLinear
@@ -67,8 +66,7 @@ def request_of(
 
 def forced(request: LinearRequest, family: Family, tokens: int = 16) -> CudaLinear:
     """The layers on one family, in its default configuration for so many tokens."""
-    problem = stack_layers(request).problem
-    estimate = Estimate(family, family.configs(problem, tokens, H100)[0], 1.0)
+    estimate = Estimate(family, None, 1.0)
     regime = Regime(1, tokens, {family.name: estimate}, None)
     return CudaLinear(request, (Choice(ANY_TOKENS, estimate, regime),))
 
