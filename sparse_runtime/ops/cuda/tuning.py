@@ -195,7 +195,7 @@ def _keep(report: TuningReport, machine: Machine) -> None:
     forget()  # another process may have written since
     table = own_timings(machine)
     fresh = Timings(report.timings, OWN)
-    for problem, tokens in {(timing.problem, timing.tokens) for timing in fresh}:
+    for problem, tokens in dict.fromkeys((timing.problem, timing.tokens) for timing in fresh):
         table.replace(problem, tokens, fresh.of(problem, tokens).values())
     try:
         path = cache_file(machine)
