@@ -20,15 +20,27 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..dense import dense_triton
 from ..dense.layout import ROW_BYTES, DenseWeight
+from ..nm import nm_triton
+from ..nm.layout import NMWeight, word_of
 from ..quantize.target_triton import finish_rows, store_tile
+from ..unstructured import unstructured_triton
+from ..unstructured.layout import UnstructuredWeight
 from .epilogue_triton import dequantize, end
 from .operands import Epilogue, Quantized, Target
 from .tiles import Config, Workspace
 
 load_dense = dense_triton.load_weight_tile
+load_nm = nm_triton.load_weight_tile
+load_unstructured = unstructured_triton.load_weight_tile
 
-KINDS: dict[type, str] = {DenseWeight: "dense"}
-"""Weights of which families the kernel loads, by their type."""
+Weight = DenseWeight | UnstructuredWeight | NMWeight
+
+
+def kind_of(weight: Weight) -> tuple[str | int, ...]:
+    """Which loader a weight has, and what that must know when it is compiled."""
+    if isinstance(weight, NMWeight):
+        return ("nm", weight.n, weight.m, *word_of(weight.n, weight.m, weight.kept.element_size()))
+    return ("dense",) if isinstance(weight, DenseWeight) else ("unstructured",)
 
 
 REGISTERS = 32
@@ -44,11 +56,23 @@ class Floats(NamedTuple):
 
 @triton.jit
 def load_tile(
-    weight, outputs, inputs, out_features, in_features, KIND: tl.constexpr, EVEN_K: tl.constexpr
-):
+    weight, outputs, inputs, first, out_features, in_features,
+    KIND: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr,
+):  # fmt: skip
     """A tile [k, n] of a weight of any family, zeros from ``in_features`` on."""
-    tl.static_assert(KIND == "dense", "an unknown family of weights")
-    return load_dense(weight, outputs, inputs, out_features, in_features, EVEN_K)
+    if KIND[0] == "dense":
+        tile = load_dense(weight, outputs, inputs, out_features, in_features, EVEN_K)
+    elif KIND[0] == "unstructured":
+        tile = load_unstructured(
+            weight, outputs, first, out_features, in_features, BLOCK_N, BLOCK_K, EVEN_K
+        )
+    else:
+        tl.static_assert(KIND[0] == "nm", "an unknown family of weights")
+        tile = load_nm(
+            weight, outputs, first, out_features, in_features,
+            KIND[1], KIND[2], KIND[3], KIND[4], BLOCK_N, BLOCK_K, EVEN_K,
+        )  # fmt: skip
+    return tile
 
 
 @triton.jit
@@ -146,7 +170,10 @@ def linear_kernel(
                 part = tl.load(x_at)
             else:
                 part = tl.load(x_at, mask=(inputs < in_features)[None, :], other=0)
-            w = load_tile(weight, columns, inputs, out_features, in_features, KIND, EVEN_K)
+            w = load_tile(
+                weight, columns, inputs, step * BLOCK_K, out_features, in_features,
+                KIND, BLOCK_N, BLOCK_K, EVEN_K,
+            )  # fmt: skip
             x_at += BLOCK_K
             inputs += BLOCK_K
         if integers:
@@ -203,7 +230,7 @@ def descriptors(
 
 def linear(
     x: Quantized | Tensor,
-    weight: DenseWeight,
+    weight: Weight,
     epilogue: Epilogue,
     activation: str | None,
     target: Target,
@@ -217,7 +244,7 @@ def linear(
 
     Args:
         x: ``Quantized`` rows, or float [tokens, in] of the weight's type, features side by side.
-        weight: of a family of ``KINDS``.
+        weight: of any of these families.
         epilogue: what happens to the sums; ``weight_scale`` where products are integers.
         activation: a key of ``ACTIVATIONS`` (reference.py) or None.
         target: where results go; its tensors have the layer's outputs as columns.
@@ -241,7 +268,7 @@ def linear(
         linear_kernel[tiles, config.split_k](
             rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,
             tokens, out_features, in_features,
-            KIND=KINDS[type(weight)], ACTIVATION=activation or "none", SCHEME=scheme,
+            KIND=kind_of(weight), ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             SPLIT_K=config.split_k, GROUP_M=config.group_m,
             EVEN_K=in_features % config.block_k == 0,
