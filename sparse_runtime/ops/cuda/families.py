@@ -16,19 +16,26 @@ from ...kernels.dense.layout import DenseWeight
 from ...kernels.linear.configs import default_config
 from ...kernels.linear.rules import candidates
 from ...kernels.linear.tiles import Config, workspace_needs
+from ...kernels.nm import layout as nm_layout
+from ...kernels.nm.layout import NMWeight
+from ...kernels.unstructured import layout as unstructured_layout
+from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .machine import Machine
 from .predict import Work
 from .problem import Problem
 from .stacked import StackedLayers
 from .variants import Cublas, Cusparselt, Launcher, TritonVariant, Variant
-from .work import DENSE_SHARE, block_work, library_work, tile_work
+from .work import DENSE_SHARE, EXPANDING_SHARE, block_work, library_work, tile_work
 
 MOST_LIBRARY_OUTPUTS = 16384
 """A program of the epilogue's kernel holds whole rows (kernels/linear/epilogue_rows_triton.py)."""
 
 MOST_CONFIGS = 12
 """Configurations of a family that are measured for a product and a number of tokens."""
+
+_EXPANDED_GROUPS = (2, 4, 8, 16)
+_LARGEST_EXPANDED = 128 * 128
 
 
 class Family(ABC):
@@ -108,6 +115,68 @@ class TritonDense(Family):
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         return _tile_configs(problem, tokens, machine)
+
+
+class TritonUnstructured(Family):
+    """Our dense kernel on tiles that it expands from a bitmask."""
+
+    name: ClassVar[str] = "triton.unstructured"
+    layout: ClassVar[str] = "unstructured"
+    config_type: ClassVar[Any] = Config
+
+    def rejects(self, problem: Problem) -> str | None:
+        return "multiplies weights with zeros" if problem.structure == "dense" else None
+
+    def pack(self, layers: StackedLayers) -> UnstructuredWeight:
+        return unstructured_layout.pack(layers.matrix)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return _tile_variant(linear, packed, config, layers)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return _expanding_configs(problem, tokens, machine)
+
+    def stored_bytes(self, problem: Problem) -> float:
+        entries = problem.weights / 4  # eight bytes for 32 inputs
+        return problem.density * problem.weights * problem.itemsize + entries
+
+
+class TritonNM(Family):
+    """Our dense kernel on tiles that it expands from N of M inputs."""
+
+    name: ClassVar[str] = "triton.nm"
+    layout: ClassVar[str] = "nm"
+    config_type: ClassVar[Any] = Config
+
+    def rejects(self, problem: Problem) -> str | None:
+        structure = Structure.parse(problem.structure)
+        if structure.kind != "nm" or structure.m not in _EXPANDED_GROUPS:
+            return f"multiplies N:M weights with M of {', '.join(map(str, _EXPANDED_GROUPS))}"
+        return None
+
+    def pack(self, layers: StackedLayers) -> NMWeight:
+        return nm_layout.pack(layers.matrix, layers.structure.n, layers.structure.m)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return _tile_variant(linear, packed, config, layers)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return _expanding_configs(problem, tokens, machine)
+
+    def stored_bytes(self, problem: Problem) -> float:
+        masks = problem.weights / 8
+        structure = Structure.parse(problem.structure)
+        return problem.weights * problem.itemsize * structure.n / structure.m + masks
 
 
 class TritonBlock(Family):
@@ -220,14 +289,30 @@ def _tile_variant(
     return TritonVariant(launcher, packed, config, needs)
 
 
-def _tile_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
+def _tile_configs(
+    problem: Problem, tokens: int, machine: Machine, most: int | None = MOST_CONFIGS
+) -> list[Config]:
     sizes = (problem.product, tokens, problem.out_features, problem.in_features)
     default = default_config(*sizes, machine.capability)
     others = (c for c in candidates(*sizes, machine.capability) if c != default)
-    return [default, *others][:MOST_CONFIGS]
+    return [default, *others][:most]
 
 
-FAMILIES: tuple[Family, ...] = (TritonDense(), CublasFamily(), TritonBlock(), CusparseltFamily())
+def _expanding_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
+    """The dense kernel's, but for tiles that leave no registers to expand weights in."""
+    dense = _tile_configs(problem, tokens, machine, most=None)
+    found = [c._replace(tma=False) for c in dense if c.block_m * c.block_n <= _LARGEST_EXPANDED]
+    return list(dict.fromkeys(found))[:MOST_CONFIGS]
+
+
+FAMILIES: tuple[Family, ...] = (
+    TritonDense(),
+    CublasFamily(),
+    TritonUnstructured(),
+    TritonNM(),
+    TritonBlock(),
+    CusparseltFamily(),
+)
 """The dense ones first: nothing that is slower than they are is taken."""
 
 DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.layout == "dense")

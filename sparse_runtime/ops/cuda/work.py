@@ -13,6 +13,9 @@ LIBRARY_SHARE = {"half": 0.8, "int8": 0.7, "fp32": 0.9}
 DENSE_SHARE = {"half": 0.65, "int8": 0.6, "fp32": 0.6}
 """The same for our dense kernel: what Triton kernels of this form are known to reach."""
 
+EXPANDING_SHARE = {"half": 0.3, "int8": 0.25, "fp32": 0.5}
+"""For kernels that expand a packed tile before they multiply it: half of the dense one's."""
+
 BLOCK_SHARE = {"half": 0.55, "int8": 0.5, "fp32": 0.55}
 """For blocks, whose loads of inputs follow an index (H100: 0.55 P operations/s of bf16)."""
 
