@@ -57,6 +57,12 @@ if importlib.util.find_spec("triton") is not None:
         bits = nearest * (source.data == source.data) + 0x7FC0 * (source.data != source.data)
         return interpreter.TensorHandle(bits.astype("uint16"), bf16)
 
+    def _fma_rounded_once(self: Any, x: Any, y: Any, z: Any) -> Any:
+        # Triton 3.6 rounds the product too; float64 holds that of two float32.
+        exact = x.data.astype("float64") * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(x.data.dtype), z.dtype.scalar)
+
+    Builder.create_fma = _fma_rounded_once
     Builder.create_dot = _dot_of_bfloat16
     Builder.cast_impl = _cast_to_nearest
 

@@ -87,16 +87,16 @@ def attention_kernel(
     base += features
     exponent = scale * LOG2_E
     bias_rows = None
-    key_positions = None
+    here = None
     if bias is not None:
         at = tl.load(positions + start + queries, mask=queries < length, other=0)
         bias_rows = bias + (head.to(tl.int64) * span + at) * span
-        key_positions = positions + start + keys
+        here = positions + start + keys
         exponent = LOG2_E
     if SINGLE:
         k = load_head(base, stride, keys, length, HEAD, COLUMNS)
         v = load_head(base + features, stride, keys, length, HEAD, COLUMNS)
-        s = scores_of(q, k, keys < length, bias_rows, key_positions, scale, PRECISION)
+        s = scores_of(q, k, keys < length, bias_rows, here, scale, PRECISION)
         largest = tl.maximum(tl.max(s, axis=1), LOWEST)
         p = tl.exp2(tl.fma(s, exponent, -(largest * exponent)[:, None]))
         total = tl.sum(p, axis=1)
@@ -111,7 +111,6 @@ def attention_kernel(
             left = length - done
             k = load_head(base, stride, keys, left, HEAD, COLUMNS)
             v = load_head(base + features, stride, keys, left, HEAD, COLUMNS)
-            here = None if bias is None else key_positions + done
             s = scores_of(q, k, keys < left, bias_rows, here, scale, PRECISION)
             larger = tl.maximum(largest, tl.max(s, axis=1))
             p = tl.exp2(tl.fma(s, exponent, -(larger * exponent)[:, None]))
@@ -120,6 +119,8 @@ def attention_kernel(
             y = tl.dot(p.to(v.dtype), v, y * shrink[:, None], input_precision=PRECISION)
             largest = larger
             base += BLOCK_K * stride
+            if bias is not None:
+                here += BLOCK_K
     # Rows of the next sequence and columns of the next head belong to other programs.
     rows = tl.where(queries < length, start + queries, tokens)
     columns = tl.arange(0, COLUMNS)
@@ -146,7 +147,7 @@ def attention(
 
     Args:
         qkv: bf16, fp16 or float32 [tokens, 3 * heads * head_size]: queries, keys and values side
-            by side; features side by side.
+            by side; features side by side. A sequence may span 2**31 elements.
         blocks: int32 [n, 3], :func:`query_blocks` of the lengths and ``config.block_q``.
         heads: number of attention heads.
         scale: multiplies the scores, positive.
@@ -158,9 +159,11 @@ def attention(
         config: tiles; a sequence longer than the tile of a ``single`` one becomes NaN.
 
     Raises:
-        ValueError: a tensor's shape or layout is not as said, or the target lacks a part.
+        ValueError: an argument is not as said, or the target lacks a part.
     """
     tokens, width = qkv.shape
+    if not scale > 0:
+        raise ValueError(f"scale {scale}: must be positive, softmax is taken of scale * scores")
     _check(qkv, blocks, heads, bias, positions, target, scheme)
     if tokens == 0 or len(blocks) == 0:
         return

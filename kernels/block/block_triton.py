@@ -39,6 +39,7 @@ def multiply(
     acc = tl.zeros((rows.shape[0], ROWS), sums)
     k = tl.arange(0, STEP)
     x_rows = x.q + rows.to(tl.int64)[:, None] * x.q_stride
+    tile_at = tiles + first.to(tl.int64) * (ROWS * STEP)
     within = tl.arange(0, ROWS)[None, :] * STEP + k[:, None]
     # Where the next step's inputs start is loaded one step ahead, and by hand: found by itself, the
     # load would take one of the pipeline's stages from the inputs.
@@ -51,7 +52,8 @@ def multiply(
         else:
             tested = inputs if MASK == "inputs" else start + tl.zeros_like(k)
             part = tl.load(x_rows + inputs[None, :], mask=(tested < in_features)[None, :], other=0)
-        tile = tl.load(tiles + step.to(tl.int64) * (ROWS * STEP) + within)
+        tile = tl.load(tile_at + within)
+        tile_at += ROWS * STEP
         runs += STEP // RUN
         start = tl.multiple_of(tl.load(runs, mask=step + 1 < last, other=0), RUN)
         acc = tl.dot(part, tile, acc, input_precision="ieee", out_dtype=sums)

@@ -73,13 +73,16 @@ def default_config(weight: BlockTiles, tokens: int, capability: int) -> BlockCon
     mean = steps / max(1, len(weight.whole))
     stage = (block_m + weight.rows) * weight.step * weight.tiles.element_size()
     wanted = 4 if mean > 6 or block_m < 64 else 3 if mean > 2 else 2
+    fitting = max(2, min(wanted, SHARED_OF_TWO[capability] // stage))
     group = GROUP_BYTES[capability] // (weight.in_features * weight.tiles.element_size() * block_m)
     return BlockConfig(
         block_m,
         weight.slots > 0 and tokens <= SPLIT_TOKENS and weight.longest > fair,
         # 32 sums a thread leave registers for two programs, or more, and their epilogues.
         8 if block_m * weight.rows >= 8192 else 4,
-        max(2, min(wanted, SHARED_OF_TWO[capability] // stage)),
+        # wgmma reads a stage while the next is loaded; mma.sync takes it to registers first, and
+        # Triton keeps one buffer less than there are stages.
+        fitting + (capability == 80),
         max(1, group),
     )
 

@@ -127,7 +127,7 @@ def pack(
     wide = blocks.new_zeros(len(heights) * tile_height, steps * step)
     places = (at.unsqueeze(1) + torch.arange(c, device=at.device)).flatten()
     wide[:r, places] = blocks.view(-1, r, c).transpose(0, 1).reshape(r, -1)
-    tiles = wide.view(len(heights), tile_height, steps, step).transpose(1, 2)
+    tiles = wide.view(len(heights), tile_height, steps, step).transpose(1, 2).contiguous()
 
     starts = torch.full((steps * step // run,), NO_INPUT, dtype=torch.int32, device=at.device)
     runs = torch.arange(c // run, device=at.device)
@@ -146,7 +146,7 @@ def pack(
     ]
     parts, slots, counters = parts_of_rows(rows)
     return BlockTiles(
-        tiles=tiles.reshape(len(heights) * steps, tile_height, step),
+        tiles=tiles.view(len(heights) * steps, tile_height, step),
         starts=starts.view(steps, step // run).repeat(len(heights), 1),
         whole=whole_rows(rows).to(at.device),
         parts=parts.to(at.device),

@@ -18,8 +18,9 @@ _TILE = 1024  # columns of a program that need not hold whole rows
 _K_STEP = tl.constexpr(256)
 
 
-@triton.jit
-def _epilogue_rows(
+# The number of tokens differs from call to call: one compilation serves all.
+@triton.jit(do_not_specialize=["tokens"])
+def epilogue_rows_kernel(
     acc,
     x,
     tokens,
@@ -32,6 +33,7 @@ def _epilogue_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """One block of rows, whole where their scales depend on all of them."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = rows < tokens
@@ -80,7 +82,7 @@ def epilogue_rows(
     rows = max(1, 2048 // columns)
     grid = (triton.cdiv(tokens, rows), triton.cdiv(features, columns))
     with torch.cuda.device_of(acc):
-        _epilogue_rows[grid](
+        epilogue_rows_kernel[grid](
             acc,
             x,
             tokens,

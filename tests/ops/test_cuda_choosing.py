@@ -7,25 +7,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sparse_runtime.ops.cuda import choosing, layer_choice, timings
+from sparse_runtime.ops import LinearRequest, LinearWeight
+from sparse_runtime.ops.cuda import layer_choice, timings
 from sparse_runtime.ops.cuda.choosing import (
     ANY_TOKENS,
     REGIMES,
     WORTH_A_SECOND,
-    Choice,
-    Estimate,
-    Regime,
     choose,
     compare,
 )
-from sparse_runtime.ops.cuda.families import FAMILIES, Family
+from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS, Family
 from sparse_runtime.ops.cuda.layer_choice import describe
 from sparse_runtime.ops.cuda.machine import H100, from_properties
 from sparse_runtime.ops.cuda.predict import LAUNCH_SECONDS, Work, predict
 from sparse_runtime.ops.cuda.problem import Problem, problem_of
-from sparse_runtime.ops.cuda.search import MOST_CONFIGS
+from sparse_runtime.ops.cuda.stacked import stack_layers
 from sparse_runtime.ops.cuda.timings import Timing, Timings
 from sparse_runtime.spec import Structure
+from sparse_runtime.testing import make_packed
 
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
 SPARSE = Problem("int8", 768, 3072, "2:4", 0.5)
@@ -33,8 +32,9 @@ DENSE = Problem("int8", 768, 3072, "dense", 1.0)
 
 
 def timing(problem: Problem, tokens: int, family: str, cold: float) -> Timing:
-    config = BY_NAME[family].configs(problem, tokens, H100)[0]
-    return Timing(problem, tokens, family, tuple(config or ()), cold, cold / 2)
+    kind = BY_NAME[family].config_type
+    config = () if kind is None else (64,) * len(kind._fields)
+    return Timing(problem, tokens, family, config, cold, cold / 2)
 
 
 def table(times: dict[str, dict[int, float]], problem: Problem = SPARSE) -> Timings:
@@ -132,14 +132,18 @@ def test_predictions_choose_nothing_slower_than_dense(
 @pytest.mark.parametrize("tokens", REGIMES)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_configurations_are_few_different_and_survive_a_table(family: Family, tokens: int) -> None:
-    structure = {"triton.block": "block:64x64", "triton.unstructured": "unstructured"}
-    problem = Problem("bf16", 768, 3072, structure.get(family.name, "2:4"), 0.5)
-    assert family.rejects(problem) is None
-    configs = family.configs(problem, tokens, H100)
+    if family.name == "cusparselt":
+        pytest.skip("packs on CUDA alone, and has no configurations")
+    structures = {"triton.block": "block:64x64", "triton.unstructured": "unstructured"}
+    packed = make_packed((128, 256), structures.get(family.name, "2:4"), values="int8")
+    request = LinearRequest((LinearWeight("layer", packed),), torch.device("cpu"), torch.float32)
+    layers = stack_layers(request)
+    assert family.rejects(layers.problem) is None
+    configs = family.configs(family.pack(layers), layers.problem, tokens, H100)
     assert 1 <= len(configs) <= MOST_CONFIGS
     assert len(set(configs)) == len(configs)
     for config in configs:
-        assert family.decode(() if config is None else tuple(map(int, config))) == config
+        assert family.decode(() if config is None else tuple(config)) == config
 
 
 def test_predictions_follow_bytes_operations_and_launches() -> None:
@@ -189,7 +193,7 @@ def test_a_gpu_is_read_off_its_properties() -> None:
 def test_explain_says_how_each_time_is_known_and_what_does_not_fit() -> None:
     times = table({"triton.dense": {16: 3.0, 512: 9.0}, "cublas": {512: 7.0}})
     text = describe(SPARSE, choose(compare(SPARSE, H100, [times], [16, 512])))
-    assert "triton.dense up to 16 tokens: measured (this machine's cache) 3.0 us at 16" in text
+    assert "triton.dense for 1 to 16 tokens: measured (this machine's cache) 3.0 us at 16" in text
     assert "cublas from 17 tokens: measured (this machine's cache) 7.0 us at 512" in text
     assert "(triton.dense 9.0)" in text
     text = describe(DENSE, choose(compare(DENSE, H100, ())))
@@ -206,10 +210,9 @@ def test_a_layer_is_chosen_by_the_times_of_its_machine(monkeypatch: pytest.Monke
         assert choice.estimate.microseconds == 1.0
 
 
-def test_neighbouring_regimes_that_run_the_same_are_one_choice() -> None:
-    config = BY_NAME["triton.dense"].configs(DENSE, 16, H100)[0]
-    estimate = Estimate(BY_NAME["triton.dense"], config, 1.0)
-    regimes = [Regime(1, 16, {"triton.dense": estimate}, None)]
-    regimes.append(Regime(17, 64, {"triton.dense": estimate._replace(microseconds=2.0)}, None))
-    (choice,) = choosing.choose(regimes)
-    assert isinstance(choice, Choice) and choice.regime.tokens == 64
+def test_neighbouring_regimes_of_one_family_are_one_entry() -> None:
+    times = table({"triton.dense": {16: 3.0, 32: 4.0, 64: 5.0}, "cublas": {64: 6.0}})
+    text = describe(SPARSE, choose(compare(SPARSE, H100, [times], [16, 32, 64])))
+    assert text.startswith(
+        "triton.dense: measured (this machine's cache) 5.0 us at 64 tokens (cubl"
+    )

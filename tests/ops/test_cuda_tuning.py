@@ -83,7 +83,7 @@ def test_the_fastest_configuration_of_a_family_is_kept() -> None:
     assert [name for name, _ in seen] == ["triton.dense"] * 2
     assert seen[0] != seen[1]
     (timing,) = report.timings
-    assert timing.config == tuple(map(int, seen[1][1]))
+    assert timing.config == tuple(seen[1][1])
 
 
 def test_layers_of_one_kind_are_measured_once() -> None:
@@ -137,7 +137,7 @@ def test_a_trial_checks_the_result(values: str) -> None:
     request = LinearRequest((LinearWeight("layer", packed, torch.ones(16)),), CPU, torch.float32)
     layers = stack_layers(request)
     family = FAMILIES[0]
-    config = family.configs(layers.problem, 16, H100)[0]
+    config = family.configs(family.pack(layers), layers.problem, 16, H100)[0]
     assert Trial(family, config, layers, family.pack(layers), 16).wrong() is None
     other = layers._replace(matrix=layers.matrix.roll(1, 0))
     assert Trial(family, config, layers, family.pack(other), 16).wrong() is not None
@@ -147,7 +147,7 @@ def test_copies_of_a_weight_lie_in_places_of_their_own() -> None:
     layers = stack_layers(request_of())
     family = FAMILIES[0]
     packed = family.pack(layers)
-    config = family.configs(layers.problem, 16, H100)[0]
+    config = family.configs(family.pack(layers), layers.problem, 16, H100)[0]
     trial = Trial(family, config, layers, packed, 16)
     launches = trial.copies(2)
     packed.tiles.zero_()  # the copies do not see it
@@ -187,7 +187,7 @@ def test_what_cannot_be_tuned_says_so() -> None:
     with pytest.raises(ValueError, match="packed linear layers on a CUDA device, found none"):
         sr.tune(torch.nn.Linear(4, 4))
     layer = sr.Linear(make_packed((16, 32), values="int8"))
-    with pytest.raises(ValueError, match=r"tokens \[17\]: expected some of 16, 64"):
+    with pytest.raises(ValueError, match=r"tokens \[17\]: expected some of 16, 32"):
         sr.tune(layer, tokens=[16, 17])
 
 
@@ -206,5 +206,5 @@ def test_the_report_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     with console.capture() as captured:
         console.print(report)
     text = captured.get()
-    assert "cublas" in text and "2.0" in text and "50.0" in text
+    assert "cublas" in text and "2.0" in text
     assert "models loaded from now on use them" in text

@@ -13,7 +13,7 @@ from .predict import predict
 from .problem import Problem
 from .timings import Timings
 
-REGIMES = (16, 64, 128, 256, 512, 1024, 2048, 4096)
+REGIMES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 """Numbers of tokens at which families are compared; each stands for those from the one before."""
 
 ANY_TOKENS = 2**40
@@ -27,7 +27,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         family: the kernel or library.
-        config: its configuration; None for a library.
+        config: its configuration, where one was measured; None: its default, if it has any.
         microseconds: with the weight in memory.
     """
 
@@ -59,8 +59,7 @@ class Regime:
         return min(found, key=lambda estimate: estimate.microseconds)
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """What runs for some numbers of tokens.
 
     Attributes:
@@ -121,13 +120,12 @@ def _measured(
 
 
 def _predicted(family: Family, problem: Problem, tokens: int, machine: Machine) -> Estimate:
-    config = family.configs(problem, tokens, machine)[0]
-    work = family.work(problem, tokens, config, machine)
-    return Estimate(family, config, predict(problem, tokens, work, machine))
+    work = family.work(problem, tokens, machine)
+    return Estimate(family, None, predict(problem, tokens, work, machine))
 
 
 def choose(regimes: Sequence[Regime]) -> tuple[Choice, ...]:
-    """The layouts that serve all regimes best, one or two, and their fastest family in each.
+    """What runs each regime: the fastest family of the one or two layouts that serve all best.
 
     No regime is slower than the fastest dense family there. A second layout is taken where it makes
     some regime ``WORTH_A_SECOND`` times as fast.
@@ -141,7 +139,8 @@ def choose(regimes: Sequence[Regime]) -> tuple[Choice, ...]:
         couple = min(couples, key=_loss(regimes))
         if _largest_gain(regimes, single, couple) >= WORTH_A_SECOND:
             chosen = couple
-    return _merged(regimes, chosen)
+    choices = [Choice(regime.tokens, regime.best(chosen), regime) for regime in regimes]
+    return (*choices[:-1], choices[-1]._replace(most_tokens=ANY_TOKENS))
 
 
 def _serves(regimes: Sequence[Regime], layouts: tuple[str, ...]) -> bool:
@@ -167,15 +166,3 @@ def _largest_gain(
     regimes: Sequence[Regime], single: tuple[str, ...], couple: tuple[str, ...]
 ) -> float:
     return max(r.best(single).microseconds / r.best(couple).microseconds for r in regimes)
-
-
-def _merged(regimes: Sequence[Regime], layouts: tuple[str, ...]) -> tuple[Choice, ...]:
-    """One choice for neighbouring regimes that run the same."""
-    choices: list[Choice] = []
-    for regime in regimes:
-        best = regime.best(layouts)
-        if choices and choices[-1].estimate[:2] == best[:2]:
-            choices.pop()
-        choices.append(Choice(regime.tokens, best, regime))
-    last = choices.pop()
-    return (*choices, Choice(ANY_TOKENS, last.estimate, last.regime))

@@ -1,23 +1,41 @@
-"""The ways to multiply by a weight on a GPU, each with what it takes and what it should cost."""
+"""The ways to multiply by a weight on a GPU: what each takes, holds, and should cost."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, ClassVar
 
+from ...formats.bits import pack_bits
+from ...formats.block import to_blocks
+from ...kernels.block import configs as block_configs
+from ...kernels.block import layout as block_layout
+from ...kernels.block.layout import BlockTiles
 from ...kernels.dense import layout as dense_layout
 from ...kernels.dense.layout import DenseWeight
-from ...kernels.linear.configs import Config
+from ...kernels.linear.configs import default_config
+from ...kernels.linear.rules import candidates
+from ...kernels.linear.tiles import Config, workspace_needs
+from ...kernels.nm import layout as nm_layout
+from ...kernels.nm.layout import NMWeight
+from ...kernels.unstructured import layout as unstructured_layout
+from ...kernels.unstructured.layout import UnstructuredWeight
+from ...spec import Structure
 from .machine import Machine
 from .predict import Work
 from .problem import Problem
-from .search import tile_configs
 from .stacked import StackedLayers
-from .variants import Cublas, Cusparselt, Variant
-from .work import DENSE_SHARE, library_work, tile_variant, tile_work
+from .variants import Cublas, Cusparselt, Launcher, TritonVariant, Variant
+from .work import DENSE_SHARE, EXPANDING_SHARE, block_work, library_work, tile_work
 
 MOST_LIBRARY_OUTPUTS = 16384
 """A program of the epilogue's kernel holds whole rows (kernels/linear/epilogue_rows_triton.py)."""
+
+MOST_CONFIGS = 12
+"""Configurations of a family that are measured for a product and a number of tokens."""
+
+_EXPANDED_GROUPS = (2, 4, 8, 16)
+_LARGEST_EXPANDED = 128 * 128
 
 
 class Family(ABC):
@@ -26,7 +44,7 @@ class Family(ABC):
     Attributes:
         name: in tables and messages.
         layout: families of one layout share the weight's bytes.
-        config_type: a named tuple of integers; None for a library.
+        config_type: a named tuple of integers and truth values; None for a library.
         predicted: whether its times can be predicted; the others run only where measured.
     """
 
@@ -52,10 +70,10 @@ class Family(ABC):
         """What is launched, of what :meth:`pack` gave."""
 
     @abstractmethod
-    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         """What it does for one product."""
 
-    def configs(self, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         """Configurations worth measuring, the default first."""
         return [None]
 
@@ -90,13 +108,116 @@ class TritonDense(Family):
     def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
         from ...kernels.linear.linear_triton import linear
 
-        return tile_variant(linear, packed, config, layers)
+        return _tile_variant(linear, packed, config, layers)
 
-    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
-        return tile_work(problem, tokens, config, self.stored_bytes(problem), DENSE_SHARE)
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        return tile_work(problem, tokens, machine, self.stored_bytes(problem), DENSE_SHARE)
 
-    def configs(self, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        return tile_configs(problem, tokens, machine)
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return _tile_configs(problem, tokens, machine)
+
+
+class TritonUnstructured(Family):
+    """Our dense kernel on tiles that it expands from a bitmask."""
+
+    name: ClassVar[str] = "triton.unstructured"
+    layout: ClassVar[str] = "unstructured"
+    config_type: ClassVar[Any] = Config
+
+    def rejects(self, problem: Problem) -> str | None:
+        return "multiplies weights with zeros" if problem.structure == "dense" else None
+
+    def pack(self, layers: StackedLayers) -> UnstructuredWeight:
+        return unstructured_layout.pack(layers.matrix)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return _tile_variant(linear, packed, config, layers)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return _expanding_configs(problem, tokens, machine)
+
+    def stored_bytes(self, problem: Problem) -> float:
+        entries = problem.weights / 4  # eight bytes for 32 inputs
+        return problem.density * problem.weights * problem.itemsize + entries
+
+
+class TritonNM(Family):
+    """Our dense kernel on tiles that it expands from N of M inputs."""
+
+    name: ClassVar[str] = "triton.nm"
+    layout: ClassVar[str] = "nm"
+    config_type: ClassVar[Any] = Config
+
+    def rejects(self, problem: Problem) -> str | None:
+        structure = Structure.parse(problem.structure)
+        if structure.kind != "nm" or structure.m not in _EXPANDED_GROUPS:
+            return f"multiplies N:M weights with M of {', '.join(map(str, _EXPANDED_GROUPS))}"
+        return None
+
+    def pack(self, layers: StackedLayers) -> NMWeight:
+        return nm_layout.pack(layers.matrix, layers.structure.n, layers.structure.m)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return _tile_variant(linear, packed, config, layers)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return _expanding_configs(problem, tokens, machine)
+
+    def stored_bytes(self, problem: Problem) -> float:
+        masks = problem.weights / 8
+        structure = Structure.parse(problem.structure)
+        return problem.weights * problem.itemsize * structure.n / structure.m + masks
+
+
+class TritonBlock(Family):
+    """Our kernel for blocks: multiplies stored ones alone."""
+
+    name: ClassVar[str] = "triton.block"
+    layout: ClassVar[str] = "block"
+    config_type: ClassVar[Any] = block_configs.BlockConfig
+
+    def rejects(self, problem: Problem) -> str | None:
+        structure = Structure.parse(problem.structure)
+        if structure.kind != "block":
+            return "multiplies blocks"
+        return block_layout.why_not(structure.rows)
+
+    def pack(self, layers: StackedLayers) -> BlockTiles:
+        structure = layers.structure
+        blocks = to_blocks(layers.matrix, structure)
+        mask = (blocks != 0).any(-1)
+        sides = (structure.rows, structure.cols)
+        shape = (layers.matrix.shape[0], layers.matrix.shape[1])
+        return block_layout.pack(blocks[mask], pack_bits(mask), shape, sides)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.block.block_triton import block_linear
+
+        def needs(tokens: int) -> tuple[int, int]:
+            return block_configs.workspace_needs(packed, tokens, config)
+
+        return TritonVariant(block_linear, packed, config, needs)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        rows = Structure.parse(problem.structure).rows
+        return block_work(problem, tokens, self.stored_bytes(problem), rows)
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        found = block_configs.candidate_configs(packed, tokens, machine.capability)
+        return found[:MOST_CONFIGS]
+
+    def stored_bytes(self, problem: Problem) -> float:
+        return problem.density * problem.weights * problem.itemsize
 
 
 class CublasFamily(Family):
@@ -121,7 +242,7 @@ class CublasFamily(Family):
     def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
         return Cublas(packed.tiles[:, : layers.matrix.shape[1]])
 
-    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         return library_work(problem, tokens, self.stored_bytes(problem))
 
 
@@ -151,7 +272,7 @@ class CusparseltFamily(Family):
     def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
         return packed
 
-    def work(self, problem: Problem, tokens: int, config: Any, machine: Machine) -> Work:
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         return library_work(problem, tokens, self.stored_bytes(problem))
 
     def stored_bytes(self, problem: Problem) -> float:
@@ -159,7 +280,39 @@ class CusparseltFamily(Family):
         return problem.weights * problem.itemsize / 2 + metadata
 
 
-FAMILIES: tuple[Family, ...] = (TritonDense(), CublasFamily(), CusparseltFamily())
+def _tile_variant(
+    launcher: Launcher, packed: Any, config: Config, layers: StackedLayers
+) -> TritonVariant:
+    """A weight for the kernel that multiplies tiles (kernels/linear/linear_triton.py)."""
+    outputs = layers.matrix.shape[0]
+    needs = partial(workspace_needs, out_features=outputs, config=config)
+    return TritonVariant(launcher, packed, config, needs)
+
+
+def _tile_configs(
+    problem: Problem, tokens: int, machine: Machine, most: int | None = MOST_CONFIGS
+) -> list[Config]:
+    sizes = (problem.product, tokens, problem.out_features, problem.in_features)
+    default = default_config(*sizes, machine.capability)
+    others = (c for c in candidates(*sizes, machine.capability) if c != default)
+    return [default, *others][:most]
+
+
+def _expanding_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
+    """The dense kernel's, but for tiles that leave no registers to expand weights in."""
+    dense = _tile_configs(problem, tokens, machine, most=None)
+    found = [c._replace(tma=False) for c in dense if c.block_m * c.block_n <= _LARGEST_EXPANDED]
+    return list(dict.fromkeys(found))[:MOST_CONFIGS]
+
+
+FAMILIES: tuple[Family, ...] = (
+    TritonDense(),
+    CublasFamily(),
+    TritonUnstructured(),
+    TritonNM(),
+    TritonBlock(),
+    CusparseltFamily(),
+)
 """The dense ones first: nothing that is slower than they are is taken."""
 
 DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.layout == "dense")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
 from .choosing import ANY_TOKENS, Choice, choose, compare
-from .families import FAMILIES
+from .families import FAMILIES, Family
 from .machine import machine_of
 from .problem import Problem
 from .stacked import StackedLayers
@@ -27,34 +28,31 @@ def choices_of(problem: Problem, device: torch.device) -> tuple[Choice, ...]:
 
 
 def describe(problem: Problem, choices: Sequence[Choice]) -> str:
-    """Each choice with its bytes, its time and the others', and which families do not fit."""
-    lines = [_line(choice, least) for choice, least in zip(choices, _least(choices), strict=True)]
+    """What runs which numbers of tokens, its time and the others', and which families do not fit.
+
+    Neighbouring regimes of one family are one entry, with the times of the last.
+    """
+    lines = []
+    for (family, _), found in groupby(choices, key=lambda c: (c.estimate.family, c.regime.source)):
+        run = list(found)
+        lines.append(_line(family, run[0].regime.least, run[-1]))
     rejected = [
         f"{family.name}: {reason}" for family in FAMILIES if (reason := family.rejects(problem))
     ]
-    refused = f"; not {'; not '.join(rejected)}" if rejected else ""
-    return "; ".join(lines) + refused
+    return "; ".join([*lines, *(f"not {text}" for text in rejected)])
 
 
-def _least(choices: Sequence[Choice]) -> Iterator[int]:
-    yield 1
-    for choice in choices[:-1]:
-        yield choice.most_tokens + 1
-
-
-def _line(choice: Choice, least: int) -> str:
-    family, _, time = choice.estimate
-    regime = choice.regime
-    if choice.most_tokens == ANY_TOKENS:
-        when = f" from {least} tokens" if least > 1 else ""
-    else:
-        when = f" up to {choice.most_tokens} tokens"
+def _line(family: Family, least: int, last: Choice) -> str:
+    """One family for the numbers of tokens from ``least`` to the last choice's."""
+    when = f" from {least} tokens" if least > 1 else ""
+    if last.most_tokens != ANY_TOKENS:
+        when = f" for {least} to {last.most_tokens} tokens"
+    regime = last.regime
     how = "predicted" if regime.source is None else f"measured ({regime.source})"
-    others = sorted(regime.estimates.values(), key=lambda estimate: estimate.microseconds)
-    compared = ", ".join(
-        f"{other.family.name} {other.microseconds:.1f}"
-        for other in others
-        if other.family != family
+    others = [other for other in regime.estimates.values() if other.family != family]
+    others.sort(key=lambda other: other.microseconds)
+    compared = ", ".join(f"{other.family.name} {other.microseconds:.1f}" for other in others)
+    text = (
+        f"{family.name}{when}: {how} {last.estimate.microseconds:.1f} us at {regime.tokens} tokens"
     )
-    text = f"{family.name}{when}: {how} {time:.1f} us at {regime.tokens} tokens"
     return f"{text} ({compared})" if compared else text

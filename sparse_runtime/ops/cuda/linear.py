@@ -16,7 +16,8 @@ from .choosing import Choice
 from .custom_op import linear_op, register
 from .inputs import InputQuantizer
 from .layer_choice import choices_for
-from .stacked import stack_layers
+from .machine import machine_of
+from .stacked import StackedLayers, stack_layers
 from .variants import Variant
 from .workspaces import workspace_for
 
@@ -44,21 +45,26 @@ class CudaLinear(PreparedLinear):
         layers = stack_layers(request)
         self.activations = request.weights[0].packed.spec.activations
         self.dtype = request.dtype
-        self.choices = choices_for(layers, request.device) if choices is None else choices
+        choices = choices_for(layers, request.device) if choices is None else choices
+        self.choices = tuple(choices)
         self._device = layers.matrix.device
         self._epilogue = layers.epilogue
         self._quantize = (
             None if self.activations is None else InputQuantizer(self.activations, request.device)
         )
         self._packed: dict[str, Any] = {}
-        self._variants: list[tuple[int, Variant]] = []
-        for choice in self.choices:
-            family, config, _ = choice.estimate
-            if family.layout not in self._packed:
-                self._packed[family.layout] = family.pack(layers)
-            variant = family.variant(self._packed[family.layout], config, layers)
-            self._variants.append((choice.most_tokens, variant))
+        self._variants = [(choice.most_tokens, self._variant(choice, layers)) for choice in choices]
         self.key = register(self)
+
+    def _variant(self, choice: Choice, layers: StackedLayers) -> Variant:
+        family, config, _ = choice.estimate
+        packed = self._packed.get(family.layout)
+        if packed is None:
+            packed = self._packed[family.layout] = family.pack(layers)
+        if config is None:
+            machine = machine_of(self._device)
+            config = family.configs(packed, layers.problem, choice.regime.tokens, machine)[0]
+        return family.variant(packed, config, layers)
 
     @property
     def nbytes(self) -> int:

@@ -202,5 +202,7 @@ def _decode(entry: Mapping[str, Any]) -> Timing:
     # Also false for NaN, which no comparison among families could handle.
     if not all(0 < time < math.inf for time in (cold, warm)):
         raise ValueError(f"times {cold} and {warm}: expected microseconds")
-    config = tuple(int(field) for field in entry["config"])
+    config = tuple(entry["config"])
+    if not all(isinstance(field, int) for field in config):  # truth values are integers too
+        raise ValueError(f"config {config}: expected integers")
     return Timing(problem, int(entry["tokens"]), str(entry["family"]), config, cold, warm)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -124,54 +125,61 @@ class _Search:
     def compare(self, problem: Problem, layers: StackedLayers, tokens: int) -> None:
         """Measure all families at one number of tokens; kept only if each had its turn."""
         least = max((known for known in REGIMES if known < tokens), default=0) + 1
-        families = [
-            family
-            for family in FAMILIES
-            if family.rejects(problem) is None and family.least_tokens(problem) <= least
-        ]
-        lists = {f.name: f.configs(problem, tokens, self._machine) for f in families}
-        packed: dict[str, Any] = {}
         best: dict[str, Timing] = {}
-        for turn in range(max(map(len, lists.values()))):
-            for family in families:
-                if turn >= len(lists[family.name]):
-                    continue
-                if self._clock() >= self._end:
-                    # A comparison in which some family had no turn says nothing.
-                    if turn == 0:
-                        self.report.skipped.append((problem, tokens))
-                        return
-                    break
-                config = lists[family.name][turn]
-                timing = self._measure(problem, layers, tokens, family, config, packed)
-                known = best.get(family.name)
-                if timing is not None and (known is None or timing.cold < known.cold):
-                    best[family.name] = timing
+        for turn, (family, packed, config) in self._turns(problem, layers, tokens, least):
+            if self._clock() >= self._end:
+                # A comparison in which some family had no turn says nothing.
+                if turn == 0:
+                    self.report.skipped.append((problem, tokens))
+                    return
+                break
+            timing = self._measure(Trial(family, config, layers, packed, tokens), problem)
+            known = best.get(family.name)
+            if timing is not None and (known is None or timing.cold < known.cold):
+                best[family.name] = timing
         self.report.timings += best.values()
 
-    def _measure(
-        self,
-        problem: Problem,
-        layers: StackedLayers,
-        tokens: int,
-        family: Family,
-        config: Any,
-        packed: dict[str, Any],
-    ) -> Timing | None:
+    def _turns(
+        self, problem: Problem, layers: StackedLayers, tokens: int, least: int
+    ) -> Iterator[tuple[int, tuple[Family, Any, Any]]]:
+        """Every family's default configuration, then every family's next, and so on."""
+        packed: dict[str, Any] = {}
+        lists = []
+        for family in FAMILIES:
+            if family.rejects(problem) is not None or family.least_tokens(problem) > least:
+                continue
+            try:
+                if family.layout not in packed:
+                    packed[family.layout] = family.pack(layers)
+            except RuntimeError as error:  # a library that this build of PyTorch lacks
+                self._fail(problem, tokens, family, None, error)
+                continue
+            own = packed[family.layout]
+            configs = family.configs(own, problem, tokens, self._machine)
+            lists.append([(family, own, config) for config in configs])
+        for turn, row in enumerate(zip_longest(*lists)):
+            yield from ((turn, entry) for entry in row if entry is not None)
+
+    def _measure(self, trial: Trial, problem: Problem) -> Timing | None:
+        family, config = trial.family, trial.config
+        reason: str | Exception | None
         try:
-            if family.layout not in packed:
-                packed[family.layout] = family.pack(layers)
-            trial = Trial(family, config, layers, packed[family.layout], tokens)
             reason = trial.wrong()
             if reason is None:
                 cold, warm = self._timer(trial)
-                fields = () if config is None else tuple(map(int, config))
-                return Timing(problem, tokens, family.name, fields, cold, warm)
+                fields = () if config is None else tuple(config)
+                return Timing(problem, trial.tokens, family.name, fields, cold, warm)
         except Exception as error:  # whatever a compiler or a library says: the others go on
-            reason = f"{type(error).__name__}: {error}"
-        logger.info("%s %s at %d tokens is not used: %s", family.name, config, tokens, reason)
-        self.report.failures.append(Failure(problem, tokens, family.name, config, reason))
+            reason = error
+        self._fail(problem, trial.tokens, family, config, reason)
         return None
+
+    def _fail(
+        self, problem: Problem, tokens: int, family: Family, config: Any, reason: str | Exception
+    ) -> None:
+        text = reason if isinstance(reason, str) else f"{type(reason).__name__}: {reason}"
+        logger.info("%s %s at %d tokens is not used: %s", family.name, config, tokens, text)
+        self.report.failures.append(Failure(problem, tokens, family.name, config, text))
 
 
 def _default_timer(device: torch.device) -> Timer:
@@ -187,7 +195,7 @@ def _keep(report: TuningReport, machine: Machine) -> None:
     forget()  # another process may have written since
     table = own_timings(machine)
     fresh = Timings(report.timings, OWN)
-    for problem, tokens in {(timing.problem, timing.tokens) for timing in fresh}:
+    for problem, tokens in dict.fromkeys((timing.problem, timing.tokens) for timing in fresh):
         table.replace(problem, tokens, fresh.of(problem, tokens).values())
     try:
         path = cache_file(machine)
