@@ -67,8 +67,10 @@ def quantize_inputs(packed: Any, activations: ActivationSpec | None) -> None:
         packed.linears[name] = replace(linear, packed=replace(linear.packed, spec=spec))
 
 
-@pytest.mark.parametrize("values", ["fp32", "int8"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [*((family, "fp32") for family in FAMILIES), ("bert", "int8"), ("mpnet", "int8")],
+)
 def test_families(
     family: str, values: str, make_reference: Any, make_packed: Any, make_batch: Any
 ) -> None:
@@ -137,9 +139,15 @@ def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 # Kept heads and feed-forward sizes: odd ones, absent halves, an empty layer.
-@pytest.mark.parametrize("values", ["fp32", "int8"])
-@pytest.mark.parametrize("family", ["bert", "distilbert"])
-@pytest.mark.parametrize("no_norm", [False, True])
+@pytest.mark.parametrize(
+    ("family", "values", "no_norm"),
+    [
+        ("bert", "fp32", False),
+        ("bert", "int8", True),
+        ("distilbert", "fp32", True),
+        ("distilbert", "int8", False),
+    ],
+)
 def test_ragged_layers(family: str, values: str, no_norm: bool, make_ragged: Any) -> None:
     key = "activation" if family == "distilbert" else "hidden_act"
     ragged = make_ragged(family, **({key: "relu"} if no_norm else {}))
@@ -231,7 +239,7 @@ def test_batches_are_split_into_chunks(bert: Any, monkeypatch: pytest.MonkeyPatc
         3,
         16,
     )  # the longer one has memory of its own
-    for row in range(4):
+    for row in (1, 2):
         alone = ours(ids[row : row + 1, : int(mask[row].sum())]).last_hidden_state
         assert torch.equal(got[row, : alone.shape[1]], alone[0])
 
