@@ -94,7 +94,7 @@ def epilogue_rows(
             scheme,
             rows,
             columns,
-            num_warps=8 if columns > 2048 else 4,
+            num_warps=16 if columns > 8192 else 8 if columns > 2048 else 4,
             # Rounded as the reference rounds: each product, then each sum.
             enable_fp_fusion=False,
         )

@@ -14,18 +14,17 @@ from .layout import pack
 
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Few tokens, where weights stream: tiles low in tokens, inputs split. Then more tokens, up to a
-# tile that Hopper's tensor cores take from shared memory.
+# Tiles low in tokens, where weights stream, up to the lowest that Hopper's own tensor-core
+# instructions take. Higher ones would expand no fewer weights a product than dense tiles read.
 CONFIGS = {
     "int8": (
         Config(16, 64, 128, split_k=2),
         Config(16, 64, 256),
         Config(32, 64, 128),
-        Config(64, 64, 128),
-        Config(128, 64, 128),
+        Config(64, 64, 128, num_warps=8),
     ),
     "half": (
-        Config(16, 64, 64, split_k=2),
+        Config(16, 32, 64, split_k=2),
         Config(16, 64, 128),
         Config(32, 64, 64),
         Config(64, 64, 64),

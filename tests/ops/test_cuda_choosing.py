@@ -16,7 +16,8 @@ from sparse_runtime.ops.cuda.choosing import (
     choose,
     compare,
 )
-from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS, Family
+from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS
+from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.layer_choice import describe
 from sparse_runtime.ops.cuda.machine import H100, from_properties
 from sparse_runtime.ops.cuda.predict import LAUNCH_SECONDS, Work, predict

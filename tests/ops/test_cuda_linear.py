@@ -16,7 +16,8 @@ from sparse_runtime.kernels.linear.operands import Quantized, Target
 from sparse_runtime.kernels.linear.reference import quantize_rows_asymmetric
 from sparse_runtime.ops import LinearRequest, LinearWeight, choose
 from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regime
-from sparse_runtime.ops.cuda.families import FAMILIES, Family
+from sparse_runtime.ops.cuda.families import FAMILIES
+from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.linear import CudaLinear
 from sparse_runtime.ops.cuda.stacked import stack_layers
 from sparse_runtime.ops.cuda.workspaces import workspace_for

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 from .machine import Machine
 from .predict import predict
 from .problem import Problem

@@ -8,7 +8,8 @@ from itertools import groupby
 import torch
 
 from .choosing import ANY_TOKENS, Choice, choose, compare
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 from .machine import machine_of
 from .problem import Problem
 from .stacked import StackedLayers

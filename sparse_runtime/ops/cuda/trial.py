@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...kernels.linear import reference
 from ...kernels.linear.operands import Quantized, Target
-from .families import Family
+from .family import Family
 from .stacked import StackedLayers
 from .variants import Variant
 from .workspaces import workspace_for

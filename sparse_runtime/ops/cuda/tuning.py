@@ -17,7 +17,8 @@ import torch
 
 from ..types import LinearRequest
 from .choosing import REGIMES
-from .families import FAMILIES, Family
+from .families import FAMILIES
+from .family import Family
 from .machine import Machine, machine_of
 from .problem import Problem
 from .stacked import StackedLayers, stack_layers
