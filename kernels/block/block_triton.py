@@ -10,6 +10,8 @@ blocks of any width.
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 import triton
 import triton.language as tl
@@ -21,7 +23,7 @@ from ..linear.linear_triton import Floats, tile_of_program
 from ..linear.operands import Epilogue, Quantized, Target
 from ..quantize.target_triton import finish_rows, store_tile
 from .configs import BlockConfig
-from .layout import BlockTiles
+from .layout import HIGHEST_TILE, BlockTiles
 from .schedule import ITEM_FIELDS
 
 FIELDS = tl.constexpr(ITEM_FIELDS)
@@ -97,19 +99,16 @@ def halves(acc):
 
 @triton.jit
 def end_piece(
-    acc, output, height, rows, tokens, out_features, x, epilogue, target,
-    OFFSET: tl.constexpr, FULL: tl.constexpr, ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
+    acc, first, behind, rows, tokens, x, epilogue, target,
+    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
 ):  # fmt: skip
-    """From complete sums of some of a tile's columns, from OFFSET on, to stored results."""
-    within = OFFSET + tl.arange(0, acc.shape[1])
-    columns = output + within
-    if not FULL:
-        columns = tl.where(within < height, columns, out_features)
+    """From complete sums of the outputs from ``first`` on to results; none from ``behind`` on."""
+    columns = first + tl.arange(0, acc.shape[1])
     y = acc
     if acc.dtype == tl.int32:
-        y = dequantize(acc, None, rows, columns, tokens, out_features, x, epilogue)
-    y = end(y, rows, columns, tokens, out_features, epilogue, ACTIVATION)
-    store_tile(y, rows, columns, tokens, out_features, target, SCHEME)
+        y = dequantize(acc, None, rows, columns, tokens, behind, x, epilogue)
+    y = end(y, rows, columns, tokens, behind, epilogue, ACTIVATION)
+    store_tile(y, rows, columns, tokens, behind, target, SCHEME)
 
 
 # These differ from call to call or from layer to layer: one compilation serves all.
@@ -119,14 +118,17 @@ def block_kernel(
     tokens, items_count, arrivals, group_m, in_features, out_features,
     ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
     BLOCK_M: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, RUN: tl.constexpr,
-    MASK: tl.constexpr, FULL: tl.constexpr, PARTS: tl.constexpr, PIECES: tl.constexpr, FINISH_N: tl.constexpr,
+    MASK: tl.constexpr, FULL: tl.constexpr, ALIGNED: tl.constexpr, PARTS: tl.constexpr,
+    PIECES: tl.constexpr, FINISH_N: tl.constexpr,
 ):  # fmt: skip
     """One item for one block of tokens. Grid: (blocks of tokens * items,)."""
     tl.static_assert(epilogue.weight_zero is None, "weights with zero points: see why_not")
     tiles_m = tl.cdiv(tokens, BLOCK_M)
     m, n = tile_of_program(tl.program_id(0), tiles_m, items_count, group_m)
     item = items + n * FIELDS
-    output, height = tl.load(item), tl.load(item + 1)
+    # Hints, without which every value would be stored by itself.
+    output = tl.multiple_of(tl.load(item), ALIGNED)
+    behind = out_features if FULL else tl.multiple_of(output + tl.load(item + 1), ALIGNED)
     rows = m * BLOCK_M + tl.arange(0, BLOCK_M)
     # Rows beyond the last repeat it: a load without a mask, of what nobody stores.
     read = tl.minimum(rows, tokens - 1)
@@ -137,18 +139,16 @@ def block_kernel(
         acc, whole = meet(acc, item, m, tiles_m, workspace)
     if whole:
         if PIECES == 1:
-            end_piece(
-                acc, output, height, rows, tokens, out_features, x, epilogue, target,
-                0, FULL, ACTIVATION, SCHEME,
-            )  # fmt: skip
+            end_piece(acc, output, behind, rows, tokens, x, epilogue, target, ACTIVATION, SCHEME)
         else:
             left, right = halves(acc)
             for half in tl.static_range(2):
                 pieces = halves(left if half == 0 else right)
                 for quarter in tl.static_range(2):
+                    start = output + (2 * half + quarter) * (ROWS // 4)
                     end_piece(
-                        pieces[quarter], output, height, rows, tokens, out_features, x, epilogue,
-                        target, (2 * half + quarter) * ROWS // 4, FULL, ACTIVATION, SCHEME,
+                        pieces[quarter], start, behind, rows, tokens, x, epilogue, target,
+                        ACTIVATION, SCHEME,
                     )  # fmt: skip
         finish_rows(m, arrivals, rows, tokens, out_features, target, SCHEME, FINISH_N)
 
@@ -198,10 +198,17 @@ def block_linear(
             ACTIVATION=activation or "none", SCHEME=scheme,
             BLOCK_M=config.block_m, ROWS=weight.rows, STEP=weight.step, RUN=weight.run,
             MASK=_mask(weight), FULL=weight.block_rows % weight.rows == 0,
+            ALIGNED=_alignment(weight),
             PARTS=parts, PIECES=1 if sums <= SUMS_OF_A_THREAD else 4,
             FINISH_N=max(16, SUMS_OF_A_THREAD * 32 * config.num_warps // config.block_m),
             num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _alignment(weight: BlockTiles) -> int:
+    """The power of two that divides every row's first output and the one behind its last."""
+    common = gcd(weight.block_rows, weight.out_features, HIGHEST_TILE)
+    return common & -common
 
 
 def _mask(weight: BlockTiles) -> str:

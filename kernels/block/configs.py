@@ -5,7 +5,7 @@ No measured tables yet: the defaults follow from counting bytes (docs/kernels/tr
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,9 @@ GROUP_BYTES = {80: 8 << 20, 90: 16 << 20}
 near a multiprocessor."""
 
 MULTIPROCESSORS = {80: 108, 90: 132}
+MOST_SUMS = 64
+"""Sums of a thread: with more, two programs do not fit the registers."""
+
 SPLIT_TOKENS = 2048
 """Tokens up to which rows are cut: beyond, partial sums would drive the inputs out of L2."""
 
@@ -63,9 +66,9 @@ def default_config(weight: BlockTiles, tokens: int, capability: int) -> BlockCon
         tokens: rows.
         capability: 80 for sm_80; another takes the nearest below that is known.
     """
-    capability = 90 if capability >= 90 else 80
+    capability = _known(capability)
     processors = MULTIPROCESSORS[capability]
-    block_m = _block_m(weight, tokens, processors)
+    block_m = _block_m(weight, tokens, capability)
     blocks = -(-tokens // block_m)
     steps = len(weight.tiles)
     # Rows are cut where the longest takes longer than its share of the whole GPU.
@@ -78,8 +81,7 @@ def default_config(weight: BlockTiles, tokens: int, capability: int) -> BlockCon
     return BlockConfig(
         block_m,
         weight.slots > 0 and tokens <= SPLIT_TOKENS and weight.longest > fair,
-        # 32 sums a thread leave registers for two programs, or more, and their epilogues.
-        8 if block_m * weight.rows >= 8192 else 4,
+        _warps(weight, block_m),
         # wgmma reads a stage while the next is loaded; mma.sync takes it to registers first, and
         # Triton keeps one buffer less than there are stages.
         fitting + (capability == 80),
@@ -87,30 +89,50 @@ def default_config(weight: BlockTiles, tokens: int, capability: int) -> BlockCon
     )
 
 
-def _block_m(weight: BlockTiles, tokens: int, processors: int) -> int:
+def _warps(weight: BlockTiles, block_m: int) -> int:
+    # 32 sums a thread, 64 at most, leave registers for two programs; products of float32 need more.
+    sums = 4096 if weight.tiles.dtype == torch.float32 else 8192
+    return 8 if block_m * weight.rows >= sums else 4
+
+
+def _block_m(weight: BlockTiles, tokens: int, capability: int) -> int:
     for block_m in (16, 32, 64):
         if tokens <= block_m:
             return block_m
     if weight.tiles.dtype == torch.float32:
         return 64  # no matrix units: operands come from shared memory value by value
-    if weight.rows == 128 and len(weight.tiles) <= 4 * len(weight.whole):
-        return 64  # short rows: more programs at a time count for more than bytes
-    programs = -(-tokens // 128) * len(weight.whole)
-    return 128 if programs >= 2 * processors else 64
+    # A higher tile reads its weights for more tokens, and leaves fewer programs to go round: three
+    # times the programs that run at once, or one time at least. The highest is for wgmma, whose
+    # operands take no registers: two programs fit.
+    rows, processors = len(weight.whole), MULTIPROCESSORS[capability]
+    if capability >= 90 and weight.rows == 64 and -(-tokens // 256) * rows >= 6 * processors:
+        return 256
+    return 128 if -(-tokens // 128) * rows >= 2 * processors else 64
 
 
 def candidate_configs(weight: BlockTiles, tokens: int, capability: int) -> list[BlockConfig]:
     """What is worth measuring for a layer and a number of tokens, the default first."""
     default = default_config(weight, tokens, capability)
-    changes: list[dict[str, int]] = [{}, {"num_stages": default.num_stages + 1}]
+    changes: list[dict[str, Any]] = [{}, {"num_stages": default.num_stages + 1}]
     if weight.slots:
         changes.append({"parts": not default.parts})
-    if default.block_m >= 64:
-        small = default.block_m == 64
-        changes.append({"block_m": 128 if small else 64, "num_warps": 8 if small else 4})
-        if weight.rows <= 64 and weight.tiles.dtype != torch.float32:
-            changes += [{"block_m": 256, "num_warps": 8}, {"block_m": 256, "num_warps": 16}]
-    limit = 2 * SHARED_OF_TWO[90 if capability >= 90 else 80]
-    configs = [default._replace(**change) for change in changes]
+    if default.block_m >= 64 and weight.tiles.dtype != torch.float32:
+        changes += [
+            {"block_m": 64, "num_warps": 4},
+            {"block_m": 128, "num_warps": 4},
+            {"block_m": 128, "num_warps": 8},
+            {"block_m": 256, "num_warps": 8 if weight.rows < 128 else 16},
+        ]
+    limit = 2 * SHARED_OF_TWO[_known(capability)]
     stage = weight.step * weight.tiles.element_size()
-    return [c for c in configs if c.num_stages * (c.block_m + weight.rows) * stage <= limit]
+    configs = dict.fromkeys(default._replace(**change) for change in changes)
+    return [
+        c
+        for c in configs
+        if c.num_stages * (c.block_m + weight.rows) * stage <= limit
+        and c.block_m * weight.rows <= MOST_SUMS * 32 * c.num_warps
+    ]
+
+
+def _known(capability: int) -> int:
+    return 90 if capability >= 90 else 80

@@ -67,15 +67,25 @@ class BlockTiles(NamedTuple):
         return self.step // self.starts.shape[1]
 
 
-def why_not(block_rows: int) -> str | None:
-    """Why blocks of so many rows are not for this kernel; None where they are."""
-    if block_rows >= LOWEST_BLOCK:
-        return None
-    return (
-        f"blocks of {block_rows} rows: a tile of the matrix units has {LOWEST_BLOCK} outputs, which "
-        "would be mostly padding, and each of them would read its inputs from L2 for itself; the "
-        "unstructured and the dense kernel hold such weights"
-    )
+def why_not(block_rows: int, zero_points: bool = False) -> str | None:
+    """Why a block weight is not for this kernel; None where it is.
+
+    Args:
+        block_rows: R.
+        zero_points: whether the weight has zero points.
+    """
+    if block_rows < LOWEST_BLOCK:
+        return (
+            f"blocks of {block_rows} rows: a tile of the matrix units has {LOWEST_BLOCK} outputs, "
+            "which would be mostly padding, and every row of blocks would read its inputs for "
+            "itself; the unstructured and the dense kernel hold such weights"
+        )
+    if zero_points:
+        return (
+            "weights with zero points: their products need the sum of all of a token's inputs, and "
+            "the block kernel reads those of stored blocks; the dense kernel holds such weights"
+        )
+    return None
 
 
 def default_step(dtype: torch.dtype, block_cols: int) -> int:
@@ -135,7 +145,9 @@ def pack(
         (col.unsqueeze(1) * c + runs * run).flatten().int()
     )
     rows = [
-        TileRow(output, min(height, out_features - output), first + part * steps, end + part * steps)
+        TileRow(
+            output, min(height, out_features - output), first + part * steps, end + part * steps
+        )
         for part, height in enumerate(heights)
         for output, first, end in zip(
             range(part * HIGHEST_TILE, out_features, r),

@@ -69,6 +69,6 @@ def parts_of_rows(rows: Sequence[TileRow]) -> tuple[Tensor, int, int]:
     return _sorted(items), slots, counters
 
 
-def _sorted(items: list[tuple[int, ...]]) -> Tensor:
-    items = sorted(items, key=lambda item: item[2] - item[3])
-    return torch.tensor(items, dtype=torch.int32).view(-1, ITEM_FIELDS)
+def _sorted(items: Sequence[tuple[int, ...]]) -> Tensor:
+    ordered = sorted(items, key=lambda item: item[2] - item[3])
+    return torch.tensor(ordered, dtype=torch.int32).view(-1, ITEM_FIELDS)

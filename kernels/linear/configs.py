@@ -5,7 +5,7 @@ base and large, each kind of product and 16 to 16,384 tokens. An entry says wher
 "measured", with its microseconds and the device, or "predicted" (rules.py), with null. Other shapes
 follow the rules.
 
-    python -m sparse_runtime.kernels.linear.configs   # predict anew what was not measured
+    python -m sparse_runtime.kernels.linear.configs  # predict anew what was not measured
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from itertools import product as pairs
 from pathlib import Path
 from typing import Any
 
-from .rules import ITEM_BYTES, MACHINES, candidates
+from .rules import ITEM_BYTES, candidates, known
 from .tiles import Config, Workspace, row_blocks, workspace_needs
 
 __all__ = ["Config", "Workspace", "default_config", "row_blocks", "table_of", "workspace_needs"]
 
 TABLES = Path(__file__).parent / "tuned"
+TABLED = (80, 90)
 TOKENS = tuple(2**power for power in range(4, 15))
 """Numbers of tokens are rounded up to one of these, for each configuration is compiled once."""
 
@@ -41,7 +42,8 @@ def default_config(
         tokens: rows.
         out_features: outputs.
         in_features: inputs.
-        capability: of the GPU, 80 for sm_80; those without a table take the nearest below.
+        capability: of the GPU, 80 for sm_80; those that the rules do not know take the nearest
+            below.
     """
     rounded = next((count for count in TOKENS if count >= tokens), TOKENS[-1])
     return _default(product, rounded, out_features, in_features, capability)
@@ -49,14 +51,13 @@ def default_config(
 
 @cache
 def _default(product: str, tokens: int, outputs: int, inputs: int, capability: int) -> Config:
-    table = table_of(max((known for known in MACHINES if known <= capability), default=80))
-    found = table.get((product, tokens, outputs, inputs))
+    found = table_of(known(capability)).get((product, tokens, outputs, inputs))
     return found or candidates(product, tokens, outputs, inputs, capability)[0]
 
 
 @cache
 def table_of(capability: int) -> dict[Key, Config]:
-    """The shipped table of sm_80 or sm_90, by product, tokens, outputs and inputs."""
+    """The shipped table, by product, tokens, outputs and inputs; empty where there is none."""
     return {_key(entry): Config(*entry["config"]) for entry in _read(capability)}
 
 
@@ -95,5 +96,5 @@ def _write(capability: int) -> None:
 
 
 if __name__ == "__main__":
-    for known in MACHINES:
-        _write(known)
+    for tabled in TABLED:
+        _write(tabled)

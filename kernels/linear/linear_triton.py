@@ -211,7 +211,7 @@ def linear_kernel(
 
 
 def descriptors(
-    x: Tensor, weight: NamedTuple, config: Config
+    x: Quantized | Floats, weight: NamedTuple, config: Config
 ) -> tuple[TensorDescriptor | None, TensorDescriptor | None]:
     """What Hopper's copy engine (TMA) needs of the input and of a dense weight.
 
@@ -219,12 +219,12 @@ def descriptors(
     """
     if not config.tma or not isinstance(weight, DenseWeight):
         return None, None
-    if x.stride(0) * x.element_size() % ROW_BYTES or x.data_ptr() % ROW_BYTES:
+    if x.q_stride * x.q.element_size() % ROW_BYTES or x.q.data_ptr() % ROW_BYTES:
         return None, None
-    tiles = weight.tiles
+    tiles, k = weight.tiles, config.block_k
     return (
-        TensorDescriptor(x, x.shape, x.stride(), [config.block_m, config.block_k]),
-        TensorDescriptor(tiles, tiles.shape, tiles.stride(), [config.block_n, config.block_k]),
+        TensorDescriptor(x.q, list(x.q.shape), [x.q_stride, 1], [config.block_m, k]),
+        TensorDescriptor(tiles, list(tiles.shape), list(tiles.stride()), [config.block_n, k]),
     )
 
 
@@ -254,16 +254,20 @@ def linear(
     """
     rows = x if isinstance(x, Quantized) else Floats(x, x.stride(0))
     tokens, in_features = rows.q.shape
-    stored = target.q if target.floats is None else target.floats
-    if tokens == 0 or stored is None:
+    if tokens == 0:
         return
+    stored = target.q if target.floats is None else target.floats
+    assert stored is not None, "target: expected floats, q or both, got neither"
     out_features = stored.shape[1]
-    if workspace.partials is not None:
-        kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
-        workspace = workspace._replace(partials=workspace.partials.view(kind))
+    partials = workspace.partials if config.split_k > 1 else None
+    if partials is not None:
+        partials = partials.view(torch.int32 if rows.q.dtype == torch.int8 else torch.float32)
+    workspace = Workspace(partials, workspace.counters)
     tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(out_features, config.block_n)
-    x_tiles, weight_tiles = descriptors(rows.q, weight, config)
-    at_once = REGISTERS * 32 * config.num_warps // config.block_m
+    x_tiles, weight_tiles = descriptors(rows, weight, config)
+    static = scheme == "static" or epilogue.out_scale is not None
+    registers = REGISTERS // 2 if static else REGISTERS
+    at_once = registers * 32 * config.num_warps // config.block_m
     with torch.cuda.device_of(rows.q):
         linear_kernel[tiles, config.split_k](
             rows, weight, x_tiles, weight_tiles, epilogue, target, workspace,

@@ -55,14 +55,18 @@ class Machine(NamedTuple):
 
 MACHINES = {
     80: Machine(108, 163 << 10, {"int8": 2048, "half": 1024, "fp32": 64}, 0.7, 0.85, False),
+    86: Machine(84, 99 << 10, {"int8": 1024, "half": 512, "fp32": 128}, 0.7, 0.85, False),
+    89: Machine(142, 99 << 10, {"int8": 1024, "half": 512, "fp32": 128}, 0.7, 0.85, False),
     90: Machine(132, 227 << 10, {"int8": 4096, "half": 2048, "fp32": 128}, 0.5, 0.85, True),
+    120: Machine(170, 99 << 10, {"int8": 1024, "half": 512, "fp32": 128}, 0.7, 0.85, False),
 }
-"""A100 and H100 SXM; GPUs between and beyond them take the nearest below."""
+"""A100, GA102, AD102, H100 SXM and GB202, from NVIDIA's architecture papers. Others take the
+nearest below, which never has more shared memory."""
 
 
-def machine_of(capability: int) -> Machine:
-    """The machine whose rules a GPU of this compute capability (80 for sm_80) follows."""
-    return MACHINES[max((known for known in MACHINES if known <= capability), default=80)]
+def known(capability: int) -> int:
+    """Which of ``MACHINES`` a GPU of this compute capability (80 for sm_80) follows."""
+    return max((machine for machine in MACHINES if machine <= capability), default=80)
 
 
 def candidates(
@@ -77,7 +81,7 @@ def candidates(
         in_features: inputs.
         capability: 80 for sm_80.
     """
-    machine = machine_of(capability)
+    machine = MACHINES[known(capability)]
     sizes = (tokens, out_features, in_features)
     found = set(_fitting(product, tokens, in_features, machine))
 

@@ -10,9 +10,10 @@ what they keep, rounded up to 1, 2, 4 or 8 bytes:
 
     kept   [out, pieces, slots]          slots values a word, first in the lowest bits
 
-Where a group keeps more than 8 bytes or has 16 inputs, there are no such words: a piece is a group
-with N slots, and a kernel loads each value by itself. Rows are padded with zeros to whole words of
-masks, so every group is whole.
+Where a group keeps more than 8 bytes or has 16 inputs, there are no such words: values lie side by
+side, group by group and row by row, and behind them SPARE bytes of zeros, as unstructured ones do
+(../unstructured/layout.py). Rows are padded with zeros to whole words of masks, so every group is
+whole.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..unstructured.layout import WORD, from_words, stored_bits, to_words
+from ..unstructured.layout import SPARE, WORD, from_words, stored_bits, to_words
 
 WORD_BYTES = 8
 
@@ -32,7 +33,8 @@ class NMWeight(NamedTuple):
     """A matrix [out, in] with N values for each M inputs.
 
     Attributes:
-        kept: int8, bf16, fp16 or fp32 [out, pieces, slots], contiguous.
+        kept: int8, bf16, fp16 or fp32 [out, pieces, slots] or, without words, [count + spare];
+            contiguous.
         masks: int32 [out, ceil(in / 32)], contiguous.
         n: N.
         m: M, 2, 4, 8 or 16.
@@ -84,6 +86,8 @@ def pack(matrix: Tensor, n: int, m: int) -> NMWeight:
     if columns:
         kept = kept.flatten(1).unflatten(1, (-1, columns // m * n))
         kept = pad(kept, (0, slots - kept.shape[2]))
+    else:
+        kept = pad(kept.flatten(), (0, SPARE // kept.element_size()))
     masks = to_words(torch.zeros_like(stored).scatter_(-1, places, True).flatten(1))
     # 2**31 and up are the negative numbers of int32.
     masks = torch.where(masks < 1 << 31, masks, masks - (1 << 32)).int()
@@ -94,6 +98,7 @@ def unpack(weight: NMWeight, shape: torch.Size | tuple[int, int]) -> Tensor:
     """What :func:`pack` was given, of this shape [out, in]."""
     kept, masks, n, m = weight
     columns, _ = word_of(n, m, kept.element_size())
-    kept = kept[..., : columns // m * n if columns else n].contiguous()
     mask = from_words(masks, masks.shape[1] * WORD)
+    if columns:
+        kept = kept[..., : columns // m * n].contiguous()
     return kept.new_zeros(mask.shape).masked_scatter(mask, kept)[:, : shape[1]].contiguous()

@@ -7,10 +7,47 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..unstructured.bytes_triton import counts_below, expand_bytes
 from ..unstructured.layout import WORD as INPUTS
-from ..unstructured.unstructured_triton import EACH, count_bits, counts_below, expand
+from ..unstructured.unstructured_triton import EACH, count_bits, expand
 
 WORD = tl.constexpr(INPUTS)
+
+
+@triton.jit
+def value_at(words, counts, bits, place: tl.constexpr, kind: tl.constexpr):
+    """The value of one of a word's inputs, 0 where it keeps none.
+
+    Args:
+        words: uint32 or uint64.
+        counts: uint32, nibbles that say how many values lie below each input.
+        bits: uint32, which inputs keep a value.
+        place: which input.
+        kind: type of the values.
+    """
+    width: tl.constexpr = kind.primitive_bitwidth
+    # Behind the last value nothing is kept: the shift stays inside of the word.
+    most: tl.constexpr = words.dtype.primitive_bitwidth - width
+    shift = tl.minimum(((counts >> (4 * place)) & 15) * width, most)
+    value = tl.where(((bits >> place) & 1) != 0, words >> shift.to(words.dtype), 0)
+    if width == 8:
+        value = value.to(tl.int8)
+    elif width == 16:
+        value = value.to(tl.int16).to(kind, bitcast=True)
+    else:
+        value = value.to(tl.int32).to(kind, bitcast=True)
+    return value
+
+
+@triton.jit
+def expand_four(words, counts, bits, place: tl.constexpr, STEP: tl.constexpr, kind: tl.constexpr):
+    """[..., 2, 2]: the inputs ``place``, and each STEP further."""
+    a = value_at(words, counts, bits, place, kind)
+    b = value_at(words, counts, bits, place + STEP, kind)
+    c = value_at(words, counts, bits, place + 2 * STEP, kind)
+    d = value_at(words, counts, bits, place + 3 * STEP, kind)
+    # The last axis counts fastest.
+    return tl.join(tl.join(a, c), tl.join(b, d))
 
 
 @triton.jit
@@ -32,20 +69,20 @@ def expand_words(
         [INPUTS, OUTPUTS] of that type.
     """
     width: tl.constexpr = kind.primitive_bitwidth
-    i = tl.arange(0, COLUMNS).to(tl.uint32)[None, None, :]
-    below = (counts_below(bits)[:, :, None] >> (4 * i)) & 15
-    # Behind the last value of a word nothing is wanted: the shift stays inside of it.
-    wide: tl.constexpr = tl.uint64 if words.dtype.primitive_bitwidth == 64 else tl.uint32
-    most: tl.constexpr = wide.primitive_bitwidth - width
-    shift = tl.minimum(below * width, most).to(wide)
-    value = words.to(wide, bitcast=False)[:, :, None] >> shift
-    value = tl.where(((bits[:, :, None] >> i) & 1) != 0, value, 0)
-    if width == 8:
-        value = value.to(tl.int8)
-    elif width == 16:
-        value = value.to(tl.int16).to(kind, bitcast=True)
+    if width == 8 and COLUMNS == 8:
+        high = (words.to(tl.uint64) >> 32).to(tl.uint32)
+        value = expand_bytes(words.to(tl.uint32), high, bits)
     else:
-        value = value.to(tl.int32).to(kind, bitcast=True)
+        wide: tl.constexpr = tl.uint64 if words.dtype.primitive_bitwidth == 64 else tl.uint32
+        words = words.to(wide)
+        counts = counts_below(bits)
+        if COLUMNS == 4:
+            value = expand_four(words, counts, bits, 0, 1, kind)
+        else:
+            tl.static_assert(COLUMNS == 8, "words stand for 4 or 8 inputs")
+            even = expand_four(words, counts, bits, 0, 2, kind)
+            value = tl.join(even, expand_four(words, counts, bits, 1, 2, kind))
+        value = tl.reshape(value, (INPUTS // COLUMNS, OUTPUTS, COLUMNS))
     return tl.reshape(tl.permute(value, (0, 2, 1)), (INPUTS, OUTPUTS))
 
 

@@ -50,7 +50,7 @@ class Stream(NamedTuple):
         types: token types; 0 where the batch has none.
         positions: rows of the position table.
         columns: each token's column in the padded batch.
-        index: each token's place in the flattened padded batch.
+        places: each token's place in the flattened padded batch.
         starts: int32 [batch + 1], where each sequence starts in the stream, and the end.
     """
 
@@ -58,7 +58,7 @@ class Stream(NamedTuple):
     types: Tensor | None
     positions: Tensor | None
     columns: Tensor | None
-    index: Tensor | None
+    places: Tensor | None
     starts: Tensor | None
 
 

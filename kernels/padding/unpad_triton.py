@@ -83,7 +83,7 @@ def unpad_kernel(
                 put(stream.types, to, tl.load(types + at, mask=inside, other=0), real)
             put(stream.positions, to, places, real)
             put(stream.columns, to, at, real)
-            put(stream.index, to, wide * columns + at, real)
+            put(stream.places, to, wide * columns + at, real)
         if stream.starts is not None:
             tl.store(stream.starts + rows, before, mask=row == rows - 1)
     else:
@@ -94,7 +94,7 @@ def unpad_kernel(
         put(stream.types, at, nothing, left)
         put(stream.positions, at, nothing, left)
         put(stream.columns, at, nothing, left)
-        put(stream.index, at, nothing, left)
+        put(stream.places, at, nothing, left)
 
 
 def unpad(

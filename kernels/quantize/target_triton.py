@@ -88,7 +88,8 @@ def finish_rows(
             below = tl.load(target.ranges + rows, mask=live, other=0)
             above = tl.load(target.ranges + tokens + rows, mask=live, other=0)
             scale, factor, zero = scales_of(below, above, SCHEME)
-            for first in range(0, features, BLOCK_N):
+            # Reads in flight while others are quantized: one program alone has nothing else to do.
+            for first in tl.range(0, features, BLOCK_N, num_stages=4):
                 columns = first + tl.arange(0, BLOCK_N)
                 inside = live[:, None] & (columns < features)[None, :]
                 at = rows.to(tl.int64)[:, None] * target.floats_stride + columns[None, :]

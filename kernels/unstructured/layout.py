@@ -5,7 +5,7 @@
         bit    63 .. 32                      31 .. 0
                place of the first value      bit i: is w[row, 32 * word + i] stored?
 
-    nonzeros [count]                         row by row, inputs ascending
+    nonzeros [count + SPARE bytes]           row by row, inputs ascending; then zeros
 
 One load thus says where any of 32 values is: place + (set bits below its own).
 """
@@ -21,6 +21,9 @@ from torch.nn.functional import pad
 WORD = 32
 """Inputs of one entry."""
 
+SPARE = 16
+"""Bytes behind the last value, for kernels read whole words from any value on."""
+
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
 
 
@@ -29,7 +32,7 @@ class UnstructuredWeight(NamedTuple):
 
     Attributes:
         entries: int64 [out, ceil(in / 32)], contiguous.
-        nonzeros: int8, bf16, fp16 or fp32 [count]; everything but +0, so -0.0 too.
+        nonzeros: int8, bf16, fp16 or fp32 [count + spare]; everything but +0, so -0.0 too.
     """
 
     entries: Tensor
@@ -63,7 +66,8 @@ def pack(matrix: Tensor) -> UnstructuredWeight:
     words = to_words(mask)
     counts = pad(mask, (0, -mask.shape[1] % WORD)).unflatten(1, (-1, WORD)).sum(-1)
     starts = (counts.flatten().cumsum(0) - counts.flatten()).view_as(counts)
-    return UnstructuredWeight(starts << WORD | words, matrix[mask])
+    nonzeros = pad(matrix[mask], (0, SPARE // matrix.element_size()))
+    return UnstructuredWeight(starts << WORD | words, nonzeros)
 
 
 def unpack(weight: UnstructuredWeight, shape: torch.Size | tuple[int, int]) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .bytes_triton import counts_below, expand_bytes, load_bytes
 from .layout import WORD as INPUTS
 
 WORD = tl.constexpr(INPUTS)
@@ -19,17 +20,6 @@ def count_bits(bits):
     bits = bits - ((bits >> 1) & 0x55555555)
     bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
     return ((((bits + (bits >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
-
-
-@triton.jit
-def counts_below(bits):
-    """uint32 bits 0 .. 7 -> eight nibbles: how many bits are set below each."""
-    # Bit i goes to nibble i; a product with ones then adds up what is below and at each nibble.
-    nibbles = bits & 0xFF
-    nibbles = (nibbles | (nibbles << 12)) & 0x000F000F
-    nibbles = (nibbles | (nibbles << 6)) & 0x03030303
-    nibbles = (nibbles | (nibbles << 3)) & 0x11111111
-    return (nibbles * 0x11111111) << 4
 
 
 @triton.jit
@@ -46,11 +36,15 @@ def expand(nonzeros, place, bits, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr):
     Returns:
         [INPUTS, OUTPUTS].
     """
-    i = tl.arange(0, EACH).to(tl.uint32)[None, None, :]
-    one = tl.full((1, 1, EACH), 1, tl.uint32)
-    below = (counts_below(bits)[:, :, None] >> (4 * i)) & 15
-    at = (nonzeros + place)[:, :, None] + below.to(tl.int32)
-    tile = tl.load(at, mask=(bits[:, :, None] & (one << i)) != 0, other=0)
+    if nonzeros.dtype.element_ty == tl.int8:
+        low, high = load_bytes(nonzeros, place)
+        tile = expand_bytes(low, high, bits)
+    else:
+        i = tl.arange(0, EACH).to(tl.uint32)[None, None, :]
+        bits = bits[:, :, None]
+        below = (counts_below(bits) >> (4 * i)) & 15
+        at = (nonzeros + place)[:, :, None] + below.to(tl.int32)
+        tile = tl.load(at, mask=((bits >> i) & 1) != 0, other=0)
     return tl.reshape(tl.permute(tile, (0, 2, 1)), (INPUTS, OUTPUTS))
 
 

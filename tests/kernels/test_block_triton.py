@@ -10,6 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from sparse_runtime.formats.bits import pack_bits
+from sparse_runtime.formats.block import to_blocks
 from sparse_runtime.kernels.block.block_triton import block_linear
 from sparse_runtime.kernels.block.configs import BlockConfig, row_blocks, workspace_needs
 from sparse_runtime.kernels.block.layout import BlockTiles, pack
@@ -26,6 +28,7 @@ from sparse_runtime.kernels.linear.reference import (
     quantize_rows_full_range,
     quantize_static,
 )
+from sparse_runtime.spec import Structure
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SMALL = BlockConfig(16)
@@ -51,7 +54,7 @@ HAZARDS = [
 def draw(
     outputs: int, inputs: int, block: tuple[int, int], density: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Stored blocks and bitmask in the canonical form, written here: zeros outside of the edges.
+    """Stored blocks and bitmask in the canonical form, zeros outside of the edges.
 
     The last row of blocks is empty where there are several.
     """
@@ -65,11 +68,8 @@ def draw(
         matrix[:, 1:][matrix[:, 1:] < -1.5] = -0.0
     matrix[outputs:] = 0
     matrix[:, inputs:] = 0
-    blocks = matrix.view(rows, r, cols, c).transpose(1, 2).reshape(rows, cols, r * c)[mask]
-    padded = torch.zeros(rows, -(-cols // 8) * 8, dtype=torch.uint8)
-    padded[:, :cols] = mask
-    bits = (padded.view(rows, -1, 8) << torch.arange(8, dtype=torch.uint8)).sum(-1)
-    return blocks.to(dtype).to(DEVICE), bits.to(torch.uint8).to(DEVICE)
+    blocks = to_blocks(matrix, Structure("block", rows=r, cols=c))[mask]
+    return blocks.to(dtype).to(DEVICE), pack_bits(mask).to(DEVICE)
 
 
 def layer(
@@ -154,9 +154,7 @@ def run(
 def expected(x: Quantized, matrix: Tensor, epilogue: Epilogue, **more: Any) -> Tensor:
     zero = 0 if x.zero is None else x.zero
     assert epilogue.weight_scale is not None
-    return integer_linear(
-        x.q, zero, x.scale, matrix, epilogue.weight_scale, epilogue.bias, **more
-    )
+    return integer_linear(x.q, zero, x.scale, matrix, epilogue.weight_scale, epilogue.bias, **more)
 
 
 def same(found: Tensor, wanted: Tensor) -> None:

@@ -40,7 +40,7 @@ HAZARDS = [
     (17, 33, 128, SMALL._replace(split_k=4)),  # one step a split
     (17, 33, 40, SMALL._replace(split_k=4)),  # 2 steps in 4 splits: two have none
     (70, 20, 32, SMALL._replace(group_m=2)),  # 5 blocks of tokens in groups of 2: the last is short
-    (40, 70, 64, Config(32, 64, 32, group_m=1)),  # another shape of tile
+    (40, 70, 64, Config(64, 128, 32, group_m=1)),  # so large a tile is ended in two parts
 ]
 
 
@@ -168,13 +168,17 @@ def test_zero_points_equal_the_reference(weight_zeros: bool, per_token: bool, sp
     same(found, expected(x, weight, epilogue))
 
 
-@pytest.mark.parametrize("split_k", [1, 2])
+@pytest.mark.parametrize(
+    "config",
+    # Three tiles a row, one or two programs each; one tile a row that is ended in parts.
+    [SMALL, SMALL._replace(split_k=2), Config(64, 128, 32)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scheme", ["static", "symmetric", "full_range", "asymmetric"])
 def test_quantized_results_equal_the_reference(
-    scheme: str, dtype: torch.dtype, split_k: int
+    scheme: str, dtype: torch.dtype, config: Config
 ) -> None:
-    tokens, outputs, inputs = 19, 40, 64  # two blocks of rows, three of outputs: finish_rows counts
+    tokens, outputs, inputs = 19, 40, 64
     x, weight = quantized(tokens, inputs, zero=False), integers(4, outputs, inputs)
     weight[:] = torch.where(torch.arange(outputs, device=DEVICE)[:, None] == 3, 0, weight)
     residual = wide(normal(8, tokens, outputs).to(dtype))
@@ -184,7 +188,6 @@ def test_quantized_results_equal_the_reference(
     residual[7] = -0.0  # a row of zeros
     epilogue = Epilogue(scales(5, outputs), residual=residual, residual_stride=residual.stride(0))
     target = make_target(tokens, outputs, scheme, dtype)
-    config = SMALL._replace(split_k=split_k)
     run(x, weight, epilogue, target, scheme=scheme, config=config)
     y = expected(x, weight, epilogue, residual=residual)
     if scheme == "static":  # its reader never sees floats, which are not rounded on the way

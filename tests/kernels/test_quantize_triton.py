@@ -18,6 +18,7 @@ from sparse_runtime.kernels.linear.reference import (
     quantize_rows_full_range,
     quantize_static,
 )
+from sparse_runtime.kernels.quantize.quantize_triton import quantize_static as quantize_values
 from sparse_runtime.kernels.quantize.target_triton import finish_rows, store_rows, store_tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -117,3 +118,23 @@ def test_static_rows_equal_the_reference(zero_point: int) -> None:
     rows_kernel[(5,)](x, tokens, 50, target, "static", 4, 64, enable_fp_fusion=False)
     expected = quantize_static(x.cpu(), 0.02, zero_point, -127, 127)
     assert torch.equal(target.q.cpu().int(), expected)
+
+
+@triton.jit
+def static_kernel(x, scale, q, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    tl.store(q + at, quantize_values(tl.load(x + at), tl.load(scale), -5, -127, 127))
+
+
+@pytest.mark.parametrize("exponent", [-149, -126, -100, -9, -1, 0, 3, 100, 127])
+def test_static_quotients_are_rounded_as_divisions(exponent: int) -> None:
+    """Ties, and the floats next to them: an inverse alone would be off at some."""
+    generator = torch.Generator().manual_seed(exponent)
+    scale = (1 + torch.rand(1, generator=generator) * 0.9) * 2.0**exponent
+    ties = (torch.arange(-256, 256) + 0.5) * scale
+    near = [torch.nextafter(ties, torch.tensor(end)) for end in (-torch.inf, torch.inf)]
+    x = torch.cat([ties, *near, hard_rows(7, 32).flatten()]).to(DEVICE)
+    q = torch.empty_like(x, dtype=torch.int32)
+    static_kernel[(1,)](x, scale.to(DEVICE), q, len(x), enable_fp_fusion=False)
+    wanted = quantize_static(x.cpu(), scale, -5, -127, 127)  # type: ignore[arg-type]
+    assert torch.equal(q.cpu(), wanted)
