@@ -98,6 +98,9 @@ def int8_panels_accumulate(
     """int32 [panels, rows, 64]: the products of some rows, exact modulo 2**32."""
 
 def float_panels_pack(w_ptr: int, n: int, k: int, layout: str) -> FloatPanelWeight: ...
+def float_panels_count(w_ptr: int, n: int, k: int) -> dict[str, int]:
+    """Units that "dense32" and "sparse32" would multiply."""
+
 def float_panels_runs(layout: str, isa: str = "auto") -> bool: ...
 def float_panels_seconds(
     weight: FloatPanelWeight, panels: int, last_vectors: int, repeats: int, isa: str = "auto"

@@ -52,6 +52,19 @@ std::shared_ptr<Weight> pack(uintptr_t w_ptr, int64_t n, int64_t k, const std::s
   return float_panels::pack(w, n, k, chosen);
 }
 
+py::dict count(uintptr_t w_ptr, int64_t n, int64_t k) {
+  const float* w = weight_at(Checks("float_panels_count"), w_ptr, n, k);
+  int64_t sparse = 0;
+  {
+    const WithoutGil without_gil;
+    sparse = float_panels::sparse32_units(w, n, k);
+  }
+  py::dict units;
+  units["dense32"] = float_panels::padded_rows(n) * k;
+  units["sparse32"] = sparse;
+  return units;
+}
+
 bool runs(const std::string& layout, const std::string& isa) {
   const Checks checks("float_panels_runs");
   return float_panels::accumulate_for(resolve_isa(isa), layout_of(checks, layout)) != nullptr;
@@ -61,12 +74,12 @@ void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr
                 int64_t panel_stride, int panels, int last_vectors, uintptr_t acc_ptr,
                 const std::string& isa) {
   const Checks checks("float_panels_accumulate");
-  const int64_t block = float_panels::kRowBlock;
-  const int64_t padded = (weight.n + block - 1) / block * block;
+  const int64_t padded = float_panels::padded_rows(weight.n);
+  const int64_t group = float_panels::row_group(weight.layout, padded);
   checks.range("row", row, 0, padded);
   checks.range("rows", rows, 0, padded - row);
-  if (row % block != 0 || rows % block != 0) {
-    checks.fail("rows", "multiples of " + std::to_string(block),
+  if (row % group != 0 || (rows % group != 0 && row + rows != padded)) {
+    checks.fail("rows", "whole groups of " + std::to_string(group),
                 std::to_string(row) + " and " + std::to_string(rows));
   }
   checks.range("panels", panels, 1, 1 << 20);
@@ -94,8 +107,7 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
   checks.range("panels", panels, 1, 1 << 10);
   checks.range("last_vectors", last_vectors, 1, panels::kVectors);
   checks.range("repeats", repeats, 1, 1 << 20);
-  const int64_t block = float_panels::kRowBlock;
-  const int64_t padded = (weight.n + block - 1) / block * block;
+  const int64_t padded = float_panels::padded_rows(weight.n);
   const int64_t stride = float_panels::reads_pairs(weight.layout)
                              ? panels::bf16_in_panel(weight.k) * 2
                              : panels::floats_in_panel(weight.k) * 4;
@@ -142,6 +154,7 @@ void bind_float_panels(py::module_& m) {
           },
           arg("w_ptr"));
   m.def("float_panels_pack", &pack, arg("w_ptr"), arg("n"), arg("k"), arg("layout"));
+  m.def("float_panels_count", &count, arg("w_ptr"), arg("n"), arg("k"));
   m.def("float_panels_seconds", &seconds, arg("weight"), arg("panels"), arg("last_vectors"),
         arg("repeats"), arg("isa") = "auto");
   m.def("float_panels_runs", &runs, arg("layout"), arg("isa") = "auto");

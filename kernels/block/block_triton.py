@@ -17,11 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..linear.configs import Workspace
-from ..linear.epilogue_triton import dequantize, end
-from ..linear.linear_triton import Floats, tile_of_program
+from ..linear.linear_triton import Floats, end_columns, tile_of_program
 from ..linear.operands import Epilogue, Quantized, Target
-from ..quantize.target_triton import finish_rows, store_tile
+from ..linear.tiles import Workspace
+from ..quantize.target_triton import finish_rows
 from .configs import BlockConfig
 from .layout import HIGHEST_TILE, BlockTiles
 from .schedule import ITEM_FIELDS
@@ -91,26 +90,6 @@ def meet(acc, item, m, tiles_m, workspace):
     return acc, whole
 
 
-@triton.jit
-def halves(acc):
-    """The left and the right half of a tile's columns."""
-    return tl.split(tl.permute(acc.reshape(acc.shape[0], 2, acc.shape[1] // 2), 0, 2, 1))
-
-
-@triton.jit
-def end_piece(
-    acc, first, behind, rows, tokens, x, epilogue, target,
-    ACTIVATION: tl.constexpr, SCHEME: tl.constexpr,
-):  # fmt: skip
-    """From complete sums of the outputs from ``first`` on to results; none from ``behind`` on."""
-    columns = first + tl.arange(0, acc.shape[1])
-    y = acc
-    if acc.dtype == tl.int32:
-        y = dequantize(acc, None, rows, columns, tokens, behind, x, epilogue)
-    y = end(y, rows, columns, tokens, behind, epilogue, ACTIVATION)
-    store_tile(y, rows, columns, tokens, behind, target, SCHEME)
-
-
 # These differ from call to call or from layer to layer: one compilation serves all.
 @triton.jit(do_not_specialize=["tokens", "items_count", "arrivals", "group_m"])
 def block_kernel(
@@ -138,18 +117,10 @@ def block_kernel(
     if PARTS:
         acc, whole = meet(acc, item, m, tiles_m, workspace)
     if whole:
-        if PIECES == 1:
-            end_piece(acc, output, behind, rows, tokens, x, epilogue, target, ACTIVATION, SCHEME)
-        else:
-            left, right = halves(acc)
-            for half in tl.static_range(2):
-                pieces = halves(left if half == 0 else right)
-                for quarter in tl.static_range(2):
-                    start = output + (2 * half + quarter) * (ROWS // 4)
-                    end_piece(
-                        pieces[quarter], start, behind, rows, tokens, x, epilogue, target,
-                        ACTIVATION, SCHEME,
-                    )  # fmt: skip
+        end_columns(
+            acc, None, rows, output, tokens, behind, x, epilogue, target,
+            ACTIVATION, SCHEME, PIECES,
+        )  # fmt: skip
         finish_rows(m, arrivals, rows, tokens, out_features, target, SCHEME, FINISH_N)
 
 
@@ -185,14 +156,15 @@ def block_linear(
         return
     parts = config.parts and weight.slots > 0
     items = weight.parts if parts else weight.whole
-    if workspace.partials is not None:
-        kind = torch.int32 if rows.q.dtype == torch.int8 else torch.float32
-        workspace = workspace._replace(partials=workspace.partials.view(kind))
+    partials = workspace.partials if parts else None
+    if partials is not None:
+        partials = partials.view(torch.int32 if rows.q.dtype == torch.int8 else torch.float32)
     sums = config.block_m * weight.rows // (32 * config.num_warps)
     programs = triton.cdiv(tokens, config.block_m) * len(items)
     with torch.cuda.device_of(rows.q):
         block_kernel[(programs,)](
-            rows, weight.tiles, weight.starts, items, epilogue, target, workspace,
+            rows, weight.tiles, weight.starts, items, epilogue, target,
+            Workspace(partials, workspace.counters),
             tokens, len(items), len(weight.whole), config.group_m,
             weight.in_features, weight.out_features,
             ACTIVATION=activation or "none", SCHEME=scheme,

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 
 from ..ahead_of_time import CAPABILITIES, Case
-from ..linear.configs import Workspace
 from ..linear.operands import Epilogue, Quantized, Target
+from ..linear.tiles import Workspace
 from .configs import BlockConfig, candidate_configs, default_config
 from .layout import BlockTiles, pack
 

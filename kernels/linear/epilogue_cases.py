@@ -19,7 +19,7 @@ def epilogue_cases() -> Iterator[Case]:
     """Sums of integers and products of floats, stored as tiles and as whole quantized rows."""
     for kind, (scheme, features) in pairs(
         ("int8", "bf16", "fp16", "fp32"),
-        (("none", 768), ("static", 768), ("asymmetric", 3072), ("symmetric", 16384)),
+        (("none", 768), ("static", 768), ("asymmetric", 3072), ("symmetric", 8192)),
     ):
         yield Case(
             name=f"epilogue behind a library's {kind} product, {features} outputs: {scheme}",

@@ -11,7 +11,7 @@ from ..quantize.target_triton import store_rows
 from .epilogue_triton import dequantize, end
 from .operands import Epilogue, Quantized, Target
 
-MOST_FEATURES = 16384
+MOST_FEATURES = 8192
 """A program holds whole rows where their scales depend on them."""
 
 _TILE = 1024  # columns of a program that need not hold whole rows
@@ -95,7 +95,7 @@ def epilogue_rows(
             scheme,
             rows,
             columns,
-            num_warps=16 if columns > 8192 else 8 if columns > 2048 else 4,
+            num_warps=8 if columns > 2048 else 4,
             # Rounded as the reference rounds: each product, then each sum.
             enable_fp_fusion=False,
         )

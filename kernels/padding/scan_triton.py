@@ -148,6 +148,6 @@ def scan(padded: Padded, padding_id: int | None) -> Tensor:
                 report,
                 AFTER_PADDING=after,
                 BLOCK=BLOCK,
-                num_warps=4,
+                num_warps=8,
             )
     return report

@@ -24,7 +24,7 @@ CONFIGS = {
         Config(64, 64, 128, num_warps=8),
     ),
     "half": (
-        Config(16, 32, 64, split_k=2),
+        Config(16, 64, 64, split_k=2, num_warps=8),
         Config(16, 64, 128),
         Config(32, 64, 64),
         Config(64, 64, 64),

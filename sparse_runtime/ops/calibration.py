@@ -118,11 +118,9 @@ def measure() -> Costs:
     for layout in _int8_layouts():
         costs[layout] = _costs(layout, weights, [count[layout] for count in counts])
     floats = [weight.astype(np.float32) for weight in weights]
+    counts = [extension().float_panels_count(w.ctypes.data, _ROWS, _COLUMNS) for w in floats]
     for layout in FLOAT_LAYOUTS:
-        units = [_ROWS * _COLUMNS] * 2
-        if layout == "sparse32":
-            units = [count["nonzeros"] for count in counts]
-        costs[layout] = _costs(layout, floats, units)
+        costs[layout] = _costs(layout, floats, [count[layout] for count in counts])
     per_byte = _measure_stream()
     return {
         layout: {

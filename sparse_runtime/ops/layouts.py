@@ -145,11 +145,8 @@ def _int8_units(weight: Tensor) -> tuple[dict[str, int], dict[str, int]]:
 
 def _float_units(weight: Tensor) -> tuple[dict[str, int], dict[str, int]]:
     """The same for float32 (csrc/cpu/float_panels/pack.cc)."""
-    rows, columns = weight.shape
-    units = {
-        "dense32": _padded(rows, ROW_BLOCK) * columns,
-        "sparse32": int(torch.count_nonzero(weight)),
-    }
+    weight = weight.contiguous()
+    units = extension().float_panels_count(address(weight), *weight.shape)
     return units, {"dense32": 4 * units["dense32"], "sparse32": 6 * units["sparse32"]}
 
 

@@ -169,6 +169,10 @@ class Candidate(ABC):
     def rejects(self, request: LinearRequest) -> str | None:
         """Why it cannot take these layers, or None."""
 
+    def asked_only(self, request: LinearRequest) -> str | None:
+        """Why "auto" leaves it out although it could run these layers, or None."""
+        return None
+
     @abstractmethod
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         """What it does with these layers, for ``explain()``: layout, expansion, bytes, times.

@@ -20,6 +20,8 @@ SHAPES = [
     (31, 129, 33),  # second block of inputs with one input; three vectors
     (96, 300, 200),  # three blocks of inputs, four panels, the last with one vector
     (8, 130, 48),  # a pair in the second block
+    (160, 140, 20),  # groups of 64 rows, the last of 32: dense bands of 6, 4 and 2
+    (800, 140, 20),  # groups of 128 sparse rows, the last of 32
 ]
 
 
@@ -42,7 +44,7 @@ def multiply(w: Tensor, x: Tensor, layout: str, isa: str) -> Tensor:
 
 @pytest.mark.parametrize(("isa", "layout"), RUNS)
 @pytest.mark.parametrize(("n", "k", "tokens"), SHAPES)
-@pytest.mark.parametrize("density", [1.0, 0.1, 0.0])
+@pytest.mark.parametrize("density", [1.0, 0.1, 0.01, 0.0])
 def test_close_to_the_oracle(
     isa: str, layout: str, n: int, k: int, tokens: int, density: float
 ) -> None:
@@ -54,8 +56,8 @@ def test_close_to_the_oracle(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (64, 300)])
-@pytest.mark.parametrize("density", [1.0, 0.15, 0.0])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (33, 65), (64, 300), (130, 257), (800, 140)])
+@pytest.mark.parametrize("density", [1.0, 0.15, 0.01, 0.0])
 def test_unpack_returns_what_was_packed(layout: str, n: int, k: int, density: float) -> None:
     w, _ = problem(n, k, 1, density, layout)
     w[0, 0] = -0.0
@@ -73,3 +75,28 @@ def test_skipped_zeros_do_not_spread_nan(isa: str) -> None:
     y = multiply(w, x, "sparse32", isa)
     assert bool(y.isfinite().all())
     assert torch.equal(y[:, 3], torch.full((5,), 2.0))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_rows_that_fill_up_a_band_read_no_input_of_others(isa: str) -> None:
+    # Rows of 3, 2, 1, 1 nonzeros are a band of 3 units, the fifth row is a band of its own.
+    w = torch.zeros(32, 8)
+    for row, inputs in enumerate(([0], [1, 2], [3, 4, 5], [6], [7])):
+        w[row, inputs] = 1.0
+    x = torch.ones(1, 8)
+    x[0, 4] = float("nan")
+    y = multiply(w, x, "sparse32", isa)[0]
+    assert y[2].isnan()
+    assert torch.equal(y[[0, 1, 3, 4, 5]], torch.tensor([1.0, 2.0, 1.0, 1.0, 0.0]))
+
+
+@pytest.mark.parametrize("n", [40, 800])  # groups of 64 rows and of 128
+def test_counted_units_are_the_nonzeros_and_what_fills_up_bands(n: int) -> None:
+    w = torch.zeros(n, 130)
+    w[:5, 0] = 1.0  # a band of four units, and one of one
+    w[5:9, 128:] = 1.0  # second block: four rows of two units
+    w[9, 129] = 1.0  # a band of its own
+    assert _C.float_panels_count(w.data_ptr(), n, 130)["sparse32"] == 5 + 8 + 1
+    w[8, 128] = 0.0  # filled up
+    assert _C.float_panels_count(w.data_ptr(), n, 130)["sparse32"] == 5 + 8 + 1
+    assert _C.float_panels_count(w.data_ptr(), n, 130)["dense32"] == -(-n // 32) * 32 * 130

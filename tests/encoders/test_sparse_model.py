@@ -162,10 +162,11 @@ def test_calls_overlap(model: SparseModel) -> None:
 def test_explain_has_a_block_for_each_kind_of_layer(
     packed: Any, make_reference: Any, make_packed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Costs of no machine in particular, for which every layer runs dense.
+    # Costs of no machine in particular, for which every layer runs dense, and so small that layers
+    # with other zeros, but as many, state the same figures.
     costs = {
         layout: {FEW: Cost(price, 0.0), MANY: Cost(price, 0.0)}
-        for layout, price in (("dense32", 1e-9), ("sparse32", 1e-6))
+        for layout, price in (("dense32", 1e-12), ("sparse32", 1e-10))
     }
     monkeypatch.setattr("sparse_runtime.ops.layouts.machine_costs", lambda: costs)
     # the second layer keeps fewer values, so that its notes state other figures

@@ -17,7 +17,6 @@ from sparse_runtime.kernels.block.configs import BlockConfig, row_blocks, worksp
 from sparse_runtime.kernels.block.layout import BlockTiles, pack
 from sparse_runtime.kernels.block.reference import read_weight
 from sparse_runtime.kernels.block.schedule import ITEM_FIELDS
-from sparse_runtime.kernels.linear.configs import Workspace
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import (
     ACTIVATIONS,
@@ -28,6 +27,7 @@ from sparse_runtime.kernels.linear.reference import (
     quantize_rows_full_range,
     quantize_static,
 )
+from sparse_runtime.kernels.linear.tiles import Workspace
 from sparse_runtime.spec import Structure
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -52,6 +52,7 @@ def test_measuring_finds_the_line_behind_the_times(monkeypatch: pytest.MonkeyPat
         int8_panels_count=extension().int8_panels_count,
         int8_panels_pack=pack,
         int8_panels_seconds=seconds,
+        float_panels_count=extension().float_panels_count,
         float_panels_pack=extension().float_panels_pack,
         float_panels_seconds=lambda weight, panels, vectors, repeats: 1.0,
     )
@@ -81,6 +82,7 @@ def test_noise_gives_no_negative_cost(monkeypatch: pytest.MonkeyPatch) -> None:
         int8_panels_count=extension().int8_panels_count,
         int8_panels_pack=extension().int8_panels_pack,
         int8_panels_seconds=lambda *arguments: next(times),
+        float_panels_count=extension().float_panels_count,
         float_panels_pack=extension().float_panels_pack,
         float_panels_seconds=lambda *arguments: next(times),
     )

@@ -85,9 +85,10 @@ def packed_bytes(weight: Tensor, layout: str) -> int:
     padded = -(-rows // 32) * 32
     if weight.dtype != torch.int8:
         packed = extension().float_panels_pack(address(weight), rows, columns, layout)
-        blocks = -(-columns // 128)
-        starts = {"sparse32": blocks * padded + 1, "tiles16": padded // 16 + 1}
-        return int(packed.bytes) - 4 * starts.get(layout, 0)
+        blocks, groups = -(-columns // 128), -(-padded // 64)
+        starts = {"sparse32": blocks * groups + 1, "tiles16": padded // 16 + 1}
+        order = 2 * blocks * padded if layout == "sparse32" else 0
+        return int(packed.bytes) - 4 * starts.get(layout, 0) - order
     packed = extension().int8_panels_pack(address(weight), rows, columns, layout)
     band = 1 if layout.startswith("band1") else 16 if layout.startswith("tile") else 4
     starts_of_bands = 4 * (padded // band + 1)

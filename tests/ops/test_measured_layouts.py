@@ -42,9 +42,9 @@ def test_every_layout_takes_about_as_long_as_predicted(layout: str, regime: str)
     is_integer = layout in INT8_LAYOUTS
     weight = sparse_weight(torch.int8)
     units = extension().int8_panels_count(address(weight), *SHAPE)
-    units |= {"dense32": weight.numel(), "sparse32": units["nonzeros"]}
     if not is_integer:
         weight = weight.float()
+        units = extension().float_panels_count(address(weight), *SHAPE)
     pack = extension().int8_panels_pack if is_integer else extension().float_panels_pack
     measured = panel_seconds(pack(address(weight), *SHAPE, layout), layout, regime)
     predicted = machine_costs()[layout][regime].seconds(units[layout], SHAPE[0])

@@ -9,7 +9,7 @@ namespace sparse_runtime::encoder {
 struct Tiling {
   std::int64_t panels;     // of one task, and of one kernel call
   std::int64_t call_rows;  // of one kernel call: its accumulators should stay in the L1 or L2 cache
-  std::int64_t task_rows;  // of one task, a multiple of call_rows
+  std::int64_t task_rows;  // of one task; its last call may have fewer
 };
 
 struct ProductShape {
@@ -17,7 +17,8 @@ struct ProductShape {
   std::int64_t x_panel_bytes;
   std::int64_t panels;
   int num_threads;
-  bool tiled;  // AMX: weights of 32 rows stay in the L1 cache while panels pass
+  std::int64_t row_group;  // rows that the layout holds together
+  bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
 };
 
 inline Tiling tiling_for(const ProductShape& shape) {
@@ -25,11 +26,15 @@ inline Tiling tiling_for(const ProductShape& shape) {
   constexpr std::int64_t kCachedInput = 800 * 1024;  // what a task may keep in the L2 cache
   constexpr std::int64_t kMostTiledPanels = 8;
   constexpr std::int64_t kTasksPerThread = 3;
+  // The first weights of a call are prepared before its products, the others beside them.
+  constexpr std::int64_t kTiledCallRows = 256;
   const std::int64_t threads = shape.num_threads;
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
-  const std::int64_t all_rows = ceil_div(shape.padded_rows, kPartRows) * kPartRows;
-  Tiling tiling{1, kPartRows, all_rows};
+  const std::int64_t call_rows = std::max(kPartRows, shape.row_group);
+  const std::int64_t all_rows = ceil_div(shape.padded_rows, call_rows) * call_rows;
+  Tiling tiling{1, call_rows, all_rows};
   if (shape.tiled) {
+    tiling.call_rows = kTiledCallRows;
     const std::int64_t cached = std::max<std::int64_t>(1, kCachedInput / shape.x_panel_bytes);
     const std::int64_t most = std::min(cached, kMostTiledPanels);
     tiling.panels = std::clamp<std::int64_t>(ceil_div(shape.panels, threads), 1, most);
@@ -41,7 +46,7 @@ inline Tiling tiling_for(const ProductShape& shape) {
   if (10 * panel_tasks >= 9 * rounds * threads) return tiling;
   // Else several tasks a thread, so that an uneven last round costs little.
   const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
-  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), kPartRows) * kPartRows;
+  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), call_rows) * call_rows;
   tiling.task_rows = std::min(rows, all_rows);
   return tiling;
 }

@@ -1,13 +1,13 @@
 #include "cpu/encoder/workspace.h"
 
 #include <algorithm>
-#include <new>
 #include <utility>
+
+#include "core/pages.h"
 
 namespace sparse_runtime::encoder {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
 // A free block may serve a request of at least a quarter of its size.
 constexpr std::size_t kMostWaste = 4;
 // Kept between passes; a pass that needs more has its largest blocks freed at its end.
@@ -17,7 +17,8 @@ constexpr std::size_t kGranularity = 4096;
 }  // namespace
 
 Workspace::~Workspace() {
-  for (const Block& block : blocks_) ::operator delete(block.memory, kAlignment);
+  for (const Block& block : blocks_) free_pages(block.memory, block.bytes);
+  if (scratch_ != nullptr) free_pages(scratch_, scratch_bytes_);
 }
 
 void* Workspace::take(std::size_t bytes) {
@@ -33,9 +34,9 @@ void* Workspace::take(std::size_t bytes) {
     best->used = true;
     return best->memory;
   }
-  const std::size_t rounded = (bytes + kGranularity - 1) / kGranularity * kGranularity;
+  const std::size_t rounded = page_bytes(bytes);
   blocks_.reserve(blocks_.size() + 1);
-  void* memory = ::operator new(rounded, kAlignment);
+  void* memory = allocate_pages(rounded);
   blocks_.push_back({memory, rounded, true});
   return memory;
 }
@@ -47,12 +48,17 @@ void Workspace::give(void* memory) {
 }
 
 char* Workspace::scratch(std::size_t bytes) {
-  if (scratch_.size() < bytes) scratch_ = AlignedVector<char>(bytes);
-  return scratch_.data();
+  if (scratch_bytes_ >= bytes) return static_cast<char*>(scratch_);
+  if (scratch_ != nullptr) free_pages(scratch_, scratch_bytes_);
+  scratch_ = nullptr;
+  scratch_bytes_ = 0;
+  scratch_ = allocate_pages(page_bytes(bytes));
+  scratch_bytes_ = page_bytes(bytes);
+  return static_cast<char*>(scratch_);
 }
 
 std::size_t Workspace::bytes() const {
-  std::size_t total = scratch_.size();
+  std::size_t total = scratch_bytes_;
   for (const Block& block : blocks_) total += block.bytes;
   return total;
 }
@@ -61,7 +67,7 @@ void Workspace::trim(std::size_t keep) {
   std::sort(blocks_.begin(), blocks_.end(),
             [](const Block& a, const Block& b) { return a.bytes < b.bytes; });
   while (!blocks_.empty() && bytes() > keep) {
-    ::operator delete(blocks_.back().memory, kAlignment);
+    free_pages(blocks_.back().memory, blocks_.back().bytes);
     blocks_.pop_back();
   }
 }

@@ -6,8 +6,6 @@
 #include <mutex>
 #include <vector>
 
-#include "core/aligned.h"
-
 namespace sparse_runtime::encoder {
 
 // Not thread-safe: one forward pass has it at a time.
@@ -35,7 +33,8 @@ class Workspace {
     bool used;
   };
   std::vector<Block> blocks_;
-  AlignedVector<char> scratch_;
+  void* scratch_ = nullptr;
+  std::size_t scratch_bytes_ = 0;
 };
 
 // The workspaces of one model: as many as passes run at the same time.

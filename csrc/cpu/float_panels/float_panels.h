@@ -19,6 +19,7 @@ struct Weight {
   AlignedVector<std::uint16_t> halves;  // the layouts in bf16
   AlignedVector<std::int32_t> starts;
   AlignedVector<std::uint16_t> index;
+  AlignedVector<RowUnits> order;  // kSparse32
 
   WeightView view() const;
   std::int64_t bytes() const;
@@ -27,6 +28,12 @@ struct Weight {
 // w: float32 [n, k] row-major, contiguous; the layouts in bf16 keep what a bf16 can hold of it.
 std::unique_ptr<Weight> pack(const float* w, std::int64_t n, std::int64_t k, Layout layout);
 void unpack(const Weight& weight, float* w);
+
+// What kSparse32 would hold of w: its nonzeros, and zeros that fill up bands.
+std::int64_t sparse32_units(const float* w, std::int64_t n, std::int64_t k);
+
+// n, with the rows of padding.
+std::int64_t padded_rows(std::int64_t n);
 
 // The kernel of `layout` that `isa` runs: its own or that of a set it includes; null if none does.
 Accumulate accumulate_for(Isa isa, Layout layout);

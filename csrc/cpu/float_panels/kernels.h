@@ -15,15 +15,31 @@ constexpr int kLayouts = 4;
 
 // Outputs come in blocks of this many; a weight's last block is padded with empty rows.
 constexpr std::int64_t kRowBlock = 32;
-// Rows whose sums a dense kernel holds in registers.
+// Rows whose sums a kernel holds in registers.
 constexpr std::int64_t kBand = 4;
-// Inputs that pass over all rows of a call before the next ones do: their 64 slots are 32 KiB, and
+// Of kDense32, whose products share a load of inputs. What is left of a group is a lower band.
+constexpr std::int64_t kTallBand = 6;
+// Inputs that pass over all rows of a group before the next ones do: their 64 slots are 32 KiB, and
 // stay in the L1 cache.
 constexpr std::int64_t kInputBlock = 128;
 
 static constexpr bool reads_pairs(Layout layout) {
   return layout == Layout::kDense16 || layout == Layout::kTiles16;
 }
+
+// Rows that a layout holds together, and that a call takes whole. Of more sparse rows, more are
+// equally long; fewer leave small weights enough tasks.
+static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows) {
+  if (layout == Layout::kSparse32) return padded_rows < 768 ? 64 : 128;
+  return layout == Layout::kDense32 ? 64 : kRowBlock;
+}
+
+// A row of a group, and how many of its inputs in one block are held.
+struct RowUnits {
+  std::uint8_t row;
+  std::uint8_t units;
+};
+static_assert(kInputBlock < 256);
 
 struct WeightView {
   Layout layout;
@@ -33,9 +49,10 @@ struct WeightView {
   const std::uint16_t* halves;
   const std::int32_t* starts;
   const std::uint16_t* index;
+  const RowUnits* order;
 };
 
-// One call: rows [row, row + rows), multiples of kRowBlock, of some consecutive panels.
+// One call: rows [row, row + rows), whole groups, of some consecutive panels.
 struct Call {
   std::int64_t row;
   std::int64_t rows;

@@ -35,6 +35,11 @@ class CudaCandidate(Candidate):
                 return f"sums whole rows of integers, the scales are {values.scales}"
         return None
 
+    def asked_only(self, request: LinearRequest) -> str | None:
+        if request.device.type == "cuda":
+            return None
+        return "Triton interprets its kernels on the CPU, for tests: ask for backend='cuda'"
+
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         layers = stack_layers(request)
         choices = choices_for(layers, request.device)

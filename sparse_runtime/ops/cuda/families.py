@@ -28,7 +28,7 @@ from .stacked import StackedLayers
 from .variants import Cublas, Cusparselt, Launcher, TritonVariant, Variant
 from .work import DENSE_SHARE, EXPANDING_SHARE, block_work, library_work, tile_work
 
-MOST_LIBRARY_OUTPUTS = 16384
+MOST_LIBRARY_OUTPUTS = 8192
 """A program of the epilogue's kernel holds whole rows (kernels/linear/epilogue_rows_triton.py)."""
 
 MOST_CONFIGS = 12
