@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ahead_of_time import CAPABILITIES, Case
 from ..dense.layout import DenseWeight
 from .configs import Config, Key, row_blocks, table_of, workspace_needs
+from .epilogue_cases import epilogue_cases
 from .operands import Epilogue, Quantized, Target
 from .tiles import Workspace
 
@@ -30,7 +31,8 @@ SHOWN = ((16, 32), (64, 64), (64, 128), (128, 128), (128, 256))
 
 
 def compile_cases() -> Iterator[Case]:
-    """Every configuration of the shipped tables, for the GPUs that it is for."""
+    """Every configuration of the shipped tables, for the GPUs that it is for, and epilogues."""
+    yield from epilogue_cases()
     uses: dict[tuple[str, Config], tuple[Key, list[int]]] = {}
     for capability in CAPABILITIES:
         for key, config in table_of(capability).items():

@@ -40,7 +40,7 @@ Source = Annotated[
 Packed = Annotated[
     str, typer.Argument(metavar="PACKED", help="Packed model: a directory or a hub id.")
 ]
-Backend = Annotated[str, typer.Option(help="auto, cpu or reference.")]
+Backend = Annotated[str, typer.Option(help="auto, cpu, cuda or reference.")]
 Device = Annotated[str | None, typer.Option(help="Where to run.", show_default="cpu")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Texts run at a time.")]
 MaxLength = Annotated[

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 from ..ops import Backend, Decision
 
@@ -10,11 +12,14 @@ _INDEX = re.compile(r"\.(\d+)\.")
 _FIGURE = re.compile(r"\d[\d,.]*")
 
 
-def explain(backend: Backend, *, measure: bool = False) -> str:
+def explain(
+    backend: Backend, attentions: Sequence[tuple[str, str]] = (), *, measure: bool = False
+) -> str:
     """The choices behind a model's layers; layers that differ in their index alone share a block.
 
     Args:
         backend: the one that prepared them.
+        attentions: what each attention is, and what runs it.
         measure: also time the first layer of each block.
 
     Returns:
@@ -28,6 +33,7 @@ def explain(backend: Backend, *, measure: bool = False) -> str:
         kinds.setdefault(_FIGURE.sub("#", text), []).append((decision, text))
     dtype = str(backend.dtype).removeprefix("torch.")
     blocks = [f"backend {backend.name} on {backend.device}, activations {dtype}"]
+    blocks += backend.remarks()
     for layers in kinds.values():
         decision, shown = layers[0]
         if measure:
@@ -36,6 +42,10 @@ def explain(backend: Backend, *, measure: bool = False) -> str:
         whose = "" if all(text == shown for _, text in layers) else "; figures of the first"
         times = f" ({len(layers)} layers{whose})" if len(layers) > 1 else ""
         blocks.append("\n".join([f"{heading}{times}", *rest]))
+    alike = Counter((_without_index(name), note) for name, note in attentions)
+    for (name, note), count in alike.items():
+        times = f" ({count} layers)" if count > 1 else ""
+        blocks.append(f"{name}{times}\n  -> {note}")
     return "\n".join(blocks)
 
 

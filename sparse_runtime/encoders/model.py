@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .. import store
-from ..ops import CpuBackend, get_backend
+from ..ops import CpuBackend, Decision, get_backend
 from .explain import explain
 from .heads import Head
 from .hub import resolve
 from .inputs import read_inputs, restore_padding
 from .pipeline import runs_base_model
+from .pooling import pool
 from .settings import read_dtype, read_settings
 from .stack import Stack
 from .weights import Weights
@@ -30,13 +31,17 @@ if TYPE_CHECKING:
     from ..store import PackedModel
     from .sentence import SentenceEncoder
 
+WARM_UP_PASSES = 2
+"""The first compiles kernels, the second captures them."""
+
 
 class SparseModel(nn.Module):
     """A packed encoder, for inference only.
 
     It has no parameters: what it was packed from stays as it is in ``packed``, and what runs is
     made from it for one device and dtype. Moving the model makes it anew. Gradients do not flow,
-    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap.
+    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap; on a GPU
+    they may use several streams, and run one after the other.
 
     Attributes:
         packed: the packed model that :meth:`save_pretrained` writes.
@@ -99,7 +104,7 @@ class SparseModel(nn.Module):
         Args:
             path_or_id: a directory that ``convert`` wrote, or a hub id of one.
             device: where to run; None is the CPU.
-            backend: "auto", or the only one to use: "cpu" or "reference".
+            backend: "auto", or the only one to use: "cpu", "cuda" or "reference".
             dtype: float type of activations, embeddings and heads: torch.float32 (None),
                 torch.bfloat16 or torch.float16, or such a name.
             revision: branch, tag or commit on the hub.
@@ -146,6 +151,11 @@ class SparseModel(nn.Module):
         return self._backend.dtype
 
     @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What runs each linear layer, and why."""
+        return tuple(self._backend.decisions)
+
+    @property
     def max_length(self) -> int:
         """Tokens of the longest sequence that runs."""
         return self._settings.max_length
@@ -160,7 +170,29 @@ class SparseModel(nn.Module):
             measure: also time the first layer of each kind now, as the prediction counts it, and
                 show both: some milliseconds a kind. Layers on other kernels have no times.
         """
-        return explain(self._backend, measure=measure)
+        return explain(self._backend, self._stack.attention_notes(), measure=measure)
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
+        """Run batches of these shapes until a later one has nothing left to compile or capture.
+
+        On a GPU, kernels are compiled when they first run, and a number of tokens gets its CUDA
+        graph when it comes back (docs/kernels/cuda_encoder.md). Batches with padding count by their
+        real tokens.
+
+        Args:
+            shapes: (batch, sequence) each.
+
+        Raises:
+            ValueError: a shape is not two positive integers, or longer than the model runs.
+        """
+        for shape in shapes:
+            sizes = tuple(shape)
+            if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
+                raise ValueError(
+                    f"shapes: expected (batch, sequence), two integers of at least 1, got {shape!r}"
+                )
+            for _ in range(WARM_UP_PASSES):
+                self(torch.zeros(sizes, dtype=torch.int64, device=self.device))
 
     @contextmanager
     def stage_times(self) -> Iterator[list[tuple[str, float]]]:
@@ -223,7 +255,7 @@ class SparseModel(nn.Module):
         with torch.no_grad(), self._without_autocast():
             batch, ids = read_inputs(
                 self._settings,
-                self.device,
+                self._backend,
                 input_ids,
                 attention_mask,
                 token_type_ids,
@@ -267,7 +299,7 @@ class SparseModel(nn.Module):
             )
         with torch.no_grad(), self._without_autocast():
             return self._sentence.encode(
-                self._last_hidden_state,
+                self._pooled,
                 sentences,
                 batch_size=batch_size,
                 normalize_embeddings=normalize_embeddings,
@@ -302,11 +334,18 @@ class SparseModel(nn.Module):
             f"backend={self._backend.name}"
         )
 
-    def _last_hidden_state(
-        self, input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
+    def _pooled(
+        self, modes: tuple[str, ...], input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
     ) -> Tensor:
-        batch, columns = read_inputs(self._settings, self.device, input_ids, attention_mask, **ids)
-        return restore_padding(self._stack.run(batch, columns)[-1], batch)
+        """Float [sentences, hidden * modes]; ``modes`` are keys of ``POOLINGS``."""
+        settings, backend = self._settings, self._backend
+        batch, columns = read_inputs(settings, backend, input_ids, attention_mask, **ids)
+        tokens = self._stack.run(batch, columns)[-1]
+        pooled = backend.pool(tokens, batch, modes)
+        if pooled is None:
+            mask = attention_mask.to(tokens.device) != 0
+            pooled = pool(restore_padding(tokens, batch), mask, modes)
+        return pooled
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> None:
         backend = get_backend(self._choice, device, dtype)

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from ..store.weights import map_tensors
 from .dense import DenseLinear
 from .pipeline import Dense, read_pipeline
-from .pooling import pool
 from .settings import BASE, Settings
 
 if TYPE_CHECKING:
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Encoder = Callable[..., Tensor]
-"""``input_ids``, ``attention_mask`` and other ids -> float [sentences, columns, hidden]."""
+"""Keys of ``POOLINGS``, and ``input_ids``, ``attention_mask`` and other ids by name -> float
+[sentences, hidden * poolings]."""
 
 
 class SentenceEncoder:
@@ -132,9 +132,8 @@ class SentenceEncoder:
                 max_length=self._max_length,
                 return_tensors="pt",
             )
-        tokens = encoder(**{name: inputs[name] for name in _INPUTS if name in inputs})
-        mask = inputs["attention_mask"].to(tokens.device) != 0
-        x = pool(tokens, mask, pipeline.poolings)
+        given = {name: inputs[name] for name in _INPUTS if name in inputs}
+        x = encoder(pipeline.poolings, **given)
         dense = iter(self._dense)
         for step in pipeline.steps:
             if isinstance(step, Dense):

@@ -29,6 +29,7 @@ from .weights import Weights
 class Attention:
     """The first half of a layer, ready to run."""
 
+    name: str
     heads: int
     qkv: PreparedLinear
     quantized: QuantizedAttention | None
@@ -83,6 +84,7 @@ class Stack:
         attention = ffn = None
         if shape.heads:
             attention = Attention(
+                name=name,
                 heads=shape.heads,
                 qkv=weights.stack_linear(*(f"{name}.{part}" for part in names.qkv)),
                 quantized=weights.attention(name),
@@ -96,6 +98,15 @@ class Stack:
                 norm=weights.norm(f"{name}.{names.ffn_norm}"),
             )
         return Layer(attention, ffn)
+
+    def attention_notes(self) -> list[tuple[str, str]]:
+        """What each attention is, and what runs it; empty where the backend has but one way."""
+        size, found = self._settings.head_size, []
+        for own in (layer.attention for layer in self._layers if layer.attention is not None):
+            note = self._backend.attention_note(size, own.quantized)
+            if note is not None:
+                found.append((f"{own.name}.attention: {own.heads} heads of {size}", note))
+        return found
 
     def run(
         self, batch: TokenBatch, ids: tuple[Tensor, ...], *, every_layer: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..kernels.padding.operands import Padded
 from .backends import Activation, Backend, get_backend
 from .choose import Considered, Decision, choose
 from .cpu_backend import CpuBackend
@@ -28,6 +29,7 @@ __all__ = [
     "LinearRequest",
     "LinearWeight",
     "Norm",
+    "Padded",
     "PreparedLinear",
     "TokenBatch",
     "can_fuse",

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
+from ..kernels.padding.operands import Padded
 from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
+from .cuda import device as cuda_device
 from .native import unavailable
 from .reference import quantizers_of
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
+
+if TYPE_CHECKING:
+    from .cuda.padding import PaddedScan
 
 Activation = Any
 """A backend's own form of [tokens, features]; encoders pass it on and never look inside."""
@@ -45,7 +50,7 @@ class Backend:
     """The reference backend, and the base of the others: plain PyTorch, row-major activations.
 
     Attributes:
-        name: "reference" or "cpu".
+        name: "reference", "cpu" or "cuda".
         device: where it runs.
         dtype: the float type of activations.
         decisions: one for every linear layer prepared so far.
@@ -82,6 +87,10 @@ class Backend:
                 time. A backend may keep what it has seen and not call it again.
         """
         return self.to_tokens(record(batch, ids))
+
+    def scan(self, padded: Padded, padding_id: int | None) -> PaddedScan | None:
+        """Look at a padded batch by kernels; None where plain PyTorch does as well."""
+        return None
 
     def embed(
         self,
@@ -130,6 +139,19 @@ class Backend:
             qkv, batch.lengths, heads, scale, bias, batch.row_positions, steps
         )
 
+    def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+        """What runs such attentions, for ``explain()``; None where there is but one way."""
+        return None
+
+    def remarks(self) -> list[str]:
+        """What else ``explain()`` says of the backend, a line each."""
+        return []
+
+    def pool(self, tokens: Tensor, batch: TokenBatch, modes: tuple[str, ...]) -> Tensor | None:
+        """Pool each sequence's [tokens, features] by kernels: [sequences, features * modes], modes
+        by sentence-transformers' names; None where plain PyTorch does as well."""
+        return None
+
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
         """Row-major float [tokens, features] -> this backend's form, for the batch they are of."""
         return tokens
@@ -153,9 +175,17 @@ def get_backend(name: str, device: torch.device | str, dtype: torch.dtype) -> Ba
     device = torch.device(device)
     if name == "cpu" and device.type != "cpu":
         raise RuntimeError(f"backend 'cpu' runs on cpu, got device {device}; use 'auto'")
+    if name == "cuda" or (name == "auto" and device.type == "cuda" and _runs_cuda(device)):
+        from .cuda.backend import CudaBackend  # it derives from Backend
+
+        return CudaBackend(device, dtype, choice=name)
     without_kernels = name == "auto" and unavailable() is not None
     if name == "reference" or device.type != "cpu" or without_kernels:
         return Backend(device, dtype, choice=name)
     from .cpu_backend import CpuBackend  # it derives from Backend
 
     return CpuBackend(device, dtype, choice=name)
+
+
+def _runs_cuda(device: torch.device) -> bool:
+    return (cuda_device.unavailable() or cuda_device.refuses(device)) is None

@@ -84,6 +84,8 @@ def choose(
             reason: str | None = f"backend {backend!r} was requested"
         else:
             reason = candidate.unavailable() or candidate.rejects(request)
+            if backend == "auto":
+                reason = reason or candidate.asked_only(request)
         if reason is None and chosen is not None:
             reason = f"{chosen.name} comes first"
         if reason is None:

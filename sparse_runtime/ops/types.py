@@ -169,6 +169,10 @@ class Candidate(ABC):
     def rejects(self, request: LinearRequest) -> str | None:
         """Why it cannot take these layers, or None."""
 
+    def asked_only(self, request: LinearRequest) -> str | None:
+        """Why "auto" leaves it out although it could run these layers, or None."""
+        return None
+
     @abstractmethod
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         """What it does with these layers, for ``explain()``: layout, expansion, bytes, times.
@@ -211,6 +215,9 @@ class TokenBatch:
         index: int64 [tokens], each token's position in the flattened padded input.
         batch_size: rows of the padded input.
         seq_len: columns of the padded input.
+        starts: integers [rows + 1] on the device: where each sequence starts in the stream, and the
+            end; None where it has not been made.
+        leads: whether every row's first column is a real token; None where the host has not asked.
     """
 
     lengths: list[int]
@@ -218,6 +225,8 @@ class TokenBatch:
     index: Tensor
     batch_size: int
     seq_len: int
+    starts: Tensor | None = None
+    leads: bool | None = None
 
     def split(self, most_tokens: int | None) -> Iterator[tuple[TokenBatch, slice]]:
         """Parts of whole sequences with at most about ``most_tokens`` tokens, and where they lie.
@@ -245,6 +254,8 @@ class TokenBatch:
                     lengths=self.lengths[first:last],
                     row_positions=self.row_positions[at],
                     index=self.index[at],
+                    starts=None,
+                    leads=None,
                 ),
                 at,
             )

@@ -79,7 +79,7 @@ def test_an_explicit_backend_that_cannot_run_a_layer_fails_with_every_reason() -
 
 @pytest.mark.parametrize("call", [choose, None])
 def test_an_unknown_backend_is_refused_with_the_known_ones(call: object) -> None:
-    with pytest.raises(ValueError, match=r"backend 'gpu': expected 'auto' or one of cpu, referen"):
+    with pytest.raises(ValueError, match=r"backend 'gpu': expected 'auto' or one of cpu, cuda, r"):
         if call is None:
             get_backend("gpu", "cpu", torch.float32)
         else:

@@ -61,7 +61,7 @@ def verify(
             embeddings or with a regression head's output.
         batch_size: texts run at a time.
         max_length: tokens to truncate at; None takes the tokenizer's and the model's limit.
-        backend: of the packed model: "auto", "cpu" or "reference".
+        backend: of the packed model: "auto", "cpu", "cuda" or "reference".
         device: where both models run; None is the CPU.
         dtype: the packed model's float type; None is float32.
         min_cosine: smallest allowed mean cosine of the sentence embeddings.
