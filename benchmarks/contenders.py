@@ -83,7 +83,10 @@ def _candidates(
     for candidate in CANDIDATES:
         if candidate.backend == "reference" and not reference:
             continue
-        if candidate.unavailable() is None and candidate.rejects(request) is None:
+        reason = (
+            candidate.unavailable() or candidate.rejects(request) or candidate.asked_only(request)
+        )
+        if reason is None:
             layer = candidate.prepare(request)
 
             def run(layer: torch.nn.Module = layer) -> Tensor:

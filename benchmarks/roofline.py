@@ -100,7 +100,9 @@ def _products(size: int) -> dict[str, tuple[str, Any]]:
     packed = make_packed((size, size), values="int8")
     request = LinearRequest((LinearWeight("peak", packed),), torch.device("cpu"), torch.float32)
     for candidate in CANDIDATES:
-        reason = candidate.unavailable() or candidate.rejects(request)
+        reason = (
+            candidate.unavailable() or candidate.rejects(request) or candidate.asked_only(request)
+        )
         if candidate.backend != "reference" and reason is None:
             layer = candidate.prepare(request)
             products[candidate.name] = ("int8", lambda layer=layer: layer(x))

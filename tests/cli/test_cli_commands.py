@@ -1,4 +1,4 @@
-"""info, inspect, convert, verify and bench: what they print, and where."""
+"""info, inspect, convert, verify, tune and bench: what they print, and where."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import sparse_runtime as sr
 
 Command = Callable[..., Result]
 Make = Callable[[str], Path]
-COMMANDS = ("info", "inspect", "convert", "verify", "run", "bench kernels", "bench model")
+COMMANDS = ("info", "inspect", "convert", "verify", "run", "tune", "bench kernels", "bench model")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -187,3 +187,12 @@ def test_bench_kernels_really_runs(command: Command, tmp_path: Path) -> None:
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert {record["tokens"] for record in records} == {4}
     assert len(out.read_text().splitlines()) == len(records) > 1
+
+
+def test_tune_needs_a_gpu(command: Command, packed: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparse_runtime.ops.cuda import device
+
+    monkeypatch.setattr(device, "unavailable", lambda: "there is no CUDA device")
+    result = command("tune", packed("base"))
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "error: nothing to measure on: there is no CUDA device"

@@ -311,6 +311,9 @@ def test_the_candidate_takes_and_refuses() -> None:
     assert isinstance(taken.prepared, CudaLinear)
     assert "-> cuda: triton.dense" in taken.text or "-> cuda: cublas" in taken.text
     assert "predicted" in taken.text and "us at" in taken.text
+    if DEVICE.type == "cpu":
+        automatic = choose([LinearWeight("layer", make_packed(WHOLE, values="int8"))])
+        assert "cuda: Triton interprets its kernels on the CPU, for tests" in automatic.explain()
     groups = decide(make_packed(WHOLE, values="int8", scales="group:8"))
     assert "cuda: sums whole rows of integers, the scales are group:8" in groups.text
     floats = decide(make_packed(WHOLE, values="fp32"), torch.float64)

@@ -28,7 +28,10 @@ def tune(
     """
     from ... import SparseModel
     from ... import tune as measure
+    from ...ops.cuda.device import unavailable
 
+    if reason := unavailable():
+        raise RuntimeError(f"nothing to measure on: {reason}")
     quiet_transformers()
     model = SparseModel.from_pretrained(packed, device=device, dtype=dtype)
     show(measure(model, seconds=seconds), as_json)

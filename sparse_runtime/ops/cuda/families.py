@@ -18,6 +18,7 @@ from ...kernels.linear.tiles import Config, workspace_needs
 from ...kernels.nm import layout as nm_layout
 from ...kernels.nm.layout import NMWeight
 from ...kernels.unstructured import layout as unstructured_layout
+from ...kernels.unstructured.cases import configs_of
 from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .family import Family
@@ -35,7 +36,6 @@ MOST_CONFIGS = 12
 """Configurations of a family that are measured for a product and a number of tokens."""
 
 _EXPANDED_GROUPS = (2, 4, 8, 16)
-_LARGEST_EXPANDED = 128 * 128
 
 
 class TritonDense(Family):
@@ -56,7 +56,8 @@ class TritonDense(Family):
         return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        return tile_work(problem, tokens, machine, self.stored_bytes(problem), DENSE_SHARE)
+        config = _tile_configs(problem, tokens, machine)[0]
+        return tile_work(problem, tokens, config, self.stored_bytes(problem), DENSE_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         return _tile_configs(problem, tokens, machine)
@@ -81,7 +82,8 @@ class TritonUnstructured(Family):
         return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+        config = _expanding_configs(problem, tokens, machine)[0]
+        return tile_work(problem, tokens, config, self.stored_bytes(problem), EXPANDING_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         return _expanding_configs(problem, tokens, machine)
@@ -113,7 +115,8 @@ class TritonNM(Family):
         return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        return tile_work(problem, tokens, machine, self.stored_bytes(problem), EXPANDING_SHARE)
+        config = _expanding_configs(problem, tokens, machine)[0]
+        return tile_work(problem, tokens, config, self.stored_bytes(problem), EXPANDING_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
         return _expanding_configs(problem, tokens, machine)
@@ -234,20 +237,36 @@ def _tile_variant(
     return TritonVariant(launcher, packed, config, needs)
 
 
-def _tile_configs(
-    problem: Problem, tokens: int, machine: Machine, most: int | None = MOST_CONFIGS
-) -> list[Config]:
+def _tile_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
     sizes = (problem.product, tokens, problem.out_features, problem.in_features)
     default = default_config(*sizes, machine.capability)
     others = (c for c in candidates(*sizes, machine.capability) if c != default)
-    return [default, *others][:most]
+    return [default, *others][:MOST_CONFIGS]
 
 
 def _expanding_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
-    """The dense kernel's, but for tiles that leave no registers to expand weights in."""
-    dense = _tile_configs(problem, tokens, machine, most=None)
-    found = [c._replace(tma=False) for c in dense if c.block_m * c.block_n <= _LARGEST_EXPANDED]
-    return list(dict.fromkeys(found))[:MOST_CONFIGS]
+    """Those that are known to compile without spills, with as many splits as fill the GPU.
+
+    The default has the highest tile that so many tokens fill.
+    """
+    known = dict.fromkeys(config._replace(split_k=1) for config in configs_of(problem.dtype))
+    height = max((c.block_m for c in known if c.block_m <= tokens), default=16)
+    found = [
+        config._replace(split_k=splits)
+        for config in sorted(known, key=lambda config: abs(config.block_m - height))
+        for splits in _splits(problem, tokens, config, machine)
+    ]
+    return found[:MOST_CONFIGS]
+
+
+def _splits(problem: Problem, tokens: int, config: Config, machine: Machine) -> tuple[int, ...]:
+    """How many programs share a tile's inputs: what fills the GPU first, then none."""
+    tiles = -(-tokens // config.block_m) * -(-problem.out_features // config.block_n)
+    steps = -(-problem.in_features // config.block_k)
+    splits = 1
+    while splits < 8 and 2 * splits * tiles <= machine.processors and 4 * splits <= steps:
+        splits *= 2
+    return (1,) if splits == 1 else (splits, 1)
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -43,7 +43,7 @@ def predict(problem: Problem, tokens: int, work: Work, machine: Machine) -> floa
 
     The slower of reading everything once and multiplying, plus a launch each.
     """
-    moved = tokens * (problem.in_features + 2 * problem.out_features) * problem.itemsize
+    moved = tokens * (problem.in_features + problem.out_features) * problem.itemsize
     streaming = machine.bytes_per_second * BANDWIDTH_SHARE
     reading = work.weight_bytes / streaming + (moved + work.extra_bytes) / (streaming * L2_FACTOR)
     rate = machine.operations[problem.product] * work.peak_share

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ...kernels.linear.configs import default_config
-from .machine import Machine
+from ...kernels.linear.tiles import Config
 from .predict import Work
 from .problem import Problem
 
@@ -24,11 +23,9 @@ HIGHEST_TILE = 128
 
 
 def tile_work(
-    problem: Problem, tokens: int, machine: Machine, nbytes: float, share: dict[str, float]
+    problem: Problem, tokens: int, config: Config, nbytes: float, share: dict[str, float]
 ) -> Work:
     """Of the kernel that multiplies tiles of a weight, stored or not (kernels/linear)."""
-    sizes = (problem.out_features, problem.in_features)
-    config = default_config(problem.product, tokens, *sizes, machine.capability)
     tiles = -(-tokens // config.block_m) * -(-problem.out_features // config.block_n)
     parts = tokens * problem.out_features * 4.0 * config.split_k if config.split_k > 1 else 0.0
     return Work(
