@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """The epilogue as a kernel of its own, behind a product that a library made."""
 
 from __future__ import annotations
