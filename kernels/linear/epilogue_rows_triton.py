@@ -1,6 +1,8 @@
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 """The epilogue as a kernel of its own, behind a product that a library made."""
 
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
 from __future__ import annotations
 
 import torch
