@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -200,6 +201,12 @@ def _compile_index(at: tuple[int, int]) -> tuple[list[Compiled], list[str]]:
     return built, list(problems(case, built))
 
 
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def main() -> int:
     """Compile all cases; write the table, or compare it with the one that is there."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -214,7 +221,8 @@ def main() -> int:
         for capability in case.capabilities
         if options.only in case.name
     ]
-    with ProcessPoolExecutor(options.jobs) as pool:
+    # A forked process could wait for threads of torch's that it did not inherit.
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=_one_thread) as pool:
         results = list(pool.map(_compile_index, work))
     built = [kernel for kernels, _ in results for kernel in kernels]
     wrong = [line for _, lines in results for line in lines]
@@ -233,4 +241,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # By its own name, as the processes that it starts know it.
+    sys.exit(import_module(f"{__package__}.ahead_of_time").main())

@@ -27,7 +27,8 @@ class Work(NamedTuple):
         peak_share: of the peak, what its main loop reaches with every multiprocessor at work.
         programs: that run side by side; None where a library divides the work as suits it.
         launches: kernels.
-        extra_bytes: written and read again between its kernels, through L2.
+        extra_bytes: moved through L2 beside operands and results, while it multiplies.
+        between_bytes: written by one kernel and read by the next, which waits for it.
     """
 
     weight_bytes: float
@@ -36,12 +37,13 @@ class Work(NamedTuple):
     programs: int | None
     launches: int = 1
     extra_bytes: float = 0.0
+    between_bytes: float = 0.0
 
 
 def predict(problem: Problem, tokens: int, work: Work, machine: Machine) -> float:
     """Microseconds of one product whose weights come from memory.
 
-    The slower of reading everything once and multiplying, plus a launch each.
+    The slower of reading and multiplying, what waits between its kernels, and the launches.
     """
     moved = tokens * (problem.in_features + problem.out_features) * problem.itemsize
     streaming = machine.bytes_per_second * BANDWIDTH_SHARE
@@ -51,4 +53,5 @@ def predict(problem: Problem, tokens: int, work: Work, machine: Machine) -> floa
         waves = ceil(work.programs / machine.processors)
         rate *= work.programs / (waves * machine.processors)
     seconds = work.launches * LAUNCH_SECONDS + max(reading, work.operations / rate)
+    seconds += work.between_bytes / (streaming * L2_FACTOR)
     return 1e6 * seconds

@@ -58,5 +58,5 @@ def library_work(problem: Problem, tokens: int, nbytes: float) -> Work:
         peak_share=LIBRARY_SHARE[problem.product],
         programs=None,
         launches=2,
-        extra_bytes=2.0 * sums * tokens * problem.out_features,
+        between_bytes=2.0 * sums * tokens * problem.out_features,
     )
