@@ -1,7 +1,7 @@
 /* The CUDA library: plain C, pointers to device memory, a stream; no torch, no Python.
  *
- * Nothing is allocated, synchronized or kept. Functions that enqueue work return 0 or a status; what a
- * pointer points to is not checked.
+ * Nothing is allocated, synchronized or kept. Functions that enqueue work return 0 or a status;
+ * what a pointer points to is not checked.
  */
 #ifndef SPARSE_RUNTIME_CUDA_H
 #define SPARSE_RUNTIME_CUDA_H
@@ -20,9 +20,10 @@ enum { SR_NONE = 0, SR_GELU = 1, SR_GELU_NEW = 2, SR_RELU = 3, SR_SILU = 4, SR_T
 enum { SR_FLOATS = 0, SR_STATIC = 1, SR_SYMMETRIC = 2, SR_FULL_RANGE = 3, SR_ASYMMETRIC = 4 };
 enum { SR_OK = 0, SR_NO_SUCH_KERNEL = 1, SR_INVALID = 2, SR_CUDA_ERROR = 3 };
 
-/* One linear layer: y = activation(outputs(x w + bias)) + residual, as floats and/or quantized rows.
- * The fields are those of Quantized, Epilogue and Target in kernels/linear/operands.py; a null pointer
- * leaves a step out. Strides count elements; rows of x begin at multiples of 16 bytes. */
+/* One linear layer: y = activation(outputs(x w + bias)) + residual, as floats and/or quantized
+ * rows. The fields are those of Quantized, Epilogue and Target in kernels/linear/operands.py; a
+ * null pointer leaves a step out. Strides count elements; rows of x begin at multiples of 16 bytes.
+ */
 typedef struct {
   const void* x; /* [tokens][x_stride], int8 or the weights' float type */
   int64_t x_stride;
@@ -56,6 +57,43 @@ typedef struct {
   void* partials;         /* split_k > 1: 4 bytes a sum, see sr_workspace */
   int32_t* tile_counters; /* split_k > 1: one a tile, zeros before and after */
 } SrLinear;
+
+/* A kernel of this library. */
+typedef struct {
+  const char* name; /* family.type.structure.outputs x tokens of a tile */
+  int32_t type;     /* of weights and x: SR_INT8, SR_BF16 or SR_F16 */
+  int32_t structure;
+  int32_t tile_out, tile_tok;
+} SrKernel;
+
+int32_t sr_abi_version(void);
+int32_t sr_kernel_count(void);
+/* SR_INVALID where there is no such number. */
+int32_t sr_kernel(int32_t number, SrKernel* out);
+
+/* What a launch needs: bytes of partials, elements of tile_counters and of counters. */
+int32_t sr_workspace(int32_t kernel, int32_t tokens, int32_t out_features, int32_t split_k,
+                     int64_t* partial_bytes, int64_t* tile_counters, int64_t* row_counters);
+
+/* Enqueues a layer on `stream` (a cudaStream_t) of the current device. */
+int32_t sr_linear(int32_t kernel, const SrLinear* layer, void* stream);
+/* What went wrong in the last call of this thread that returned SR_CUDA_ERROR. */
+const char* sr_last_error(void);
+
+/* Bytes of a packed weight; 0 for a type or structure that no kernel has. */
+int64_t sr_packed_bytes(int32_t type, int32_t structure, int32_t out_features, int32_t in_features);
+/* values [out][in] of the type, contiguous, in main memory -> `packed`, likewise. SR_INVALID: a
+ * group of four inputs has more than two values whose bits are not all 0. */
+int32_t sr_pack_weight(int32_t type, int32_t structure, const void* values, int32_t out_features,
+                       int32_t in_features, void* packed);
+/* The inverse: every bit of every value. */
+int32_t sr_unpack_weight(int32_t type, int32_t structure, const void* packed, int32_t out_features,
+                         int32_t in_features, void* values);
+/* sr_pack_weight on the GPU, enqueued; *misfits (device memory, 0 before) counts lanes with a group
+ * that does not fit. */
+int32_t sr_pack_weight_device(int32_t type, int32_t structure, const void* values,
+                              int32_t out_features, int32_t in_features, void* packed,
+                              int32_t* misfits, void* stream);
 
 #ifdef __cplusplus
 }

@@ -25,7 +25,7 @@ struct Thread {
   std::unique_ptr<char[]> stack{new char[kStack]};
   bool done = false;
   bool waits = false;
-  std::vector<Copy> open;                  // not committed yet
+  std::vector<Copy> open;                 // not committed yet
   std::vector<std::vector<Copy>> groups;  // committed, not waited for
 };
 
@@ -51,7 +51,9 @@ struct Block {
 
 Block* block = nullptr;
 
-Thread& self() { return block->threads[block->current]; }
+Thread& self() {
+  return block->threads[block->current];
+}
 
 [[noreturn]] void fail(const std::string& what) {
   throw std::runtime_error("block (" + std::to_string(block->x) + ", " + std::to_string(block->y) +
@@ -162,10 +164,18 @@ void run(const Launch& launch, const std::function<void()>& kernel) {
   block = outer;
 }
 
-int thread() { return block->current; }
-int block_x() { return block->x; }
-int block_y() { return block->y; }
-void* shared() { return block->shared; }
+int thread() {
+  return block->current;
+}
+int block_x() {
+  return block->x;
+}
+int block_y() {
+  return block->y;
+}
+void* shared() {
+  return block->shared;
+}
 
 void check_global(const void* address, std::size_t bytes, std::size_t alignment, bool write) {
   if (reinterpret_cast<std::uintptr_t>(address) % alignment) {

@@ -1,10 +1,11 @@
-// CUDA thread blocks on the host, for tests: what a kernel computes, and which addresses it touches.
+// CUDA thread blocks on the host, for tests: what a kernel computes, and which addresses it
+// touches.
 //
-// Every thread of a block is a fiber. It runs until it reaches something that threads do together (a
-// barrier, a shuffle, a matrix product), waits there until all who take part have come, and goes on.
-// Shared memory and the ranges that a test has named are the only ones that may be read or written.
-// Copies that a kernel starts arrive as late as the program allows: until then their target holds
-// bytes that no test expects. Blocks run one after the other.
+// Every thread of a block is a fiber. It runs until it reaches something that threads do together
+// (a barrier, a shuffle, a matrix product), waits there until all who take part have come, and goes
+// on. Shared memory and the ranges that a test has named are the only ones that may be read or
+// written. Copies that a kernel starts arrive as late as the program allows: until then their
+// target holds bytes that no test expects. Blocks run one after the other.
 #pragma once
 
 #include <cstddef>
@@ -34,9 +35,9 @@ struct Launch {
   std::uint32_t seed = 0;
 };
 
-// Runs `kernel` in every thread of every block. Throws std::runtime_error: an address outside of all
-// ranges or misaligned, threads that wait for each other at different places, or a copy never waited
-// for. The message names the block and the thread.
+// Runs `kernel` in every thread of every block. Throws std::runtime_error: an address outside of
+// all ranges or misaligned, threads that wait for each other at different places, or a copy never
+// waited for. The message names the block and the thread.
 void run(const Launch& launch, const std::function<void()>& kernel);
 
 // What follows is called by kernels, through ptx.h.

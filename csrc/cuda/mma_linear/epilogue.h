@@ -59,7 +59,9 @@ SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear& p, std::int32_t acc, int 
   return ptx::multiply(ptx::multiply(static_cast<float>(acc), ptx::load(p.x_scale + at)),
                        ptx::load(p.weight_scale + output));
 }
-SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear&, float acc, int, int) { return acc; }
+SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear&, float acc, int, int) {
+  return acc;
+}
 
 // All that needs nothing of other outputs or of the residual; 0 beyond the layer's edges.
 template <typename Sum>
@@ -148,8 +150,8 @@ SPARSE_RUNTIME_DEVICE void finish_rows(const SrLinear& p, int arrivals, int tile
   for (int local = warp; local < Tile::kTok; local += Tile::kThreads / 32) {
     const int token = tile_tok * Tile::kTok + local;
     if (token >= p.tokens) break;
-    const RowScale row = scale_of(ptx::load(p.ranges + token), ptx::load(p.ranges + p.tokens + token),
-                                  p.scheme);
+    const RowScale row =
+        scale_of(ptx::load(p.ranges + token), ptx::load(p.ranges + p.tokens + token), p.scheme);
     for (int output = lane; output < p.out_features; output += 32) {
       const float y = load_float(p.floats, token * p.floats_stride + output, p.floats_type);
       ptx::store(p.q + token * p.q_stride + output, quantize_dynamic(y, row, p.scheme));

@@ -1,12 +1,15 @@
-// A linear layer on mma.sync and mma.sp, for sm_80 and later: one template for dense weights and for two
-// of four, so that either is measured against its like.
+// A linear layer on mma.sync and mma.sp, for sm_80 and later: one template for dense weights and
+// for two of four, so that either is measured against its like.
 //
-// Weights are the A of the products, tokens their columns. A block makes [kOut outputs][kTok tokens], or
-// with split-K the part that some slabs of 64 inputs give. Stages of both operands come by cp.async; A is
-// stored in register order and read as whole words of 16 bytes, tokens through ldmatrix, swizzled.
+// Weights are the A of the products, tokens their columns. A block makes [kOut outputs][kTok
+// tokens], or with split-K the part that some slabs of 64 inputs give. Stages of both operands come
+// by cp.async; A is stored in register order and read as whole words of 16 bytes, tokens through
+// ldmatrix, swizzled.
 #pragma once
 
+#include <type_traits>
 #include "cuda/mma_linear/epilogue.h"
+
 #include "cuda/mma_linear/weights.h"
 #include "cuda/ptx/ptx.h"
 
@@ -34,7 +37,8 @@ struct Tile {
   static_assert(kOut % (16 * kWarpsOut) == 0 && kTok % (8 * kWarpsTok) == 0 && kStages >= 2);
 };
 
-// Where 16 bytes of a token lie in a stage: eight rows that ldmatrix reads at once meet eight banks.
+// Where 16 bytes of a token lie in a stage: eight rows that ldmatrix reads at once meet eight
+// banks.
 template <int kRow>
 SPARSE_RUNTIME_DEVICE int swizzled(int token, int chunk) {
   constexpr int chunks = kRow / 16;
@@ -139,7 +143,8 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
   const int thread = ptx::thread();
 #pragma unroll
   for (int i = 0; i < each; ++i) {
-    ptx::store(parts + (split * each + i) * Tile::kThreads + thread, acc[i / 4 / Tile::kN][i / 4 % Tile::kN][i % 4]);
+    ptx::store(parts + (split * each + i) * Tile::kThreads + thread,
+               acc[i / 4 / Tile::kN][i / 4 % Tile::kN][i % 4]);
   }
   if (!is_last(p.tile_counters + tile, p.split_k)) return false;
 #pragma unroll
@@ -153,8 +158,8 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
   return true;
 }
 
-// Grid: (tiles of outputs * tiles of tokens, split_k). Tiles of outputs vary fastest: neighbours share
-// their tokens.
+// Grid: (tiles of outputs * tiles of tokens, split_k). Tiles of outputs vary fastest: neighbours
+// share their tokens.
 template <typename Tile>
 SPARSE_RUNTIME_KERNEL void
 #ifdef __CUDACC__
@@ -182,7 +187,8 @@ __launch_bounds__(Tile::kThreads)
     ptx::sync_threads();
     const int ahead = slab + Tile::kStages - 1;
     if (ahead < end) {
-      fetch<Tile>(p, tile_out, tile_tok, ahead, shared + (ahead - first) % Tile::kStages * Tile::kStage);
+      fetch<Tile>(p, tile_out, tile_tok, ahead,
+                  shared + (ahead - first) % Tile::kStages * Tile::kStage);
     }
     ptx::commit_copies();
     const unsigned char* stage = shared + (slab - first) % Tile::kStages * Tile::kStage;

@@ -1,5 +1,5 @@
-// The arithmetic of quantizing rows, bit for bit that of kernels/linear/reference.py: every operation
-// rounds by itself (ptx::multiply, add, divide), none is fused with another.
+// The arithmetic of quantizing rows, bit for bit that of kernels/linear/reference.py: every
+// operation rounds by itself (ptx::multiply, add, divide), none is fused with another.
 #pragma once
 
 #include "cuda/api/sparse_runtime_cuda.h"
@@ -10,8 +10,12 @@ namespace sparse_runtime::mma {
 constexpr float kTiny = 1.1754943508222875e-38F;  // the smallest normal float
 constexpr std::uint32_t kInfinityBits = 0x7F800000, kNanBits = 0x7FC00000;
 
-SPARSE_RUNTIME_DEVICE float smaller(float a, float b) { return b < a ? b : a; }
-SPARSE_RUNTIME_DEVICE float larger(float a, float b) { return a < b ? b : a; }
+SPARSE_RUNTIME_DEVICE float smaller(float a, float b) {
+  return b < a ? b : a;
+}
+SPARSE_RUNTIME_DEVICE float larger(float a, float b) {
+  return a < b ? b : a;
+}
 SPARSE_RUNTIME_DEVICE int clamped(int x, int low, int high) {
   return x < low ? low : x > high ? high : x;
 }
@@ -24,7 +28,8 @@ SPARSE_RUNTIME_DEVICE int quantize_static(float x, float scale, int zero, int lo
   return clamped(static_cast<int>(scaled) + zero, low, high);
 }
 
-// How far x lies below and above 0, as bits of a float, which order as integers; NaN is the largest.
+// How far x lies below and above 0, as bits of a float, which order as integers; NaN is the
+// largest.
 SPARSE_RUNTIME_DEVICE int magnitude_below(float x) {
   return static_cast<int>(!(x == x) ? kNanBits : x < 0.0F ? ptx::bits_of(-x) : 0U);
 }

@@ -4,11 +4,11 @@
 //     [product][lane][16 bytes]   the four registers of A
 //     [lane][4 bytes]             metadata, where two of four inputs are kept
 //
-// A slab is 64 * sizeof(T) bytes of inputs: 2 (int8) or 4 (16-bit) products of 32 bytes each, half as
-// many where only kept values are stored. Outputs and inputs beyond the matrix are zeros.
+// A slab is 64 * sizeof(T) bytes of inputs: 2 (int8) or 4 (16-bit) products of 32 bytes each, half
+// as many where only kept values are stored. Outputs and inputs beyond the matrix are zeros.
 //
-// A kept group of four has two values, in order. Where fewer than two are nonzero (by their bits: -0.0
-// is kept), the lowest free positions are taken, with zeros.
+// A kept group of four has two values, in order. Where fewer than two are nonzero (by their bits:
+// -0.0 is kept), the lowest free positions are taken, with zeros.
 #pragma once
 
 #include <cstdint>
@@ -52,25 +52,35 @@ struct Matrix {
   }
 };
 
+SPARSE_RUNTIME_BOTH constexpr bool is_zero(std::uint8_t value) {
+  return value == 0;
+}
+SPARSE_RUNTIME_BOTH constexpr bool is_zero(std::uint16_t value) {
+  return (value & 0x7FFF) == 0;
+}
+
 // Which two of a group of four are kept: first | second << 2, first < second; -1: more are nonzero.
 template <typename T>
 SPARSE_RUNTIME_BOTH int kept_of_four(const Matrix<const T>& matrix, int row, int first_column) {
-  int positions[2] = {0, 0}, count = 0, nonzero = 0;
+  int mask = 0, count = 0;
   for (int i = 0; i < 4; ++i) {
-    if (matrix.at(row, first_column + i) == 0) continue;
-    if (++nonzero > 2) return -1;
-    positions[count++] = i;
+    if (is_zero(matrix.at(row, first_column + i))) continue;
+    mask |= 1 << i;
+    ++count;
   }
-  for (int i = 0; i < 4 && count < 2; ++i) {
-    if (count == 1 && positions[0] == i) continue;
-    positions[count++] = i;
+  if (count > 2) return -1;
+  for (int minus = 1; minus >= 0; --minus) {  // -0.0 first, then whatever is free
+    for (int i = 0; i < 4 && count < 2; ++i) {
+      if (mask & 1 << i || (minus && matrix.at(row, first_column + i) == 0)) continue;
+      mask |= 1 << i;
+      ++count;
+    }
   }
-  if (positions[0] > positions[1]) {
-    const int larger = positions[0];
-    positions[0] = positions[1];
-    positions[1] = larger;
-  }
-  return positions[0] | positions[1] << 2;
+  int first = 0;
+  while (!(mask & 1 << first)) ++first;
+  int second = first + 1;
+  while (!(mask & 1 << second)) ++second;
+  return first | second << 2;
 }
 
 // What one lane of one slab holds. False: a group of four has more than two nonzeros.
@@ -131,8 +141,8 @@ SPARSE_RUNTIME_BOTH void unpack_lane(const unsigned char* from, bool sparse, int
             for (int nibble = 0; nibble < 8; ++nibble) {
               if (meta_row(other, nibble, bytes) != row) continue;
               if (meta_group(other, nibble, bytes) != group) continue;
-              const auto word = *reinterpret_cast<const std::uint32_t*>(
-                  from + count * kProductBytes + other * 4);
+              const auto word =
+                  *reinterpret_cast<const std::uint32_t*>(from + count * kProductBytes + other * 4);
               column = 4 * group + (word >> (4 * nibble + 2 * (place % 2)) & 3);
             }
           }

@@ -40,8 +40,12 @@ struct F16 {
   std::uint16_t bits;
 };
 
-SPARSE_RUNTIME_BOTH inline float to_float(float x) { return x; }
-SPARSE_RUNTIME_BOTH inline float to_float(BF16 x) { return float_of(std::uint32_t(x.bits) << 16); }
+SPARSE_RUNTIME_BOTH inline float to_float(float x) {
+  return x;
+}
+SPARSE_RUNTIME_BOTH inline float to_float(BF16 x) {
+  return float_of(std::uint32_t(x.bits) << 16);
+}
 
 SPARSE_RUNTIME_BOTH inline float to_float(F16 x) {
 #ifdef __CUDA_ARCH__

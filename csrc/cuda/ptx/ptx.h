@@ -1,5 +1,5 @@
-// The instructions that hand-written kernels use, one function each: PTX on a GPU, and on the host what
-// the PTX ISA says of them, run by emulate/ (docs/kernels/cuda_emulation.md).
+// The instructions that hand-written kernels use, one function each: PTX on a GPU, and on the host
+// what the PTX ISA says of them, run by emulate/ (docs/kernels/cuda_emulation.md).
 #pragma once
 
 #include <cstdint>
@@ -19,9 +19,15 @@
 
 namespace sparse_runtime::ptx {
 
-SPARSE_RUNTIME_DEVICE int thread() { return threadIdx.x; }
-SPARSE_RUNTIME_DEVICE int block_x() { return blockIdx.x; }
-SPARSE_RUNTIME_DEVICE int block_y() { return blockIdx.y; }
+SPARSE_RUNTIME_DEVICE int thread() {
+  return threadIdx.x;
+}
+SPARSE_RUNTIME_DEVICE int block_x() {
+  return blockIdx.x;
+}
+SPARSE_RUNTIME_DEVICE int block_y() {
+  return blockIdx.y;
+}
 
 SPARSE_RUNTIME_DEVICE unsigned char* shared_memory() {
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -49,8 +55,12 @@ SPARSE_RUNTIME_DEVICE void store_shared(T* p, T value) {
   *p = value;
 }
 
-SPARSE_RUNTIME_DEVICE void sync_threads() { __syncthreads(); }
-SPARSE_RUNTIME_DEVICE void sync_warp() { __syncwarp(); }
+SPARSE_RUNTIME_DEVICE void sync_threads() {
+  __syncthreads();
+}
+SPARSE_RUNTIME_DEVICE void sync_warp() {
+  __syncwarp();
+}
 
 // 16 bytes from global to shared memory, of which those from `valid` on (0 or 16) are zeros.
 SPARSE_RUNTIME_DEVICE void copy_async(void* shared, const void* global, int valid) {
@@ -58,7 +68,9 @@ SPARSE_RUNTIME_DEVICE void copy_async(void* shared, const void* global, int vali
                "l"(global), "r"(valid)
                : "memory");
 }
-SPARSE_RUNTIME_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+SPARSE_RUNTIME_DEVICE void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int GroupsInFlight>
 SPARSE_RUNTIME_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GroupsInFlight) : "memory");
@@ -77,21 +89,38 @@ SPARSE_RUNTIME_DEVICE int shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFU, value, mask);
 }
 
-// Adds to a counter; what this block wrote before, behind a barrier, is seen by whoever sees the sum,
-// and the other way round.
+// Adds to a counter; what this block wrote before, behind a barrier, is seen by whoever sees the
+// sum, and the other way round.
 SPARSE_RUNTIME_DEVICE int arrive(int* counter) {
   int before;
-  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
   return before;
 }
-SPARSE_RUNTIME_DEVICE void raise(int* at, int value) { atomicMax(at, value); }
+SPARSE_RUNTIME_DEVICE void raise(int* at, int value) {
+  atomicMax(at, value);
+}
 
-SPARSE_RUNTIME_DEVICE float multiply(float a, float b) { return __fmul_rn(a, b); }
-SPARSE_RUNTIME_DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
-SPARSE_RUNTIME_DEVICE float divide(float a, float b) { return __fdiv_rn(a, b); }
-SPARSE_RUNTIME_DEVICE float round_half_even(float x) { return rintf(x); }
-SPARSE_RUNTIME_DEVICE float erf(float x) { return erff(x); }
-SPARSE_RUNTIME_DEVICE float exp(float x) { return expf(x); }
+SPARSE_RUNTIME_DEVICE float multiply(float a, float b) {
+  return __fmul_rn(a, b);
+}
+SPARSE_RUNTIME_DEVICE float add(float a, float b) {
+  return __fadd_rn(a, b);
+}
+SPARSE_RUNTIME_DEVICE float divide(float a, float b) {
+  return __fdiv_rn(a, b);
+}
+SPARSE_RUNTIME_DEVICE float round_half_even(float x) {
+  return rintf(x);
+}
+SPARSE_RUNTIME_DEVICE float erf(float x) {
+  return erff(x);
+}
+SPARSE_RUNTIME_DEVICE float exp(float x) {
+  return expf(x);
+}
 
 // D += A B of mma_fragments.h.
 SPARSE_RUNTIME_DEVICE void multiply_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
@@ -113,22 +142,23 @@ SPARSE_RUNTIME_DEVICE void multiply_sparse_s8(std::int32_t (&d)[4], const std::u
         "r"(metadata));
 }
 
-#define SPARSE_RUNTIME_MULTIPLY(TYPE, NAME)                                                        \
-  SPARSE_RUNTIME_DEVICE void multiply(NAME, float(&d)[4], const std::uint32_t(&a)[4],             \
-                                      std::uint32_t b0, std::uint32_t b1) {                        \
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                           \
-                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                      \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                  \
-  }                                                                                                \
-  template <int Selector>                                                                          \
-  SPARSE_RUNTIME_DEVICE void multiply_sparse(NAME, float(&d)[4], const std::uint32_t(&a)[4],      \
-                                             const std::uint32_t(&b)[4], std::uint32_t metadata) { \
-    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE      \
-                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;"    \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),    \
-                   "r"(b[3]), "r"(metadata), "n"(Selector));                                       \
+#define SPARSE_RUNTIME_MULTIPLY(TYPE, NAME)                                                     \
+  SPARSE_RUNTIME_DEVICE void multiply(NAME, float (&d)[4], const std::uint32_t (&a)[4],         \
+                                      std::uint32_t b0, std::uint32_t b1) {                     \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." TYPE "." TYPE                         \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                   \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));               \
+  }                                                                                             \
+  template <int Selector>                                                                       \
+  SPARSE_RUNTIME_DEVICE void multiply_sparse(NAME, float (&d)[4], const std::uint32_t (&a)[4],  \
+                                             const std::uint32_t (&b)[4],                       \
+                                             std::uint32_t metadata) {                          \
+    asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." TYPE "." TYPE    \
+                 ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9,%10,%11}, {%0,%1,%2,%3}, %12, %13;" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                               \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), \
+                   "r"(b[3]), "r"(metadata), "n"(Selector));                                    \
   }
 SPARSE_RUNTIME_MULTIPLY("bf16", BF16)
 SPARSE_RUNTIME_MULTIPLY("f16", F16)

@@ -14,10 +14,18 @@
 
 namespace sparse_runtime::ptx {
 
-inline int thread() { return emulate::thread(); }
-inline int block_x() { return emulate::block_x(); }
-inline int block_y() { return emulate::block_y(); }
-inline unsigned char* shared_memory() { return static_cast<unsigned char*>(emulate::shared()); }
+inline int thread() {
+  return emulate::thread();
+}
+inline int block_x() {
+  return emulate::block_x();
+}
+inline int block_y() {
+  return emulate::block_y();
+}
+inline unsigned char* shared_memory() {
+  return static_cast<unsigned char*>(emulate::shared());
+}
 
 template <typename T>
 T load(const T* p) {
@@ -40,7 +48,9 @@ void store_shared(T* p, T value) {
   *p = value;
 }
 
-inline void sync_threads() { emulate::sync_threads(); }
+inline void sync_threads() {
+  emulate::sync_threads();
+}
 inline void sync_warp() {
   emulate::sync_warp("syncwarp", nullptr, [](void* const*) {});
 }
@@ -48,7 +58,9 @@ inline void sync_warp() {
 inline void copy_async(void* shared, const void* global, int valid) {
   emulate::copy_async(shared, global, 16, valid);
 }
-inline void commit_copies() { emulate::commit_copies(); }
+inline void commit_copies() {
+  emulate::commit_copies();
+}
 template <int GroupsInFlight>
 void wait_copies() {
   emulate::wait_copies(GroupsInFlight);
@@ -93,12 +105,24 @@ inline void raise(int* at, int value) {
   if (value > *at) *at = value;
 }
 
-inline float multiply(float a, float b) { return a * b; }
-inline float add(float a, float b) { return a + b; }
-inline float divide(float a, float b) { return a / b; }
-inline float round_half_even(float x) { return std::nearbyintf(x); }
-inline float erf(float x) { return std::erf(x); }
-inline float exp(float x) { return std::exp(x); }
+inline float multiply(float a, float b) {
+  return a * b;
+}
+inline float add(float a, float b) {
+  return a + b;
+}
+inline float divide(float a, float b) {
+  return a / b;
+}
+inline float round_half_even(float x) {
+  return std::nearbyintf(x);
+}
+inline float erf(float x) {
+  return std::erf(x);
+}
+inline float exp(float x) {
+  return std::exp(x);
+}
 
 namespace host {
 
@@ -189,8 +213,7 @@ void multiply_together(void* const* lanes) {
 inline void multiply_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                         std::uint32_t b1) {
   host::Lane<std::int32_t> mine{d, a, {b0, b1, 0, 0}, 0};
-  emulate::sync_warp("mma s8", &mine,
-                     host::multiply_together<std::int8_t, false, std::int32_t, 0>);
+  emulate::sync_warp("mma s8", &mine, host::multiply_together<std::int8_t, false, std::int32_t, 0>);
 }
 
 inline void multiply_sparse_s8(std::int32_t (&d)[4], const std::uint32_t (&a)[4],
