@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .tools.convert import convert
     from .tools.information import info
     from .tools.inspection import inspect
+    from .tools.tuning import tune
     from .tools.verification import verify
 
 __version__ = "0.1.0"
@@ -30,6 +31,7 @@ _PUBLIC = {
     "info": "tools.information",
     "inspect": "tools.inspection",
     "replace_linears": "layers",
+    "tune": "tools.tuning",
     "verify": "tools.verification",
 }
 
@@ -42,6 +44,7 @@ __all__ = [
     "info",
     "inspect",
     "replace_linears",
+    "tune",
     "verify",
 ]
 

@@ -36,6 +36,36 @@ if importlib.util.find_spec("triton") is not None:
 
     interpreter._patch_lang_tensor = _patch_for_new_numpy
 
+    # Triton 3.6 keeps bfloat16 as its bits: it multiplies these, and cuts floats off to get them.
+    Builder = interpreter.InterpreterBuilder
+    bf16, fp32 = interpreter.tl.bfloat16, interpreter.tl.float32
+    _create_dot, _cast = Builder.create_dot, Builder.cast_impl
+
+    def _widen(handle: Any) -> Any:
+        if handle.dtype.scalar != bf16:
+            return handle
+        return interpreter.TensorHandle((handle.data.astype("uint32") << 16).view("float32"), fp32)
+
+    def _dot_of_bfloat16(self: Any, a: Any, b: Any, *arguments: Any) -> Any:
+        return _create_dot(self, _widen(a), _widen(b), *arguments)
+
+    def _cast_to_nearest(self: Any, source: Any, to: Any) -> Any:
+        if (source.dtype.scalar, to.scalar) != (fp32, bf16):
+            return _cast(self, source, to)
+        bits = source.data.astype("float32").view("uint32").astype("uint64")
+        nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        bits = nearest * (source.data == source.data) + 0x7FC0 * (source.data != source.data)
+        return interpreter.TensorHandle(bits.astype("uint16"), bf16)
+
+    def _fma_rounded_once(self: Any, x: Any, y: Any, z: Any) -> Any:
+        # Triton 3.6 rounds the product too; float64 holds that of two float32.
+        exact = x.data.astype("float64") * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(x.data.dtype), z.dtype.scalar)
+
+    Builder.create_fma = _fma_rounded_once
+    Builder.create_dot = _dot_of_bfloat16
+    Builder.cast_impl = _cast_to_nearest
+
 # A deadline would make slow machines fail; the same examples every time make a failure in CI one
 # that a developer can repeat.
 settings.register_profile("default", deadline=None)

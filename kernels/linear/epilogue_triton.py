@@ -9,15 +9,39 @@ import triton.language as tl
 
 from ..quantize.quantize_triton import quantize_static
 
-SQRT_HALF = tl.constexpr(0.7071067811865476)
+HALF_LOG2_E = tl.constexpr(0.7213475204444817)
+NO_TAIL = tl.constexpr(14.0)  # beyond it float32 has none of the normal distribution
 SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+
+
+@triton.jit
+def gelu(x):
+    """``x Phi(x)``, the erf form, as ``max(x, 0) - |x| Phi(-|x|)``: small where x is far below 0.
+
+    ``Phi(-z) = exp(-z^2 / 2) P(t)`` with ``t = 1 / (1 + 0.3046 z)``, and a polynomial P, fitted for
+    the least relative error (9e-8). Half the instructions of a general erf, and of large tiles with
+    few inputs the erf would be the larger part. -inf gives 0, NaN stays.
+    """
+    z = tl.minimum(tl.abs(x), NO_TAIL)
+    root = tl.rsqrt(tl.fma(z, 0.3045983748416035, 1.0))
+    t = root * root
+    tail = tl.fma(t, 0.036764975637197495, -0.153919979929924)
+    tail = tl.fma(t, tail, 0.1883099377155304)
+    tail = tl.fma(t, tail, -0.040030285716056824)
+    tail = tl.fma(t, tail, 0.12202651798725128)
+    tail = tl.fma(t, tail, 0.10302476584911346)
+    tail = tl.fma(t, tail, 0.12234698981046677)
+    tail = tl.fma(t, tail, 0.12147712707519531) * t
+    tail *= tl.exp2(z * z * -HALF_LOG2_E)
+    above = tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return tl.fma(-z, tail, above)
 
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """An activation function of ``ACTIVATIONS`` (reference.py), or "none", of float32."""
     if ACTIVATION == "gelu":
-        x = 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+        x = gelu(x)
     elif ACTIVATION == "gelu_new":
         # 0.5 * (1 + tanh(u)) is sigmoid(2 u).
         x = x * tl.sigmoid(2.0 * SQRT_2_OVER_PI * (x + 0.044715 * x * x * x))

@@ -13,6 +13,7 @@ import triton.language as tl
 
 TINY = tl.constexpr(1.1754943508222875e-38)  # the smallest normal float32
 HALF_EVEN = tl.constexpr(12582912.0)  # 1.5 * 2**23: a float32 of that size has no fraction
+HALF_EVEN_BITS = tl.constexpr(0x4B400000)
 EXACT = tl.constexpr(4194304.0)  # 2**22, the largest magnitude that HALF_EVEN rounds
 NAN_BITS = tl.constexpr(0x7FC00000)
 INFINITY = tl.constexpr(float("inf"))
@@ -26,12 +27,34 @@ def round_half_even(x):
 
 
 @triton.jit
+def nearest_integer(x):
+    """Nearest int32, ties to even, of float32 with magnitudes up to 2**22.
+
+    The low bits of the sum are the integer: two fast instructions for a slow conversion.
+    """
+    return (x + HALF_EVEN).to(tl.int32, bitcast=True) - HALF_EVEN_BITS
+
+
+@triton.jit
 def quantize_static(x, scale, zero, low, high):
-    """``clamp(round_half_even(x / scale) + zero, low, high)`` as int32; NaN becomes zero."""
-    scaled = tl.div_rn(x, scale)
-    scaled = tl.where(scaled == scaled, scaled, 0.0)
-    q = round_half_even(scaled).to(tl.int32) + zero
-    return tl.minimum(tl.maximum(q, low), high)
+    """``clamp(round_half_even(x / scale) + zero, low, high)`` as int32; NaN becomes zero.
+
+    The quotient is rounded as a division rounds it (Markstein, IA-64 and Elementary Functions,
+    2000): the product with the scale's inverse, made exact by two steps of its remainder. What is
+    only of the scale is computed once, and both are multiplied by a power of two first, which
+    brings the scale to 1..2: nothing underflows, and the bounds let nothing overflow.
+    """
+    exponent = (scale.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    power = (tl.maximum(254 - exponent, 1) << 23).to(tl.float32, bitcast=True)
+    scale *= power
+    inverse = tl.div_rn(tl.full(scale.shape, 1.0, tl.float32), scale)
+    bound = EXACT * scale
+    x = tl.where(x == x, x * power, 0.0)
+    x = tl.minimum(tl.maximum(x, -bound), bound)
+    quotient = x * inverse
+    quotient = tl.fma(tl.fma(-quotient, scale, x), inverse, quotient)
+    quotient = tl.fma(tl.fma(-quotient, scale, x), inverse, quotient)
+    return tl.minimum(tl.maximum(nearest_integer(quotient) + zero, low), high)
 
 
 @triton.jit
@@ -45,6 +68,22 @@ def magnitude_below(x):
 def magnitude_above(x):
     """How far float32 x lies above 0, as :func:`magnitude_below`."""
     return tl.where(x == x, tl.maximum(x, 0.0).to(tl.int32, bitcast=True) & 0x7FFFFFFF, NAN_BITS)
+
+
+@triton.jit
+def reach(x, SCHEME: tl.constexpr):
+    """How far rows of float32 x lie below and above 0, for :func:`scales_of`.
+
+    A symmetric scheme asks for the farther alone, which is returned as above.
+    """
+    if SCHEME == "asymmetric":
+        below = tl.max(magnitude_below(x), axis=1)
+        above = tl.max(magnitude_above(x), axis=1)
+    else:
+        # Without its sign, a NaN is larger than every number as an integer too.
+        above = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, axis=1)
+        below = tl.zeros_like(above)
+    return below, above
 
 
 @triton.jit
@@ -90,6 +129,7 @@ def quantize_dynamic(x, factor, zero, SCHEME: tl.constexpr):
     """float32 x with :func:`scales_of` its row, broadcast to it -> stored int8."""
     scaled = tl.div_rn(x, factor) if SCHEME == "full_range" else x * factor
     scaled = tl.where(scaled == scaled, scaled, 0.0)
-    q = round_half_even(scaled).to(tl.int32) + zero
+    scaled = tl.minimum(tl.maximum(scaled, -EXACT), EXACT)
+    q = nearest_integer(scaled) + zero
     low: tl.constexpr = -127 if SCHEME == "symmetric" else -128
     return tl.minimum(tl.maximum(q, low), 127).to(tl.int8)

@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 
 from .quantize_triton import (
-    magnitude_above,
-    magnitude_below,
     quantize_dynamic,
     quantize_static,
+    reach,
     scales_of,
 )
 
@@ -50,9 +49,9 @@ def store_tile(y, rows, columns, tokens, features, target, SCHEME: tl.constexpr)
     elif SCHEME != "none":
         y = tl.where(inside, y, 0.0)
         live = rows < tokens
-        below = tl.max(magnitude_below(y), axis=1)
-        above = tl.max(magnitude_above(y), axis=1)
-        tl.atomic_max(target.ranges + rows, below, mask=live, sem="relaxed")
+        below, above = reach(y, SCHEME)
+        if SCHEME == "asymmetric":
+            tl.atomic_max(target.ranges + rows, below, mask=live, sem="relaxed")
         tl.atomic_max(target.ranges + tokens + rows, above, mask=live, sem="relaxed")
 
 
@@ -130,8 +129,7 @@ def store_rows(y, rows, columns, tokens, features, target, SCHEME: tl.constexpr)
             rounded = y.to(target.floats.dtype.element_ty)
             tl.store(target.floats + at, rounded, mask=inside)
             y = rounded.to(tl.float32)
-        below = tl.max(magnitude_below(y), axis=1)
-        above = tl.max(magnitude_above(y), axis=1)
+        below, above = reach(y, SCHEME)
         scale, factor, zero = scales_of(below, above, SCHEME)
         q = quantize_dynamic(y, factor[:, None], zero[:, None], SCHEME)
         at = rows.to(tl.int64)[:, None] * target.q_stride + columns[None, :]

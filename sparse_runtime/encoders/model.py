@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from .. import store
-from ..ops import CpuBackend, get_backend
+from ..ops import CpuBackend, Decision, get_backend
 from .explain import explain
 from .heads import Head
 from .hub import resolve
@@ -144,6 +144,11 @@ class SparseModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Float type of the activations and outputs."""
         return self._backend.dtype
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What runs each linear layer, and why."""
+        return tuple(self._backend.decisions)
 
     @property
     def max_length(self) -> int:

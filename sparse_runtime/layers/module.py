@@ -84,11 +84,12 @@ class PackedModule(nn.Module):
         self._explanation = f"{self.name}: not prepared"
         if self._marker.is_meta:
             return
-        decision = self._decide()
+        decision = self.decide()
         self.prepared = decision.prepare()
         self._explanation = decision.explain()
 
-    def _decide(self) -> Decision:
+    def decide(self) -> Decision:
+        """What would run the layer if it were prepared now."""
         weight, marker = LinearWeight(self.name, self.packed, self.bias), self._marker
         return choose([weight], backend=self.backend, device=marker.device, dtype=marker.dtype)
 
@@ -100,7 +101,7 @@ class PackedModule(nn.Module):
                 A layer that is not prepared or does not run on ``cpu.panels`` has no time.
         """
         if measure and self.prepared is not None:
-            return self._decide().explain(measure=True)
+            return self.decide().explain(measure=True)
         return self._explanation
 
     def get_extra_state(self) -> Tensor:

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import platform
-import tempfile
 import time
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import cache
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .cache_files import cache_folder, write_whole
 from .native import extension
 
 if TYPE_CHECKING:
@@ -100,15 +100,11 @@ def cache_file() -> Path:
     Raises:
         OSError: XDG_CACHE_HOME is not set and the user has no home.
     """
-    try:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # a user id that the system does not know, as in containers
-        raise FileNotFoundError("no home directory: set XDG_CACHE_HOME") from error
     names = [row["name"] for row in extension().isas() if row["available"]]
     wanted = os.environ.get("SPARSE_RUNTIME_ISA", "auto")
     key = json.dumps([platform.machine(), _cpu_name(), names, wanted, extension().build_info()])
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    return root / "sparse_runtime" / f"cpu-costs-{digest}.json"
+    return cache_folder() / f"cpu-costs-{digest}.json"
 
 
 def measure() -> Costs:
@@ -212,7 +208,6 @@ def _decode_cost(data: dict[str, float]) -> Cost:
 
 
 def _write(path: Path, costs: Costs) -> None:
-    """Atomically: several processes may calibrate at the same time."""
     text = json.dumps(
         {
             "version": VERSION,
@@ -224,11 +219,7 @@ def _write(path: Path, costs: Costs) -> None:
         },
         indent=1,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder, path.name)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+    write_whole(path, text)
 
 
 def _cpu_name() -> str:

@@ -1,0 +1,59 @@
+"""What is chosen for a layer on its device, and how ``explain()`` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import torch
+
+from .choosing import ANY_TOKENS, Choice, choose, compare
+from .families import FAMILIES
+from .family import Family
+from .machine import machine_of
+from .problem import Problem
+from .stacked import StackedLayers
+from .timings import own_timings, shipped_timings
+
+
+def choices_for(layers: StackedLayers, device: torch.device) -> tuple[Choice, ...]:
+    """The fastest by this machine's times, else by the package's, else by predictions."""
+    return choices_of(layers.problem, device)
+
+
+def choices_of(problem: Problem, device: torch.device) -> tuple[Choice, ...]:
+    """:func:`choices_for` of a kind of product."""
+    machine = machine_of(device)
+    tables = (own_timings(machine), shipped_timings(machine))
+    return choose(compare(problem, machine, tables))
+
+
+def describe(problem: Problem, choices: Sequence[Choice]) -> str:
+    """What runs which numbers of tokens, its time and the others', and which families do not fit.
+
+    Neighbouring regimes of one family are one entry, with the times of the last.
+    """
+    lines = []
+    for (family, _), found in groupby(choices, key=lambda c: (c.estimate.family, c.regime.source)):
+        run = list(found)
+        lines.append(_line(family, run[0].regime.least, run[-1]))
+    rejected = [
+        f"{family.name}: {reason}" for family in FAMILIES if (reason := family.rejects(problem))
+    ]
+    return "; ".join([*lines, *(f"not {text}" for text in rejected)])
+
+
+def _line(family: Family, least: int, last: Choice) -> str:
+    """One family for the numbers of tokens from ``least`` to the last choice's."""
+    when = f" from {least} tokens" if least > 1 else ""
+    if last.most_tokens != ANY_TOKENS:
+        when = f" for {least} to {last.most_tokens} tokens"
+    regime = last.regime
+    how = "predicted" if regime.source is None else f"measured ({regime.source})"
+    others = [other for other in regime.estimates.values() if other.family != family]
+    others.sort(key=lambda other: other.microseconds)
+    compared = ", ".join(f"{other.family.name} {other.microseconds:.1f}" for other in others)
+    text = (
+        f"{family.name}{when}: {how} {last.estimate.microseconds:.1f} us at {regime.tokens} tokens"
+    )
+    return f"{text} ({compared})" if compared else text

@@ -1,0 +1,75 @@
+"""What a measured time depends on beside the number of tokens: a kind of product."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...formats.block import to_blocks
+from ...spec import Structure
+
+DTYPE_NAMES: dict[torch.dtype, str] = {
+    torch.int8: "int8",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+}
+"""Types of the operands that kernels multiply."""
+
+DENSITIES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""Layers of a pruned model each have a density of their own: times are kept for these."""
+
+
+class Problem(NamedTuple):
+    """One kind of product.
+
+    Attributes:
+        dtype: of both operands, a value of ``DTYPE_NAMES``.
+        out_features: outputs of all layers that run as one.
+        in_features: size of their input.
+        structure: structure string (``Structure``), that of all layers or "unstructured".
+        density: share of the weights that are not 0, one of ``DENSITIES``; of blocks, where the
+            structure has them.
+    """
+
+    dtype: str
+    out_features: int
+    in_features: int
+    structure: str
+    density: float
+
+    @property
+    def weights(self) -> int:
+        """Weights of the dense matrix."""
+        return self.out_features * self.in_features
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one weight."""
+        return {"int8": 1, "bf16": 2, "fp16": 2, "fp32": 4}[self.dtype]
+
+    @property
+    def product(self) -> str:
+        """The matrix instructions: "int8", "half" or "fp32"."""
+        return "half" if self.dtype in ("bf16", "fp16") else self.dtype
+
+
+def problem_of(matrix: Tensor, structure: Structure) -> Problem:
+    """The kind of product that a stacked weight [out, in] gives."""
+    out_features, in_features = matrix.shape
+    density = 1.0
+    if structure.kind == "nm":
+        density = structure.n / structure.m
+    elif structure.kind == "block":
+        density = _share((to_blocks(matrix, structure) != 0).any(-1))
+    elif structure.kind == "unstructured":
+        density = _share(matrix != 0)
+    nearest = min(DENSITIES, key=lambda known: abs(known - density))
+    name = DTYPE_NAMES[matrix.dtype]
+    return Problem(name, out_features, in_features, str(structure), nearest)
+
+
+def _share(mask: Tensor) -> float:
+    return float(torch.count_nonzero(mask)) / max(mask.numel(), 1)

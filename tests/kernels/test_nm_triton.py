@@ -1,0 +1,130 @@
+"""The tile kernel on N:M weights: their layout, and products equal to those of dense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from sparse_runtime.kernels.linear.linear_triton import linear
+from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
+from sparse_runtime.kernels.linear.reference import accumulate
+from sparse_runtime.kernels.linear.tiles import Config, Workspace, workspace_needs
+from sparse_runtime.kernels.nm.layout import pack, unpack, word_of
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TYPES = [torch.int8, torch.bfloat16, torch.float16, torch.float32]
+
+# Words of every width with and without spare slots, groups of a whole word, values by themselves.
+PATTERNS = [(1, 2), (2, 4), (1, 4), (3, 4), (2, 8), (4, 8), (7, 8), (1, 16), (4, 16), (12, 16)]
+
+
+def random_matrix(
+    shape: tuple[int, int], n: int, m: int, kind: torch.dtype, fewer: bool = True
+) -> Tensor:
+    """Up to N values in each M inputs, the last group cut off where the inputs end."""
+    generator = torch.Generator().manual_seed(shape[0] + shape[1])
+    outputs, inputs = shape
+    groups = -(-inputs // m)
+    matrix = torch.randint(-128, 128, (outputs, groups, m), generator=generator)
+    if not fewer:
+        matrix[matrix == 0] = 1
+    ranks = torch.rand(matrix.shape, generator=generator).argsort(-1)
+    matrix = torch.where(ranks < n, matrix, 0).flatten(1)[:, :inputs]
+    return (matrix if kind == torch.int8 else matrix / 64).to(kind).to(DEVICE)
+
+
+def equal_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.view(torch.int8), b.view(torch.int8))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+def test_unpack_gives_back_every_bit(n: int, m: int, kind: torch.dtype) -> None:
+    # less than a group, a part of a word, a word, words and a part
+    for shape in ((1, 1), (3, 13), (2, 32), (5, 70)):
+        for fewer in (True, False):
+            matrix = random_matrix(shape, n, m, kind, fewer)
+            matrix[-1] = 0  # a row without values
+            if kind != torch.int8:
+                matrix[matrix > 1] = -0.0
+            weight = pack(matrix, n, m)
+            assert equal_bits(unpack(weight, shape), matrix)
+            assert weight.masks.shape == (shape[0], -(-shape[1] // 32))
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "size", "expected"),
+    [
+        (2, 4, 1, (8, 4)),  # two groups in four bytes
+        (2, 4, 2, (4, 2)),  # four bytes rather than eight
+        (1, 4, 1, (8, 2)),
+        (2, 4, 4, (4, 2)),  # eight bytes: there is no narrower word
+        (3, 4, 1, (4, 4)),  # one slot is spare
+        (4, 8, 4, (0, 0)),  # sixteen bytes
+        (1, 16, 1, (0, 0)),
+    ],
+)
+def test_words(n: int, m: int, size: int, expected: tuple[int, int]) -> None:
+    assert word_of(n, m, size) == expected
+
+
+def test_refused() -> None:
+    matrix = torch.ones(2, 8, dtype=torch.int8)
+    with pytest.raises(ValueError, match="expected at most 2 values in 4 inputs"):
+        pack(matrix, 2, 4)
+    with pytest.raises(ValueError, match="unstructured layout"):
+        pack(matrix, 3, 5)
+
+
+def multiply(x: Tensor, matrix: Tensor, n: int, m: int, config: Config) -> Tensor:
+    """float32 [tokens, out]: rows, int8 with scale 1 or floats, times a packed matrix."""
+    tokens, outputs = len(x), len(matrix)
+    out = torch.full((tokens, outputs), 7.0, device=DEVICE)
+    rows: Quantized | Tensor = x
+    epilogue = Epilogue()
+    if x.dtype == torch.int8:
+        rows = Quantized(x, x.stride(0), torch.ones(1, device=DEVICE), None, 0)
+        epilogue = Epilogue(weight_scale=torch.ones(outputs, device=DEVICE))
+    partials, counters = workspace_needs(tokens, outputs, config)
+    workspace = Workspace(
+        torch.empty(partials, device=DEVICE),
+        torch.zeros(counters, dtype=torch.int32, device=DEVICE),
+    )
+    weight = pack(matrix, n, m)
+    linear(rows, weight, epilogue, None, Target(out, outputs), "none", config, workspace)
+    return out
+
+
+CASES = [
+    # tokens, out, in: one tile; several with parts left over, split; inputs off word and group
+    (3, 16, 32, Config(16, 16, 32)),
+    (19, 37, 192, Config(16, 32, 64, split_k=2)),
+    (4, 20, 103, Config(16, 16, 32)),
+]
+
+
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+@pytest.mark.parametrize(("tokens", "outputs", "inputs", "config"), CASES)
+def test_integer_products_are_exact(
+    tokens: int, outputs: int, inputs: int, config: Config, n: int, m: int
+) -> None:
+    matrix = random_matrix((outputs, inputs), n, m, torch.int8)
+    matrix[outputs // 2] = 0
+    x = random_matrix((tokens, inputs), 1, 1, torch.int8)
+    expected = accumulate(x.cpu(), 0, matrix.cpu())
+    assert torch.equal(multiply(x, matrix, n, m, config).double().cpu(), expected)
+
+
+@pytest.mark.parametrize("kind", TYPES[1:])
+@pytest.mark.parametrize(("n", "m"), PATTERNS)
+def test_float_products(n: int, m: int, kind: torch.dtype) -> None:
+    tokens, outputs, inputs, config = CASES[2]
+    matrix = random_matrix((outputs, inputs), n, m, kind)
+    matrix[0] = torch.where(matrix[0] != 0, -0.0, 0.0)
+    x = random_matrix((tokens, inputs), 1, 1, kind)
+    # Parts of 2**12: every sum is exact in float32, in any order.
+    expected = x.double() @ matrix.double().T
+    assert torch.equal(multiply(x, matrix, n, m, config).double(), expected)
