@@ -63,10 +63,9 @@ SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear&, float acc, int, int) {
   return acc;
 }
 
-// All that needs nothing of other outputs or of the residual; 0 beyond the layer's edges.
+// All that needs nothing of other outputs or of the residual.
 template <typename Sum>
 SPARSE_RUNTIME_DEVICE float before_residual(const SrLinear& p, Sum acc, int token, int output) {
-  if (token >= p.tokens || output >= p.out_features) return 0.0F;
   float y = dequantize(p, acc, token, output);
   if (p.bias) y = ptx::add(y, ptx::load(p.bias + output));
   if (p.out_scale) {
@@ -105,10 +104,10 @@ SPARSE_RUNTIME_DEVICE int largest_of_warp(int value) {
   return value;
 }
 
-// A warp stores a token's part of the tile at a time.
+// A warp ends and stores a token's part of the tile at a time.
 template <typename Tile>
-SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const float* staged, int tile_out,
-                                      int tile_tok) {
+SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const typename Tile::Sum* staged,
+                                      int tile_out, int tile_tok) {
   const int lane = ptx::thread() % 32, warp = ptx::thread() / 32;
   const float static_scale = p.scheme == SR_STATIC ? ptx::load(p.scale) : 1.0F;
   const int static_zero = p.scheme == SR_STATIC && p.zero ? ptx::load(p.zero) : 0;
@@ -119,7 +118,8 @@ SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const float* staged, in
     for (int i = lane; i < Tile::kOut; i += 32) {
       const int output = tile_out * Tile::kOut + i;
       if (output >= p.out_features) continue;
-      float y = ptx::load_shared(staged + local * (Tile::kOut + 4) + i);
+      const auto sum = ptx::load_shared(staged + local * (Tile::kOut + 4) + i);
+      float y = before_residual(p, sum, token, output);
       if (p.residual) {
         const auto at = token * p.residual_stride + output;
         y = ptx::add(y, load_float(p.residual, at, p.floats_type));

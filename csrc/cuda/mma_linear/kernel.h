@@ -199,8 +199,9 @@ __launch_bounds__(Tile::kThreads)
   ptx::sync_threads();
   if (p.split_k > 1 && !gather_splits<Tile>(p, ptx::block_x(), split, acc)) return;
 
-  // Through shared memory, so that what a warp stores of a token lies side by side.
-  auto* const staged = reinterpret_cast<float*>(shared);
+  // Through shared memory, so that what a warp ends and stores of a token lies side by side, in a
+  // loop: ending each sum where it lies would be tens of thousands of instructions.
+  auto* const staged = reinterpret_cast<typename Tile::Sum*>(shared);
   const int lane = ptx::thread() % 32;
 #pragma unroll
   for (int m = 0; m < Tile::kM; ++m) {
@@ -210,9 +211,7 @@ __launch_bounds__(Tile::kThreads)
       for (int r = 0; r < 4; ++r) {
         const int output = (warp_out * Tile::kM + m) * 16 + d_row(lane, r);
         const int token = (warp_tok * Tile::kN + n) * 8 + d_column(lane, r);
-        const float y = before_residual(p, acc[m][n][r], tile_tok * Tile::kTok + token,
-                                        tile_out * Tile::kOut + output);
-        ptx::store_shared(staged + token * (Tile::kOut + 4) + output, y);
+        ptx::store_shared(staged + token * (Tile::kOut + 4) + output, acc[m][n][r]);
       }
     }
   }
