@@ -139,7 +139,7 @@ class CudaLibrary(Extension):
         library, linked = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
         shutil.copy(library, to)
         if not linked:
-            return "the CUDA library is as it was"
+            return "CUDA library: unchanged"
         compiled = sum(new for _, new in made)
         seconds = time.perf_counter() - start
         return (

@@ -9,6 +9,7 @@ import ctypes
 from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ TYPES: dict[torch.dtype, int] = {
     torch.float32: 3,
 }
 STRUCTURES = ("dense", "2:4")
+CUDA_ERROR = 3
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "silu", "tanh")
 
 
@@ -121,7 +123,10 @@ class Library:
     Attributes:
         path: its file.
         kernels: what it holds.
+        launches_on_cpu: whether launches take tensors in main memory, as the emulator's do.
     """
+
+    launches_on_cpu = False
 
     def __init__(self, path: Path) -> None:
         """Load a library.
@@ -162,22 +167,52 @@ class Library:
         """Bring a weight into the kernels' order (csrc/cuda/mma_linear/weights.h).
 
         Args:
-            matrix: int8, bf16 or fp16 [out, in], in main memory.
+            matrix: int8, bf16 or fp16 [out, in].
             structure: "dense" or "2:4".
 
         Returns:
-            uint8, in main memory.
+            uint8, on the device of ``matrix``, where it is packed too.
 
         Raises:
             ValueError: more than two of four inputs are nonzero.
         """
         matrix = matrix.contiguous()
         kinds = (TYPES[matrix.dtype], STRUCTURES.index(structure))
-        packed = torch.empty(self.handle.sr_packed_bytes(*kinds, *matrix.shape), dtype=torch.uint8)
+        size = self.handle.sr_packed_bytes(*kinds, *matrix.shape)
+        packed = torch.empty(size, dtype=torch.uint8, device=matrix.device)
         arguments = (*kinds, c_void_p(_address(matrix)), *matrix.shape, c_void_p(_address(packed)))
-        if self.handle.sr_pack_weight(*arguments):
+        if matrix.is_cuda:
+            fits = self._pack_on_gpu(arguments, matrix.device)
+        else:
+            fits = self.handle.sr_pack_weight(*arguments) == 0
+        if not fits:
             raise ValueError("weight: expected at most two nonzero values in every four inputs")
         return packed
+
+    def _pack_on_gpu(self, arguments: tuple[Any, ...], device: torch.device) -> bool:
+        misfits = torch.zeros(1, dtype=torch.int32, device=device)
+        with torch.cuda.device(device):
+            stream = c_void_p(torch.cuda.current_stream(device).cuda_stream)
+            place = c_void_p(misfits.data_ptr())
+            self._check(self.handle.sr_pack_weight_device(*arguments, place, stream))
+        return int(misfits) == 0
+
+    def launch(self, kernel: Kernel, layer: SrLinear, device: torch.device) -> None:
+        """Enqueue a layer on the current stream of ``device``, which must be the current one.
+
+        Raises:
+            RuntimeError: CUDA refuses the launch.
+        """
+        stream = c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        self._check(self.handle.sr_linear(kernel.number, byref(layer), stream))
+
+    def _check(self, status: int) -> None:
+        if status == CUDA_ERROR:
+            last_error = self.handle.sr_last_error
+            last_error.restype = c_char_p
+            raise RuntimeError(f"the CUDA library: {last_error().decode()}")
+        if status:
+            raise RuntimeError(f"the CUDA library refuses the call: status {status}")
 
     def unpack(
         self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]
@@ -203,6 +238,9 @@ def describe_layer(
     """The operands of a layer as the library takes them; ``kernels/linear/operands.py`` says what
     each is. ``split_k`` is 1."""
     rows = x.q if isinstance(x, Quantized) else x
+    floats = target.floats if epilogue.residual is None else epilogue.residual
+    if floats is not None and target.floats is not None and floats.dtype != target.floats.dtype:
+        raise ValueError(f"residual: expected {target.floats.dtype}, got {floats.dtype}")
     layer = SrLinear(
         x=_address(rows),
         x_stride=rows.stride(0),
@@ -220,7 +258,7 @@ def describe_layer(
         scheme=SCHEMES.index(scheme),
         floats=_address(target.floats),
         floats_stride=target.floats_stride,
-        floats_type=TYPES[torch.float32 if target.floats is None else target.floats.dtype],
+        floats_type=TYPES[torch.float32 if floats is None else floats.dtype],
         q=_address(target.q),
         q_stride=target.q_stride,
         scale=_address(target.scale),

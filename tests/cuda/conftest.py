@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from torch import Tensor
 
+from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.cuda_library import Kernel, Library, SrLinear
 
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas")
@@ -25,6 +27,24 @@ class SrRange(ctypes.Structure):
 
 class Emulator(Library):
     """The library as the host runs it."""
+
+    launches_on_cpu = True
+
+    def launch(self, kernel: Kernel, layer: SrLinear, device: torch.device) -> None:
+        """What a GPU would do, with all memory at hand: who calls a launcher gives no ranges."""
+        error = ctypes.create_string_buffer(500)
+        everywhere = SrRange(None, 2**62, 1)
+        status = self.handle.sr_emulate_linear(
+            kernel.number,
+            ctypes.byref(layer),
+            ctypes.byref(everywhere),
+            1,
+            7,
+            error,
+            ctypes.c_int64(len(error)),
+        )
+        if status:
+            raise RuntimeError(error.value.decode())
 
     def run(
         self,
@@ -73,3 +93,11 @@ def emulator(
             command = [compiler, *FLAGS, f"-I{csrc}", "-x", "c++", *map(str, sorted(sources))]
             subprocess.run([*command, "-o", str(library)], check=True, capture_output=True)
     return Emulator(library)
+
+
+@pytest.fixture
+def emulated(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """The emulator in the place of the library that the package loads."""
+    loaded = cuda_loading.Loaded(emulator, None)
+    monkeypatch.setattr(cuda_loading, "load", lambda: loaded)
+    return emulator
