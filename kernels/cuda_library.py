@@ -121,7 +121,7 @@ class Library:
     """A loaded library.
 
     Attributes:
-        path: its file.
+        source: where it comes from, for people.
         kernels: what it holds.
         launches_on_cpu: whether launches take tensors in main memory, as the emulator's do.
     """
@@ -134,7 +134,7 @@ class Library:
         Raises:
             OSError: it does not load, or has another interface than this package.
         """
-        self.path = path
+        self.source = str(path)
         self.handle = ctypes.CDLL(str(path))
         self.handle.sr_packed_bytes.restype = c_int64
         version = self.handle.sr_abi_version()

@@ -93,7 +93,7 @@ def test_without_a_gpu_a_launch_is_refused_in_words(built: Path) -> None:
 def test_another_interface_is_refused(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_runtime.kernels.cuda_library.ABI_VERSION", 99)
     with pytest.raises(OSError, match="interface version 1, this package needs 99"):
-        Library(emulator.path)
+        Library(Path(emulator.source))
 
 
 def test_loading_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
