@@ -19,11 +19,10 @@ from dataclasses import astuple, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from .cuda_loading import BUILT
-
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a block may have (CUDA C++ Programming Guide, compute capabilities)."""
 
+_BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
 _ARCHITECTURE = re.compile(r"arch = sm_(\d+)")
 _FUNCTION = re.compile(r"Function\s*:?\s*(\w+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
@@ -68,6 +67,25 @@ class Compiled:
     count: int
 
 
+@dataclass(frozen=True)
+class Tile:
+    """What a linear kernel needs of a launch, as csrc/cuda/mma_linear/kernel.h works it out.
+
+    Attributes:
+        name: the kernel's, in the library.
+        outputs: of a tile.
+        tokens: of a tile.
+        threads: of a block.
+        shared: bytes of shared memory a block, asked for at launch.
+    """
+
+    name: str
+    outputs: int
+    tokens: int
+    threads: int
+    shared: int
+
+
 def tool(name: str) -> Path:
     """cuobjdump or nvdisasm, of a CUDA toolkit or of Triton.
 
@@ -89,7 +107,7 @@ def read_library(path: Path) -> list[Compiled]:
     usages = {at: _USAGE.search(text) for at, text in _functions(path, "-res-usage")}
     built = []
     for at, code in _functions(path, "-sass"):
-        usage, tile = usages[at], _TILE.search(at[1])
+        usage, tile = usages[at], tile_of(at[1])
         if usage is None or tile is None:  # the packing kernel
             continue
         registers, stack, local = map(int, usage.groups())
@@ -97,7 +115,7 @@ def read_library(path: Path) -> list[Compiled]:
         instruction = max(set(products), key=products.count) if products else "none"
         built.append(
             Compiled(
-                *(_name(tile), at[0], _threads(tile), registers, stack + local, _shared(tile)),
+                *(tile.name, at[0], tile.threads, registers, stack + local, tile.shared),
                 instruction,
                 products.count(instruction),
             )
@@ -121,22 +139,23 @@ def _functions(path: Path, what: str) -> Iterator[tuple[tuple[int, str], str]]:
             yield (int(found[1]), name[1]), body
 
 
-def _name(tile: re.Match[str]) -> str:
-    kind, sparse, outputs, tokens = tile.group(1, 2, 3, 4)
-    return f"mma.{_TYPES[kind]}.{'2to4' if sparse == '1' else 'dense'}.{outputs}x{tokens}"
-
-
-def _threads(tile: re.Match[str]) -> int:
-    return 32 * int(tile[5]) * int(tile[6])
-
-
-def _shared(tile: re.Match[str]) -> int:
-    """``Tile::kShared`` of csrc/cuda/mma_linear/kernel.h: it is asked for at launch."""
-    size = 1 if tile[1] == "a" else 2
-    outputs, tokens, stages = int(tile[3]), int(tile[4]), int(tile[7])
-    slab = size * 512 + 128 if tile[2] == "1" else 2 * size * 512
+def tile_of(function: str) -> Tile | None:
+    """What the name that a compiler gave a kernel says of it; None of other functions."""
+    found = _TILE.search(function)
+    if found is None:
+        return None
+    kind, sparse = _TYPES[found[1]], found[2] == "1"
+    outputs, tokens, warps_out, warps_tok, stages = map(int, found.groups()[2:])
+    size = 1 if kind == "int8" else 2
+    slab = size * 512 + 128 if sparse else 2 * size * 512
     stage = outputs // 16 * slab + tokens * 64 * size
-    return max(stages * stage, (outputs + 4) * tokens * 4)
+    return Tile(
+        name=f"mma.{kind}.{'2to4' if sparse else 'dense'}.{outputs}x{tokens}",
+        outputs=outputs,
+        tokens=tokens,
+        threads=32 * warps_out * warps_tok,
+        shared=max(stages * stage, (outputs + 4) * tokens * 4),
+    )
 
 
 def problems(kernel: Compiled) -> Iterator[str]:
@@ -177,7 +196,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("table", type=Path, help="the Markdown file, replaced unless --check")
     parser.add_argument("--check", action="store_true", help="compare, and fail where they differ")
-    parser.add_argument("--library", type=Path, default=BUILT, help="default: the package's own")
+    parser.add_argument("--library", type=Path, default=_BUILT)
     options = parser.parse_args()
     built = read_library(options.library)
     wrong = [line for kernel in built for line in problems(kernel)]

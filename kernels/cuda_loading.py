@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from .cuda_library import Library
+from .cuda_nvrtc import RuntimeLibrary
 
 BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
 """Where setup.py puts the library."""
@@ -30,13 +31,17 @@ class Loaded(NamedTuple):
 
 @cache
 def load() -> Loaded:
-    """The library that was built with the package."""
-    if not BUILT.exists():
-        return Loaded(None, f"{BUILT.name} was not built; {HOW_TO_BUILD}")
+    """The library that was built with the package; else its kernels, as NVRTC compiles them."""
     try:
-        return Loaded(Library(BUILT), None)
+        if BUILT.exists():
+            return Loaded(Library(BUILT), None)
+        missing = f"{BUILT.name} was not built"
     except OSError as error:
-        return Loaded(None, f"{error}; {HOW_TO_BUILD}")
+        missing = str(error)
+    try:
+        return Loaded(RuntimeLibrary(), None)
+    except (OSError, RuntimeError) as error:
+        return Loaded(None, f"{missing} ({HOW_TO_BUILD}); {error}")
 
 
 def not_launched() -> str | None:

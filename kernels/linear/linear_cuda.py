@@ -85,12 +85,6 @@ def pack(matrix: Tensor, structure: str) -> MmaWeight:
     return MmaWeight(packed, matrix.dtype, structure, matrix.shape[0], matrix.shape[1])
 
 
-def unpack(weight: MmaWeight) -> Tensor:
-    """What :func:`pack` was given, in main memory; ``-0.0`` only where it had a place."""
-    shape = (weight.out_features, weight.in_features)
-    return library().unpack(weight.packed.cpu(), weight.structure, weight.dtype, shape)
-
-
 def kernel_of(weight: MmaWeight, config: MmaConfig) -> Kernel:
     """The kernel of a tile.
 

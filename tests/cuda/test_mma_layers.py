@@ -138,8 +138,3 @@ def test_configurations_have_kernels_and_survive_a_table(emulated, dtype: str, t
     assert family.work(problem, tokens, H100).weight_bytes < 0.7 * problem.weights * (
         problem.itemsize
     )
-
-
-def test_packed_weights_come_back(emulated) -> None:
-    matrix = torch.arange(70 * 132).view(70, 132).to(torch.int8)
-    assert torch.equal(linear_cuda.unpack(linear_cuda.pack(matrix, "dense")), matrix)

@@ -1,4 +1,4 @@
-"""The hand-written linear kernels on a GPU: what tests/cuda shows of them in the emulator, again."""
+"""The hand-written linear kernels on a GPU: what tests/cuda shows of them in the emulator."""
 
 from __future__ import annotations
 
@@ -162,7 +162,6 @@ def test_packing_on_the_gpu_equals_packing_on_the_host(dtype, structure: str, sh
     matrix = make_weight(dtype, structure, *shape)
     packed = linear_cuda.pack(matrix, structure)
     assert torch.equal(packed.packed.cpu(), linear_cuda.pack(matrix.cpu(), structure).packed)
-    assert torch.equal(linear_cuda.unpack(packed), matrix.cpu())
 
 
 def test_three_of_four_are_refused_on_the_gpu() -> None:

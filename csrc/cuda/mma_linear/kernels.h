@@ -14,6 +14,8 @@ using MiddleTile = Tile<T, kSparse, 64, 64, 2, 2, 4>;
 template <typename T, bool kSparse>
 using SmallTile = Tile<T, kSparse, 64, 16, 4, 1, 4>;
 
+#ifndef __CUDACC_RTC__  // which compiles single kernels
+
 struct Kernel {
   const char* name;
   int type, structure;
@@ -67,5 +69,7 @@ extern const KernelGroup kInt8Dense, kInt8TwoOfFour, kBf16Dense, kBf16TwoOfFour,
       describe<SmallTile<T, SPARSE>>(NAME ".64x16"),      \
   }};                                                     \
   }
+
+#endif  // __CUDACC_RTC__
 
 }  // namespace sparse_runtime::mma

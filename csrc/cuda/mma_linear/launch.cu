@@ -1,6 +1,7 @@
 // Launches on a GPU.
 #include <string>
 
+#include "cuda/mma_linear/pack_kernel.h"
 #include "cuda/mma_linear/table.h"
 
 namespace {
@@ -11,16 +12,6 @@ int32_t outcome(cudaError_t error) {
   if (error == cudaSuccess) return SR_OK;
   last_error = std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error);
   return SR_CUDA_ERROR;
-}
-
-template <typename T>
-__global__ void pack_kernel(sparse_runtime::mma::Matrix<const T> matrix, bool sparse,
-                            unsigned char* to, int32_t* misfits) {
-  using namespace sparse_runtime::mma;
-  const int slab = blockIdx.x, tile = blockIdx.y, lane = threadIdx.x;
-  const auto at =
-      (static_cast<std::int64_t>(tile) * gridDim.x + slab) * slab_bytes(sizeof(T), sparse);
-  if (!pack_lane(matrix, sparse, tile, slab, lane, to + at)) atomicAdd(misfits, 1);
 }
 
 }  // namespace

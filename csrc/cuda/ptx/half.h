@@ -6,10 +6,6 @@
 
 #include "core/mma_fragments.h"
 
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#endif
-
 namespace sparse_runtime::ptx {
 
 SPARSE_RUNTIME_BOTH inline std::uint32_t bits_of(float x) {
@@ -49,7 +45,9 @@ SPARSE_RUNTIME_BOTH inline float to_float(BF16 x) {
 
 SPARSE_RUNTIME_BOTH inline float to_float(F16 x) {
 #ifdef __CUDA_ARCH__
-  return __half2float(__ushort_as_half(x.bits));
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+  return y;
 #else
   const std::uint32_t sign = std::uint32_t(x.bits & 0x8000) << 16;
   const std::uint32_t rest = std::uint32_t(x.bits & 0x7FFF) << 13;
@@ -78,7 +76,9 @@ SPARSE_RUNTIME_BOTH inline BF16 from_float<BF16>(float x) {
 template <>
 SPARSE_RUNTIME_BOTH inline F16 from_float<F16>(float x) {
 #ifdef __CUDA_ARCH__
-  return {__half_as_ushort(__float2half_rn(x))};
+  F16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+  return y;
 #else
   const std::uint32_t bits = bits_of(x), magnitude = bits & 0x7FFFFFFF;
   const std::uint16_t sign = std::uint16_t(bits >> 16 & 0x8000);
