@@ -49,7 +49,7 @@ def find_input_order(nonzero: Tensor, seed: int = 0) -> Tensor:
     inputs = nonzero.shape[1]
     whole = inputs // GROUP * GROUP  # what is left of the last group stays where it is
     groups = _part_groups(_pack_columns(nonzero[:, :whole]), np.random.default_rng(seed))
-    groups = groups[_slab_order(_overflows(nonzero, groups))]
+    groups = groups[slab_order(_overflows(nonzero, groups))]
     return torch.cat((torch.from_numpy(groups.ravel()), torch.arange(whole, inputs)))
 
 
@@ -106,7 +106,7 @@ def _overflows(nonzero: Tensor, groups: NDArray[np.int64]) -> NDArray[np.bool_]:
     return (counts > 2).any(1).T.numpy()
 
 
-def _slab_order(overflows: NDArray[np.bool_]) -> NDArray[np.int64]:
+def slab_order(overflows: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Order of groups in which few tiles of (16 outputs, 16 groups) overflow anywhere.
 
     A slab begins with the group that overflows in most tiles and takes those that agree with it
