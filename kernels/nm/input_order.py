@@ -80,13 +80,14 @@ def _best_parts(eight: Bits) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
     The first where none is better: the two groups as they are.
     """
-    left = {}
-    both = {(i, j): eight[:, i] & eight[:, j] for i, j in combinations(range(8), 2)}
-    either = {(i, j): eight[:, i] | eight[:, j] for i, j in combinations(range(8), 2)}
+    left: dict[tuple[int, ...], NDArray[np.int64]] = {}
+    twos = list(combinations(range(8), 2))
+    both: dict[tuple[int, ...], Bits] = {(i, j): eight[:, i] & eight[:, j] for i, j in twos}
+    either: dict[tuple[int, ...], Bits] = {(i, j): eight[:, i] | eight[:, j] for i, j in twos}
     for four in combinations(range(8), 4):
         first, second = four[:2], four[2:]
-        at_least_three = (both[first] & either[second]) | (both[second] & either[first])
-        all_four = both[first] & both[second]
+        at_least_three: Bits = (both[first] & either[second]) | (both[second] & either[first])
+        all_four: Bits = both[first] & both[second]
         left[four] = _count(at_least_three) + _count(all_four)
     parts = [left[tuple(part[:4])] + left[tuple(part[4:])] for part in _PARTS.tolist()]
     return np.argmin(np.stack(parts), 0), np.min(np.stack(parts), 0)
