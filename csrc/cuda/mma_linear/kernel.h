@@ -42,9 +42,10 @@ struct Tile {
   static constexpr int kRestAt = kWeightStage + kTok * kRow;
   static constexpr int kMasksAt = kRestAt + kWeightStage;
   static constexpr int kStage = kHasRest ? kMasksAt + 128 : kRestAt;
-  static constexpr int kStaged = (kOut + 4) * kTok * 4;  // the results, before they are stored
+  static constexpr int kStaged = (kOut + 4) * kTok * 4;  // the sums, before they are stored
   static constexpr int kShared = kStages * kStage > kStaged ? kStages * kStage : kStaged;
-  static_assert(kOut % (16 * kWarpsOut) == 0 && kTok % (8 * kWarpsTok) == 0 && kStages >= 2);
+  static_assert(kOut % (16 * kWarpsOut) == 0 && kOut % 32 == 0 && kTok % (8 * kWarpsTok) == 0 &&
+                kStages >= 2);
 };
 
 // Where 16 bytes of a token lie in a stage: eight rows that ldmatrix reads at once meet eight
@@ -240,7 +241,7 @@ __launch_bounds__(Tile::kThreads)
   if (p.split_k > 1 && !gather_splits<Tile>(p, ptx::block_x(), split, acc)) return;
 
   // Through shared memory, so that what a warp stores of a token lies side by side.
-  auto* const staged = reinterpret_cast<float*>(shared);
+  auto* const staged = reinterpret_cast<typename Tile::Sum*>(shared);
   const int lane = ptx::thread() % 32;
 #pragma unroll
   for (int m = 0; m < Tile::kM; ++m) {
@@ -250,9 +251,7 @@ __launch_bounds__(Tile::kThreads)
       for (int r = 0; r < 4; ++r) {
         const int output = (warp_out * Tile::kM + m) * 16 + d_row(lane, r);
         const int token = (warp_tok * Tile::kN + n) * 8 + d_column(lane, r);
-        const float y = before_residual(p, acc[m][n][r], tile_tok * Tile::kTok + token,
-                                        tile_out * Tile::kOut + output);
-        ptx::store_shared(staged + token * (Tile::kOut + 4) + output, y);
+        ptx::store_shared(staged + token * (Tile::kOut + 4) + output, acc[m][n][r]);
       }
     }
   }
