@@ -27,10 +27,9 @@ _ARCHITECTURE = re.compile(r"arch = sm_(\d+)")
 _FUNCTION = re.compile(r"Function\s*:?\s*(\w+)")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _PRODUCT = re.compile(r"\b([A-Z]*MMA[A-Z0-9.]*)\b")
-# Tile<type, two of four, outputs, tokens, warps of either, stages> as the compiler spells it.
-_TILE = re.compile(
-    r"linear_kernelINS0_4TileI(\w+?)Lb([01])ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E"
-)
+# Tile<type, structure, outputs, tokens, warps of either, stages> as the compiler spells it.
+_TILE = re.compile(r"linear_kernelINS0_4TileI(\w+?)LNS0_9StructureE([012])E" + r"Li(\d+)E" * 5)
+_STRUCTURES = ("dense", "2to4", "exact")
 _TYPES = {"a": "int8", "NS_3ptx4BF16E": "bf16", "NS_3ptx3F16E": "f16"}
 _INSTRUCTIONS = {
     ("int8", "dense"): "IMMA.16832.S8.S8",
@@ -39,6 +38,9 @@ _INSTRUCTIONS = {
     ("bf16", "2to4"): "HMMA.SP.16832.F32.BF16",
     ("f16", "dense"): "HMMA.16816.F32",
     ("f16", "2to4"): "HMMA.SP.16832.F32",
+    ("int8", "exact"): "IMMA.SP.16864.S8.S8",
+    ("bf16", "exact"): "HMMA.SP.16832.F32.BF16",
+    ("f16", "exact"): "HMMA.SP.16832.F32",
 }
 
 
@@ -115,9 +117,14 @@ def read_library(path: Path) -> list[Compiled]:
         instruction = max(set(products), key=products.count) if products else "none"
         built.append(
             Compiled(
-                *(tile.name, at[0], tile.threads, registers, stack + local, tile.shared),
-                instruction,
-                products.count(instruction),
+                kernel=tile.name,
+                capability=at[0],
+                threads=tile.threads,
+                registers=registers,
+                spills=stack + local,
+                shared=tile.shared,
+                instruction=instruction,
+                count=products.count(instruction),
             )
         )
     return sorted(built, key=lambda kernel: (kernel.kernel, kernel.capability))
@@ -144,13 +151,15 @@ def tile_of(function: str) -> Tile | None:
     found = _TILE.search(function)
     if found is None:
         return None
-    kind, sparse = _TYPES[found[1]], found[2] == "1"
+    kind, structure = _TYPES[found[1]], _STRUCTURES[int(found[2])]
     outputs, tokens, warps_out, warps_tok, stages = map(int, found.groups()[2:])
     size = 1 if kind == "int8" else 2
-    slab = size * 512 + 128 if sparse else 2 * size * 512
+    slab = 2 * size * 512 if structure == "dense" else size * 512 + 128
     stage = outputs // 16 * slab + tokens * 64 * size
+    if structure == "exact":
+        stage += outputs // 16 * slab + 128
     return Tile(
-        name=f"mma.{kind}.{'2to4' if sparse else 'dense'}.{outputs}x{tokens}",
+        name=f"mma.{kind}.{structure}.{outputs}x{tokens}",
         outputs=outputs,
         tokens=tokens,
         threads=32 * warps_out * warps_tok,

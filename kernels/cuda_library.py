@@ -9,22 +9,25 @@ import ctypes
 from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .linear.operands import SCHEMES, Epilogue, Quantized, Target
+from .nm.exact_split import split
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 TYPES: dict[torch.dtype, int] = {
     torch.int8: 0,
     torch.bfloat16: 1,
     torch.float16: 2,
     torch.float32: 3,
 }
-STRUCTURES = ("dense", "2:4")
 CUDA_ERROR = 3
+STRUCTURES = ("dense", "2:4", "exact")
+TILE_OUTPUTS, SLAB_INPUTS = 16, 64  # of csrc/cuda/mma_linear/weights.h
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "silu", "tanh")
 
 
@@ -66,6 +69,8 @@ class SrLinear(ctypes.Structure):
         ("split_k", c_int32),
         ("partials", c_void_p),
         ("tile_counters", c_void_p),
+        ("rest", c_void_p),
+        ("rest_places", c_void_p),
     )
 
 
@@ -89,7 +94,7 @@ class Kernel:
         number: what the library calls it by.
         name: for people: family, type, structure, tile.
         dtype: of weights and inputs.
-        structure: "dense" or "2:4".
+        structure: "dense", "2:4" or "exact" (any matrix, see :class:`ExactWeight`).
         tile_out: outputs of a tile.
         tile_tok: tokens of a tile.
     """
@@ -115,6 +120,26 @@ class WorkspaceNeeds:
     partial_bytes: int
     tile_counters: int
     row_counters: int
+
+
+class ExactWeight(NamedTuple):
+    """Any matrix as 2:4 and a rest, in the order of the kernels of structure "exact".
+
+    Attributes:
+        two_of_four: uint8, packed.
+        rest: uint8 [places, bytes]: what exceeds two of four, only slabs with nonzeros.
+        rest_places: int32 [tiles of 16 outputs, slabs of 64 inputs]: ``4 * place + mask``; bit i of
+            the mask says whether the i-th 64 bytes of inputs have any; 0: none.
+    """
+
+    two_of_four: Tensor
+    rest: Tensor
+    rest_places: Tensor
+
+    @property
+    def extra(self) -> float:
+        """Share of (16 outputs, 64 inputs) that the kernel multiplies twice, from 0 to 1."""
+        return len(self.rest) / self.rest_places.numel()
 
 
 class Library:
@@ -214,6 +239,27 @@ class Library:
         if status:
             raise RuntimeError(f"the CUDA library refuses the call: status {status}")
 
+    def pack_exact(self, matrix: Tensor) -> ExactWeight:
+        """Bring any weight into the order of the "exact" kernels, without loss.
+
+        Permute its inputs by ``kernels/nm/input_order.find_input_order`` before: the fewer tiles
+        have a rest, the faster.
+
+        Args:
+            matrix: int8, bf16 or fp16 [out, in], in main memory.
+        """
+        two_of_four, remainder = split(matrix)
+        rest = remainder.matrix(matrix.shape[1])
+        pieces = matrix.element_size()  # of 64 bytes of inputs in a slab
+        rows, columns = -matrix.shape[0] % TILE_OUTPUTS, -matrix.shape[1] % SLAB_INPUTS
+        tiled = pad(rest != 0, (0, columns, 0, rows)).unflatten(0, (-1, TILE_OUTPUTS))
+        filled = tiled.any(1).unflatten(1, (-1, pieces, SLAB_INPUTS // pieces)).any(-1)
+        masks = (filled.int() << torch.arange(pieces, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+        places = (masks != 0).flatten().cumsum(0).view_as(masks).int() - 1
+        slabs = self.pack(rest, "2:4").view(masks.numel(), -1)[masks.flatten() != 0]
+        rest_places = torch.where(masks != 0, 4 * places + masks, 0).int()
+        return ExactWeight(self.pack(two_of_four, "2:4"), slabs.contiguous(), rest_places)
+
     def unpack(
         self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]
     ) -> Tensor:
@@ -225,10 +271,23 @@ class Library:
         )
         return matrix
 
+    def unpack_exact(
+        self, weight: ExactWeight, dtype: torch.dtype, shape: tuple[int, int]
+    ) -> Tensor:
+        """What :meth:`pack_exact` was given."""
+        places = weight.rest_places.flatten()
+        slab_bytes = weight.two_of_four.numel() // len(places)
+        rest = torch.zeros(len(places), slab_bytes, dtype=torch.uint8)
+        filled = places != 0
+        rest[filled] = weight.rest[(places[filled] // 4).long()]
+        two_of_four = self.unpack(weight.two_of_four, "2:4", dtype, shape)
+        remainder = self.unpack(rest.flatten(), "2:4", dtype, shape)
+        return torch.where(remainder != 0, remainder, two_of_four)
+
 
 def describe_layer(
     x: Quantized | Tensor,
-    weight: Tensor,
+    weight: Tensor | ExactWeight,
     out_features: int,
     epilogue: Epilogue,
     activation: str | None,
@@ -244,7 +303,7 @@ def describe_layer(
     layer = SrLinear(
         x=_address(rows),
         x_stride=rows.stride(0),
-        weight=_address(weight),
+        weight=_address(weight.two_of_four if isinstance(weight, ExactWeight) else weight),
         weight_scale=_address(epilogue.weight_scale),
         weight_sum=_address(epilogue.weight_sum),
         bias=_address(epilogue.bias),
@@ -275,6 +334,8 @@ def describe_layer(
     if isinstance(x, Quantized):
         layer.x_scale, layer.x_zero = _address(x.scale), _address(x.zero)
         layer.x_scale_stride = x.stride
+    if isinstance(weight, ExactWeight):
+        layer.rest, layer.rest_places = _address(weight.rest), _address(weight.rest_places)
     return layer
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .cuda_compiled import Tile, tile_of
-from .cuda_library import Kernel, Library, SrLinear, WorkspaceNeeds
+from .cuda_library import STRUCTURES, Kernel, Library, SrLinear, WorkspaceNeeds
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 LEAST_VERSION = (12, 5)
@@ -57,6 +57,7 @@ _CPP = {
     torch.bfloat16: "sparse_runtime::ptx::BF16",
     torch.float16: "sparse_runtime::ptx::F16",
 }
+_CPP_STRUCTURES = {"dense": "kDense", "2:4": "kTwoOfFour", "exact": "kExact"}
 _TILES = ("Large", "Middle", "Small")
 _SHAPES = {"Large": (128, 128), "Middle": (64, 64), "Small": (64, 16)}
 _TYPES = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -303,7 +304,7 @@ def _kernels() -> list[Kernel]:
     """As csrc/cuda/mma_linear/table.cc lists them."""
     kernels: list[Kernel] = []
     for dtype in _CPP:
-        for structure in ("dense", "2:4"):
+        for structure in STRUCTURES:
             for tile in _TILES:
                 outputs, tokens = _SHAPES[tile]
                 kind = structure.replace(":", "to")
@@ -313,7 +314,7 @@ def _kernels() -> list[Kernel]:
 
 
 def _group(dtype: torch.dtype, structure: str) -> str:
-    return f"{_CPP[dtype]}, {'true' if structure == '2:4' else 'false'}"
+    return f"{_CPP[dtype]}, {_SPACE}::Structure::{_CPP_STRUCTURES[structure]}"
 
 
 def _expression(kernel: Kernel) -> str:

@@ -12,10 +12,11 @@
 extern "C" {
 #endif
 
-#define SR_ABI_VERSION 1
+#define SR_ABI_VERSION 2
 
 enum { SR_INT8 = 0, SR_BF16 = 1, SR_F16 = 2, SR_F32 = 3 };
-enum { SR_DENSE = 0, SR_TWO_OF_FOUR = 1 };
+/* SR_EXACT: any matrix as the sum of two of four and a rest that is two of four as well. */
+enum { SR_DENSE = 0, SR_TWO_OF_FOUR = 1, SR_EXACT = 2 };
 enum { SR_NONE = 0, SR_GELU = 1, SR_GELU_NEW = 2, SR_RELU = 3, SR_SILU = 4, SR_TANH = 5 };
 enum { SR_FLOATS = 0, SR_STATIC = 1, SR_SYMMETRIC = 2, SR_FULL_RANGE = 3, SR_ASYMMETRIC = 4 };
 enum { SR_OK = 0, SR_NO_SUCH_KERNEL = 1, SR_INVALID = 2, SR_CUDA_ERROR = 3 };
@@ -54,8 +55,13 @@ typedef struct {
   int32_t* counters; /* one a block of tokens, zeros before and after */
   int32_t tokens, out_features, in_features;
   int32_t split_k;
-  void* partials;         /* split_k > 1: 4 bytes a sum, see sr_workspace */
-  int32_t* tile_counters; /* split_k > 1: one a tile, zeros before and after */
+  void* partials;             /* split_k > 1: 4 bytes a sum, see sr_workspace */
+  int32_t* tile_counters;     /* split_k > 1: one a tile, zeros before and after */
+  const void* rest;           /* SR_EXACT: slabs of the rest's packed form (SR_TWO_OF_FOUR), those
+                               * that are not all zeros */
+  const int32_t* rest_places; /* SR_EXACT: [ceil(out / 16)][ceil(in / 64)], 4 * number of the slab
+                               * in rest + mask of the 64-byte pieces of inputs that have values;
+                               * mask 0: none */
 } SrLinear;
 
 /* A kernel of this library. */

@@ -53,21 +53,47 @@ SPARSE_RUNTIME_DEVICE float store_float(void* p, std::int64_t at, int type, floa
   return ptx::to_float(rounded);
 }
 
-SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear& p, std::int32_t acc, int token, int output) {
-  const int at = token * p.x_scale_stride;
-  if (p.x_zero) acc -= ptx::load(p.x_zero + at) * ptx::load(p.weight_sum + output);
-  return ptx::multiply(ptx::multiply(static_cast<float>(acc), ptx::load(p.x_scale + at)),
-                       ptx::load(p.weight_scale + output));
+// What a lane needs of each of its outputs, for all tokens, and of a token, for all outputs.
+struct OutputTerms {
+  float weight_scale, bias;
+  std::int32_t weight_sum;
+};
+struct TokenTerms {
+  float scale;
+  std::int32_t zero;
+};
+
+template <bool kIsInteger>
+SPARSE_RUNTIME_DEVICE OutputTerms output_terms(const SrLinear& p, int output) {
+  OutputTerms terms{1.0F, 0.0F, 0};
+  if (output >= p.out_features) return terms;
+  if (kIsInteger) terms.weight_scale = ptx::load(p.weight_scale + output);
+  if (kIsInteger && p.x_zero) terms.weight_sum = ptx::load(p.weight_sum + output);
+  if (p.bias) terms.bias = ptx::load(p.bias + output);
+  return terms;
 }
-SPARSE_RUNTIME_DEVICE float dequantize(const SrLinear&, float acc, int, int) {
+template <bool kIsInteger>
+SPARSE_RUNTIME_DEVICE TokenTerms token_terms(const SrLinear& p, int token) {
+  if (!kIsInteger) return {1.0F, 0};
+  const int at = token * p.x_scale_stride;
+  return {ptx::load(p.x_scale + at), p.x_zero ? ptx::load(p.x_zero + at) : 0};
+}
+
+SPARSE_RUNTIME_DEVICE float dequantize(std::int32_t acc, const TokenTerms& token,
+                                       const OutputTerms& output) {
+  acc -= token.zero * output.weight_sum;
+  return ptx::multiply(ptx::multiply(static_cast<float>(acc), token.scale), output.weight_scale);
+}
+SPARSE_RUNTIME_DEVICE float dequantize(float acc, const TokenTerms&, const OutputTerms&) {
   return acc;
 }
 
 // All that needs nothing of other outputs or of the residual.
 template <typename Sum>
-SPARSE_RUNTIME_DEVICE float before_residual(const SrLinear& p, Sum acc, int token, int output) {
-  float y = dequantize(p, acc, token, output);
-  if (p.bias) y = ptx::add(y, ptx::load(p.bias + output));
+SPARSE_RUNTIME_DEVICE float before_residual(const SrLinear& p, Sum acc, const TokenTerms& token,
+                                            const OutputTerms& terms, int output) {
+  float y = dequantize(acc, token, terms);
+  if (p.bias) y = ptx::add(y, terms.bias);
   if (p.out_scale) {
     const float scale = ptx::load(p.out_scale + output);
     if (scale != 0.0F) {
@@ -104,22 +130,31 @@ SPARSE_RUNTIME_DEVICE int largest_of_warp(int value) {
   return value;
 }
 
-// A warp ends and stores a token's part of the tile at a time.
+// A warp makes and stores a token's part of the tile at a time, from its sums in shared memory: so
+// the code of an activation is there once a lane's outputs, not once a sum.
 template <typename Tile>
 SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const typename Tile::Sum* staged,
                                       int tile_out, int tile_tok) {
+  constexpr int each = Tile::kOut / 32;
   const int lane = ptx::thread() % 32, warp = ptx::thread() / 32;
   const float static_scale = p.scheme == SR_STATIC ? ptx::load(p.scale) : 1.0F;
   const int static_zero = p.scheme == SR_STATIC && p.zero ? ptx::load(p.zero) : 0;
+  OutputTerms terms[each];
+#pragma unroll
+  for (int i = 0; i < each; ++i) {
+    terms[i] = output_terms<Tile::kIsInteger>(p, tile_out * Tile::kOut + lane + 32 * i);
+  }
   for (int local = warp; local < Tile::kTok; local += Tile::kThreads / 32) {
     const int token = tile_tok * Tile::kTok + local;
     if (token >= p.tokens) break;
+    const TokenTerms of_token = token_terms<Tile::kIsInteger>(p, token);
     int below = 0, above = 0;
-    for (int i = lane; i < Tile::kOut; i += 32) {
-      const int output = tile_out * Tile::kOut + i;
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int output = tile_out * Tile::kOut + lane + 32 * i;
       if (output >= p.out_features) continue;
-      const auto sum = ptx::load_shared(staged + local * (Tile::kOut + 4) + i);
-      float y = before_residual(p, sum, token, output);
+      const auto acc = ptx::load_shared(staged + local * (Tile::kOut + 4) + lane + 32 * i);
+      float y = before_residual(p, acc, of_token, terms[i], output);
       if (p.residual) {
         const auto at = token * p.residual_stride + output;
         y = ptx::add(y, load_float(p.residual, at, p.floats_type));

@@ -1,5 +1,6 @@
-// A linear layer on mma.sync and mma.sp, for sm_80 and later: one template for dense weights and
-// for two of four, so that either is measured against its like.
+// A linear layer on mma.sync and mma.sp, for sm_80 and later: one template for dense weights, for
+// two of four and for any sparse matrix as two of four and a rest, so that each is measured against
+// its like.
 //
 // Weights are the A of the products, tokens their columns. A block makes [kOut outputs][kTok
 // tokens], or with split-K the part that some slabs of 64 inputs give. Stages of both operands come
@@ -15,13 +16,19 @@
 
 namespace sparse_runtime::mma {
 
-template <typename T_, bool kSparse_, int kOut_, int kTok_, int kWarpsOut_, int kWarpsTok_,
+// What a kernel's weights are: all inputs; two of every four; or two of every four and, for the
+// tiles that need it, two more of every four: the rest of weights.h.
+enum class Structure { kDense = SR_DENSE, kTwoOfFour = SR_TWO_OF_FOUR, kExact = SR_EXACT };
+
+template <typename T_, Structure kStructure_, int kOut_, int kTok_, int kWarpsOut_, int kWarpsTok_,
           int kStages_>
 struct Tile {
   using T = T_;
   static constexpr bool kIsInteger = sizeof(T) == 1;
   using Sum = std::conditional_t<kIsInteger, std::int32_t, float>;
-  static constexpr bool kSparse = kSparse_;
+  static constexpr Structure kStructure = kStructure_;
+  static constexpr bool kSparse = kStructure != Structure::kDense;
+  static constexpr bool kHasRest = kStructure == Structure::kExact;
   static constexpr int kOut = kOut_, kTok = kTok_;
   static constexpr int kWarpsOut = kWarpsOut_, kWarpsTok = kWarpsTok_, kStages = kStages_;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsTok;
@@ -31,10 +38,14 @@ struct Tile {
   static constexpr int kSlab = slab_bytes(kValueBytes, kSparse);
   static constexpr int kRow = kSlabInputs * kValueBytes;  // bytes of one token in a stage
   static constexpr int kWeightStage = kOut / 16 * kSlab;
-  static constexpr int kStage = kWeightStage + kTok * kRow;
-  static constexpr int kStaged = (kOut + 4) * kTok * 4;  // the results, before they are stored
+  // A stage: weights, tokens, and of the rest every tile's slab and mask, each at its place.
+  static constexpr int kRestAt = kWeightStage + kTok * kRow;
+  static constexpr int kMasksAt = kRestAt + kWeightStage;
+  static constexpr int kStage = kHasRest ? kMasksAt + 128 : kRestAt;
+  static constexpr int kStaged = (kOut + 4) * kTok * 4;  // the sums, before they are stored
   static constexpr int kShared = kStages * kStage > kStaged ? kStages * kStage : kStaged;
-  static_assert(kOut % (16 * kWarpsOut) == 0 && kTok % (8 * kWarpsTok) == 0 && kStages >= 2);
+  static_assert(kOut % (16 * kWarpsOut) == 0 && kOut % 32 == 0 && kTok % (8 * kWarpsTok) == 0 &&
+                kStages >= 2);
 };
 
 // Where 16 bytes of a token lie in a stage: eight rows that ldmatrix reads at once meet eight
@@ -57,6 +68,21 @@ SPARSE_RUNTIME_DEVICE void fetch(const SrLinear& p, int tile_out, int tile_tok, 
     const auto at = (static_cast<std::int64_t>(tile < last ? tile : last) * all + slab) * words;
     ptx::copy_async(stage + i * 16,
                     static_cast<const unsigned char*>(p.weight) + (at + i % words) * 16, 16);
+  }
+  if constexpr (Tile::kHasRest) {
+    for (int i = ptx::thread(); i < Tile::kOut / 16 * words; i += Tile::kThreads) {
+      const int tile = tile_out * (Tile::kOut / 16) + i / words;
+      const auto at = static_cast<std::int64_t>(tile < last ? tile : last) * all + slab;
+      const int place = ptx::load(p.rest_places + at);
+      if (i % words == 0) {
+        ptx::store_shared(reinterpret_cast<int*>(stage + Tile::kMasksAt) + i / words,
+                          place & kRestMask);
+      }
+      if ((place & kRestMask) == 0) continue;
+      const auto from = static_cast<std::int64_t>(place / (kRestMask + 1)) * words + i % words;
+      ptx::copy_async(stage + Tile::kRestAt + i * 16,
+                      static_cast<const unsigned char*>(p.rest) + from * 16, 16);
+    }
   }
   constexpr int chunks = Tile::kRow / 16;
   const int row_bytes = p.in_features * Tile::kValueBytes;
@@ -95,6 +121,21 @@ SPARSE_RUNTIME_DEVICE void sparse_product(typename Tile::Sum (&acc)[4], const st
   }
 }
 
+// The products of 16 outputs with all tokens of the warp, from a slab of two of four.
+template <typename Tile, int kPiece>
+SPARSE_RUNTIME_DEVICE void multiply_kept(const unsigned char* slab,
+                                         const std::uint32_t (&b)[Tile::kN][4],
+                                         typename Tile::Sum (&acc)[Tile::kN][4]) {
+  const int lane = ptx::thread() % 32;
+  const auto* words = reinterpret_cast<const Word*>(slab) + kPiece * 32 + lane;
+  const auto* metadata = reinterpret_cast<const std::uint32_t*>(
+      slab + products(Tile::kValueBytes, true) * kProductBytes);
+  const Word a = ptx::load_shared(words);
+  const std::uint32_t word = ptx::load_shared(metadata + lane);
+#pragma unroll
+  for (int n = 0; n < Tile::kN; ++n) sparse_product<Tile, kPiece>(acc[n], a.r, b[n], word);
+}
+
 // 64 bytes of inputs: one ldmatrix a column of 8 tokens, two products (dense) or one (two of four).
 template <typename Tile, int kPiece>
 SPARSE_RUNTIME_DEVICE void multiply_piece(const unsigned char* stage, int warp_out, int warp_tok,
@@ -107,26 +148,26 @@ SPARSE_RUNTIME_DEVICE void multiply_piece(const unsigned char* stage, int warp_o
     const int at = swizzled<Tile::kRow>(token, kPiece * 4 + lane / 8);
     ptx::load_matrices(b[n], stage + Tile::kWeightStage + at);
   }
-  constexpr int count = Tile::kSparse ? 1 : 2;
 #pragma unroll
   for (int m = 0; m < Tile::kM; ++m) {
-    const unsigned char* slab = stage + (warp_out * Tile::kM + m) * Tile::kSlab;
-    const auto* words = reinterpret_cast<const Word*>(slab) + kPiece * count * 32 + lane;
-    const Word a0 = ptx::load_shared(words);
+    const int tile = warp_out * Tile::kM + m;
+    const unsigned char* slab = stage + tile * Tile::kSlab;
     if constexpr (Tile::kSparse) {
-      const auto* metadata = reinterpret_cast<const std::uint32_t*>(
-          slab + products(Tile::kValueBytes, true) * kProductBytes);
-      const std::uint32_t word = ptx::load_shared(metadata + lane);
-#pragma unroll
-      for (int n = 0; n < Tile::kN; ++n) {
-        sparse_product<Tile, kPiece>(acc[m][n], a0.r, b[n], word);
-      }
+      multiply_kept<Tile, kPiece>(slab, b, acc[m]);
     } else {
-      const Word a1 = ptx::load_shared(words + 32);
+      const auto* words = reinterpret_cast<const Word*>(slab) + kPiece * 64 + lane;
+      const Word a0 = ptx::load_shared(words), a1 = ptx::load_shared(words + 32);
 #pragma unroll
       for (int n = 0; n < Tile::kN; ++n) {
         product<Tile>(acc[m][n], a0.r, b[n][0], b[n][1]);
         product<Tile>(acc[m][n], a1.r, b[n][2], b[n][3]);
+      }
+    }
+    if constexpr (Tile::kHasRest) {
+      const auto* masks = reinterpret_cast<const int*>(stage + Tile::kMasksAt);
+      // The same for all lanes: most slabs have no rest, and cost this test.
+      if (ptx::load_shared(masks + tile) >> kPiece & 1) {
+        multiply_kept<Tile, kPiece>(slab + Tile::kRestAt, b, acc[m]);
       }
     }
   }
@@ -199,8 +240,7 @@ __launch_bounds__(Tile::kThreads)
   ptx::sync_threads();
   if (p.split_k > 1 && !gather_splits<Tile>(p, ptx::block_x(), split, acc)) return;
 
-  // Through shared memory, so that what a warp ends and stores of a token lies side by side, in a
-  // loop: ending each sum where it lies would be tens of thousands of instructions.
+  // Through shared memory, so that what a warp stores of a token lies side by side.
   auto* const staged = reinterpret_cast<typename Tile::Sum*>(shared);
   const int lane = ptx::thread() % 32;
 #pragma unroll

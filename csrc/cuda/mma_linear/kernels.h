@@ -7,12 +7,12 @@
 namespace sparse_runtime::mma {
 
 // Large batches; some hundred tokens; few tokens, whose time is the reading of weights.
-template <typename T, bool kSparse>
-using LargeTile = Tile<T, kSparse, 128, 128, 2, 2, 3>;
-template <typename T, bool kSparse>
-using MiddleTile = Tile<T, kSparse, 64, 64, 2, 2, 4>;
-template <typename T, bool kSparse>
-using SmallTile = Tile<T, kSparse, 64, 16, 4, 1, 4>;
+template <typename T, Structure kStructure>
+using LargeTile = Tile<T, kStructure, 128, 128, 2, 2, 3>;
+template <typename T, Structure kStructure>
+using MiddleTile = Tile<T, kStructure, 64, 64, 2, 2, 4>;
+template <typename T, Structure kStructure>
+using SmallTile = Tile<T, kStructure, 64, 16, 4, 1, 4>;
 
 #ifndef __CUDACC_RTC__  // which compiles single kernels
 
@@ -45,7 +45,7 @@ template <typename Tile>
 constexpr Kernel describe(const char* name) {
   return {name,
           TypeOf<typename Tile::T>::value,
-          Tile::kSparse ? SR_TWO_OF_FOUR : SR_DENSE,
+          static_cast<int>(Tile::kStructure),
           Tile::kOut,
           Tile::kTok,
           Tile::kThreads,
@@ -58,16 +58,16 @@ constexpr Kernel describe(const char* name) {
 struct KernelGroup {
   Kernel kernels[3];
 };
-extern const KernelGroup kInt8Dense, kInt8TwoOfFour, kBf16Dense, kBf16TwoOfFour, kF16Dense,
-    kF16TwoOfFour;
+extern const KernelGroup kInt8Dense, kInt8TwoOfFour, kInt8Exact, kBf16Dense, kBf16TwoOfFour,
+    kBf16Exact, kF16Dense, kF16TwoOfFour, kF16Exact;
 
-#define SPARSE_RUNTIME_KERNELS(VARIABLE, NAME, T, SPARSE) \
-  namespace sparse_runtime::mma {                         \
-  const KernelGroup VARIABLE{{                            \
-      describe<LargeTile<T, SPARSE>>(NAME ".128x128"),    \
-      describe<MiddleTile<T, SPARSE>>(NAME ".64x64"),     \
-      describe<SmallTile<T, SPARSE>>(NAME ".64x16"),      \
-  }};                                                     \
+#define SPARSE_RUNTIME_KERNELS(VARIABLE, NAME, T, STRUCTURE)         \
+  namespace sparse_runtime::mma {                                    \
+  const KernelGroup VARIABLE{{                                       \
+      describe<LargeTile<T, Structure::STRUCTURE>>(NAME ".128x128"), \
+      describe<MiddleTile<T, Structure::STRUCTURE>>(NAME ".64x64"),  \
+      describe<SmallTile<T, Structure::STRUCTURE>>(NAME ".64x16"),   \
+  }};                                                                \
   }
 
 #endif  // __CUDACC_RTC__

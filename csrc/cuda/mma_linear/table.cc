@@ -3,8 +3,9 @@
 namespace sparse_runtime::mma {
 namespace {
 
-const KernelGroup* const kGroups[] = {&kInt8Dense,     &kInt8TwoOfFour, &kBf16Dense,
-                                      &kBf16TwoOfFour, &kF16Dense,      &kF16TwoOfFour};
+const KernelGroup* const kGroups[] = {&kInt8Dense, &kInt8TwoOfFour, &kInt8Exact,
+                                      &kBf16Dense, &kBf16TwoOfFour, &kBf16Exact,
+                                      &kF16Dense,  &kF16TwoOfFour,  &kF16Exact};
 constexpr int kEach = sizeof(KernelGroup::kernels) / sizeof(Kernel);
 constexpr int kCount = sizeof(kGroups) / sizeof(kGroups[0]) * kEach;
 

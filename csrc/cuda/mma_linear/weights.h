@@ -9,6 +9,11 @@
 //
 // A kept group of four has two values, in order. Where fewer than two are nonzero (by their bits:
 // -0.0 is kept), the lowest free positions are taken, with zeros.
+//
+// Any other matrix is the sum of two that are two of four: the second, its rest, is stored only
+// where it is not all zeros, as slabs in the same form, and found by a number for each (tile,
+// slab): 4 * place + mask. Bit i of the mask says that 64 bytes of inputs from 64 i on have any; 0:
+// none.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +26,7 @@ constexpr int kTileOutputs = 16;
 constexpr int kSlabInputs = 64;
 constexpr int kProductBytes = 512;
 constexpr int kMetadataBytes = 128;
+constexpr int kRestMask = 3;
 
 SPARSE_RUNTIME_BOTH constexpr int products(int value_bytes, bool sparse) {
   return value_bytes * (sparse ? 1 : 2);
