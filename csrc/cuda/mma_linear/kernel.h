@@ -204,7 +204,9 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
 template <typename Tile>
 SPARSE_RUNTIME_KERNEL void
 #ifdef __CUDACC__
-__launch_bounds__(Tile::kThreads)
+// The 1 leaves the compiler all registers: it spilled to fit more blocks, which shared memory
+// forbids.
+__launch_bounds__(Tile::kThreads, 1)
 #endif
     linear_kernel(const SrLinear p) {
   unsigned char* const shared = ptx::shared_memory();
