@@ -194,9 +194,15 @@ def read_table(text: str) -> list[Compiled]:
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         if len(cells) == len(fields(Compiled)) and cells[1].isdigit():
-            kernel, capability, threads, registers, spills, shared, instruction, count = cells
-            numbers = map(int, (capability, threads, registers, spills, shared))
-            built.append(Compiled(kernel, *numbers, instruction, int(count)))
+            kernel, *numbers, instruction, count = cells
+            capability, threads, registers, spills, shared = map(int, numbers)
+            built.append(
+                Compiled(
+                    *(kernel, capability, threads, registers, spills, shared),
+                    instruction=instruction,
+                    count=int(count),
+                )
+            )
     return built
 
 

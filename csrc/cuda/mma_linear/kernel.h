@@ -204,8 +204,7 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
 template <typename Tile>
 SPARSE_RUNTIME_KERNEL void
 #ifdef __CUDACC__
-// The 1 leaves the compiler all registers: it spilled to fit more blocks, which shared memory
-// forbids.
+// The 1 leaves the compiler all registers: else it spills, for more blocks than shared memory fits.
 __launch_bounds__(Tile::kThreads, 1)
 #endif
     linear_kernel(const SrLinear p) {
