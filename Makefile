@@ -6,6 +6,7 @@
 #   EXTRAS    optional dependencies to install, of those in pyproject.toml
 #   PIP_ARGS  handed to pip, such as an --extra-index-url with builds of torch for the CPU
 #   ARGS      handed to pytest or to the demo
+#   SPARSE_RUNTIME_CUDA  whether the CUDA library is built: auto (where nvcc is on PATH), 1 or 0
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -67,6 +68,6 @@ format: $(installed)
 
 clean:
 	rm -rf build dist sparse_runtime.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f sparse_runtime/_C*.so
+	rm -f sparse_runtime/_C*.so sparse_runtime/libsparse_runtime_cuda.so
 	find sparse_runtime kernels benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f $(installed)

@@ -1,14 +1,23 @@
-"""Declares the C++ extension sparse_runtime._C; everything else is in pyproject.toml.
+"""Declares what is compiled: the C++ extension sparse_runtime._C, and the CUDA library.
 
 Each file csrc/cpu/<family>/<instruction set>.cc is compiled with the flags of its instruction set
 and all other files with the compiler's defaults, so one library runs on every CPU of the
 architecture and chooses at run time.
+
+The CUDA library (docs/kernels/cuda_library.md) is a plain shared object, free of Python and torch.
+SPARSE_RUNTIME_CUDA says whether it is built: "auto" (the default) where nvcc is on PATH, with a
+warning where that fails; "1" in any case, or the installation fails; "0" never.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
+import subprocess
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +25,7 @@ import pybind11
 from pybind11.setup_helpers import ParallelCompile
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, SetupError
 
 COMMON_FLAGS = [
     "-std=c++17",
@@ -71,6 +80,24 @@ ISA_TESTS = {
     "amx": "void f() { _tile_dpbusd(0, 1, 2); _tile_dpbf16ps(0, 1, 2); }",
 }
 
+CUDA_MODES = ("auto", "1", "0")
+CUDA_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    # A fused multiply-add would give other bits than the reference.
+    "--fmad=false",
+    "-Xcompiler=-fPIC",
+    "-Xfatbin=-compress-all",
+    "-Icsrc",
+]
+# By family: machine code of Ampere and Hopper, which those between run too, and PTX for later GPUs.
+CUDA_TARGETS = {
+    "mma_linear": [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90,code=[sm_90,compute_90]",
+    ],
+}
+
 
 def sources_and_headers() -> tuple[list[str], list[str]]:
     """Returns every C++ file of the extension, relative to this one as setuptools wants it."""
@@ -79,10 +106,94 @@ def sources_and_headers() -> tuple[list[str], list[str]]:
     return sorted(p.as_posix() for p in sources), sorted(p.as_posix() for p in headers)
 
 
+class CudaLibrary(Extension):
+    """The shared object sparse_runtime/libsparse_runtime_cuda.so."""
+
+    def __init__(self, nvcc: str, *, optional: bool) -> None:
+        """Name the compiler; where it is optional, an installation goes on without it."""
+        sources = [
+            path.as_posix()
+            for family in CUDA_TARGETS
+            for path in sorted(Path("csrc/cuda", family).glob("*.c[cu]"))
+        ]
+        headers = [h for room in ("core", "cuda") for h in Path("csrc", room).rglob("*.h")]
+        name = "sparse_runtime.libsparse_runtime_cuda"
+        super().__init__(name, sources, depends=sorted(map(str, headers)), optional=optional)
+        self.nvcc = nvcc
+
+    def build(self, to: Path) -> str:
+        """Compile what has changed since the last build; returns a line that says so."""
+        # Not setuptools' own folder, which `pip install -e .` deletes each time.
+        folder = Path("build", "cuda")
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        jobs = int(os.environ.get("SPARSE_RUNTIME_BUILD_JOBS", 0)) or os.cpu_count() or 1
+        with ThreadPoolExecutor(jobs) as pool:
+            made = list(pool.map(lambda source: self._compile(folder, Path(source)), self.sources))
+        objects = [str(path) for path, _ in made]
+        exports = "csrc/cuda/api/exports.map"
+        flags = ["-shared", "-cudart=static", "--no-device-link"]
+        # Nothing of the machine that built it but libc.
+        flags += ["-Xcompiler=-static-libstdc++,-static-libgcc"]
+        flags += [f"-Xlinker=--version-script={exports}"]
+        library, linked = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
+        shutil.copy(library, to)
+        if not linked:
+            return "CUDA library: unchanged"
+        compiled = sum(new for _, new in made)
+        seconds = time.perf_counter() - start
+        return (
+            f"the CUDA library took {seconds:.0f} s: {compiled} of {len(made)} files, {jobs} jobs"
+        )
+
+    def _compile(self, folder: Path, source: Path) -> tuple[Path, bool]:
+        flags = [*CUDA_FLAGS, *CUDA_TARGETS[source.parent.name], "-x", "cu", "-c", str(source)]
+        name = f"{source.parent.name}.{source.stem}.o"
+        return self._run(folder / name, flags, [str(source), *self.depends])
+
+    def _run(self, output: Path, flags: list[str], read: list[str]) -> tuple[Path, bool]:
+        """Run nvcc, unless `output` comes of the same command and files; whether it ran."""
+        command = [self.nvcc, *flags, "-o", str(output)]
+        version = subprocess.run([self.nvcc, "--version"], capture_output=True, check=True).stdout
+        parts = [repr(command).encode(), version, *(Path(path).read_bytes() for path in read)]
+        key = hashlib.sha256(b"".join(parts)).hexdigest()
+        stamp = output.with_suffix(".key")
+        if output.exists() and stamp.exists() and stamp.read_text() == key:
+            return output, False
+        stamp.unlink(missing_ok=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise CompileError(f"{' '.join(command)}\n{done.stdout}")
+        stamp.write_text(key)
+        return output, True
+
+
+def cuda_libraries() -> list[CudaLibrary]:
+    """The CUDA library, if it is to be built here."""
+    mode = os.environ.get("SPARSE_RUNTIME_CUDA", "auto")
+    if mode not in CUDA_MODES:
+        raise SetupError(f"SPARSE_RUNTIME_CUDA: expected {', '.join(CUDA_MODES)}, got {mode!r}")
+    nvcc = shutil.which("nvcc")
+    if mode == "1" and nvcc is None:
+        raise SetupError("SPARSE_RUNTIME_CUDA=1: nvcc is not on PATH; set 0 to go without it")
+    return [] if mode == "0" or nvcc is None else [CudaLibrary(nvcc, optional=mode == "auto")]
+
+
 class BuildExt(build_ext):
     """build_ext with flags for each file, and without the instruction sets it cannot compile."""
 
+    def get_ext_filename(self, fullname: str) -> str:
+        name: str = super().get_ext_filename(fullname)
+        if isinstance(self.ext_map.get(fullname), CudaLibrary):
+            return f"{name.partition('.')[0]}.so"  # not Python's, so of no version of it
+        return name
+
     def build_extension(self, ext: Extension) -> None:
+        if isinstance(ext, CudaLibrary):
+            to = Path(self.get_ext_fullpath(ext.name))
+            to.parent.mkdir(parents=True, exist_ok=True)
+            self.warn(ext.build(to))
+            return
         plain_compile = self.compiler._compile
 
         def compile_one(
@@ -132,7 +243,8 @@ setup(
             extra_compile_args=COMMON_FLAGS,
             extra_link_args=["-pthread"],
             language="c++",
-        )
+        ),
+        *cuda_libraries(),
     ],
     cmdclass={"build_ext": BuildExt},
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
+import os
 import platform
 import sys
 import zipfile
@@ -24,6 +26,10 @@ def main() -> None:
     missing = sorted((expected | {"sparse_runtime/py.typed"}) - names)
     if missing:
         sys.exit(f"{wheel.name} lacks {missing}")
+    library = "sparse_runtime/libsparse_runtime_cuda.so"
+    wanted = os.environ.get("SPARSE_RUNTIME_CUDA") == "1"
+    if (library in names) != wanted:
+        sys.exit(f"{wheel.name}: {library} is {'missing' if wanted else 'there, unasked for'}")
     outside = sorted({name.split("/")[0] for name in names} - {"sparse_runtime"})
     if any(not name.endswith(".dist-info") for name in outside):
         sys.exit(f"{wheel.name} installs {outside} beside sparse_runtime")
@@ -32,6 +38,11 @@ def main() -> None:
 
     import sparse_runtime
     import sparse_runtime._C as extension
+
+    if wanted:
+        built = ctypes.CDLL(str(Path(sparse_runtime.__file__).parents[1] / library))
+        if not built.sr_kernel_count():
+            sys.exit(f"{wheel.name}: the CUDA library has no kernels")
 
     print(
         f"Python {platform.python_version()}: {wheel.name}, {len(names)} files, "

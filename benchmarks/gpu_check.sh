@@ -26,6 +26,7 @@ unset TRITON_INTERPRET
 }
 mkdir -p "$out"
 
+# With nvcc, the CUDA library too; a library that lies there already is used as it is.
 if "$python" -c 'import pybind11, setuptools' 2>/dev/null; then
   "$python" setup.py -q build_ext --inplace
 else

@@ -13,6 +13,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from sparse_runtime.benchmarks.gpu.records import append, error_line, results_pa
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
 from sparse_runtime.formats import PackedWeight
+from sparse_runtime.kernels.linear import linear_cuda
+from sparse_runtime.kernels.linear.linear_cuda import MmaConfig
+from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
+from sparse_runtime.kernels.linear.tiles import Workspace
 from sparse_runtime.ops import LinearWeight, choose
 from sparse_runtime.spec import Structure
 from sparse_runtime.testing import (
@@ -52,8 +57,11 @@ CASES = (
     "block:64x64@0.95 bf16",
 )
 TOKENS = (16, 128, 1024, 4096, 16384)
+_FASTEST: dict[tuple[Any, ...], MmaConfig] = {}
 CHECKED_ROWS = 64
 MOST_COPIES = 24
+MOST_CONFIGS = 4
+"""Of a hand-written kernel, which are timed before the best takes part."""
 
 Call = Callable[[], object]
 
@@ -95,6 +103,43 @@ def ours(layer: Layer, x: Tensor) -> Call:
     oracle, dense = linear_oracle(rows.cpu(), layer.packed, layer.bias.float().cpu().to(x.dtype))
     assert_close_to_oracle(prepared(rows).cpu(), oracle, dense, name="ours")
     return lambda: prepared(x)
+
+
+def mma(layer: Layer, x: Tensor, *, structure: str, dtype: torch.dtype) -> Call:
+    """Our hand-written kernel with its epilogue (scales, bias, bf16 results), in the fastest of its
+    configurations; integers take quantized rows."""
+    integer = dtype == torch.int8
+    matrix = layer.packed.unpack().cuda() if integer else layer.weight
+    weight = linear_cuda.pack(matrix, structure)
+    outputs, inputs = matrix.shape
+    q = x.mul(30).clamp(-127, 127).to(torch.int8)
+    ones = torch.ones(len(x), device="cuda")
+    rows = Quantized(q, inputs, ones, None, 1) if integer else x
+    scale = torch.full((outputs,), 1e-3, device="cuda") if integer else None
+    epilogue = Epilogue(weight_scale=scale, bias=layer.bias.float())
+    target = Target(torch.empty(len(x), outputs, dtype=torch.bfloat16, device="cuda"), outputs)
+
+    def call(config: MmaConfig) -> Call:
+        partials, counters = linear_cuda.workspace_needs(len(x), weight, config)
+        workspace = Workspace(
+            torch.empty(partials, device="cuda"),
+            torch.zeros(counters, dtype=torch.int32, device="cuda"),
+        )
+        operands = (rows, weight, epilogue, None, target, "none", config, workspace)
+        return partial(linear_cuda.linear, *operands)
+
+    key = (dtype, structure, len(x), outputs, inputs)
+    if key not in _FASTEST:
+        major, minor = torch.cuda.get_device_capability()
+        sizes = ("int8" if integer else "half", *key[2:])
+        configs = linear_cuda.candidates(*sizes, 10 * major + minor)[:MOST_CONFIGS]
+        timings = time_kernels({str(config): [call(config)] for config in configs})
+        medians = {n: t.median for n, t in timings.items() if isinstance(t, Timing)}
+        if not medians:
+            raise RuntimeError(next(iter(timings.values())))
+        fastest = min(medians, key=medians.__getitem__)
+        _FASTEST[key] = next(config for config in configs if str(config) == fastest)
+    return call(_FASTEST[key])
 
 
 def cublas_bf16(layer: Layer, x: Tensor) -> Call:
@@ -170,6 +215,12 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     yield "cublas bf16", cublas_bf16
     if integer:
         yield "cublas int8 product", cublas_int8
+    if structure.kind == "dense" or str(structure) == "2:4":
+        # The dense kernel on the same weights is what the sparse one is compared with.
+        for kind in dict.fromkeys(("dense", str(structure))):
+            for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):
+                if name == "bf16" or integer:
+                    yield f"mma {kind} {name}", partial(mma, structure=kind, dtype=dtype)
     if integer and structure.kind == "dense":
         yield "torchao int8 compiled", torchao_int8
     if structure.kind == "nm":

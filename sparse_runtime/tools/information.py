@@ -75,6 +75,16 @@ class Extension:
 
 
 @dataclass(frozen=True)
+class CudaLibrary:
+    """The hand-written CUDA kernels: where they come from, or why Triton's run in their place."""
+
+    available: bool
+    source: str | None
+    kernels: tuple[str, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Gpu:
     """One NVIDIA GPU; memory in bytes, capability as in "9.0"."""
 
@@ -112,6 +122,7 @@ class Info:
     packages: tuple[Package, ...]
     cpu: Cpu
     extension: Extension
+    cuda_library: CudaLibrary
     gpus: tuple[Gpu, ...]
     gpu_reason: str | None
     kernels: tuple[Kernel, ...]
@@ -155,6 +166,7 @@ def info() -> Info:
         packages=tuple(_package(name) for name in _PACKAGES),
         cpu=_cpu(features),
         extension=extension,
+        cuda_library=_cuda_library(),
         gpus=gpus,
         gpu_reason=gpu_reason,
         kernels=kernels,
@@ -203,6 +215,18 @@ def _extension() -> tuple[dict[str, bool], Extension]:
         for isa in native.isas()
     )
     return dict(native.cpu_features()), Extension(True, None, dict(native.build_info()), sets)
+
+
+def _cuda_library() -> CudaLibrary:
+    try:
+        from ..kernels.cuda_loading import load
+    except ImportError as error:
+        return CudaLibrary(False, None, (), f"its launchers do not import: {error}")
+    library, reason = load()
+    if library is None:
+        return CudaLibrary(False, None, (), reason)
+    names = tuple(kernel.name for kernel in library.kernels)
+    return CudaLibrary(True, library.source, names, None)
 
 
 def _gpus() -> tuple[tuple[Gpu, ...], str | None]:

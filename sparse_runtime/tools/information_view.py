@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Group
 
-    from .information import Gpu, Info
+    from .information import CudaLibrary, Gpu, Info
 
 # Parts of build_info() that the rows of the instruction sets repeat, with reasons.
 _SAID_BELOW = ("isas", "isas_not_built")
@@ -69,6 +69,7 @@ def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         for isa in extension.instruction_sets
     ]
     yield "C++ kernels", rows
+    yield "CUDA kernels", [("hand-written", _library_text(found.cuda_library))]
     gpus = [(gpu.name, _gpu_text(gpu)) for gpu in found.gpus]
     yield "GPUs", gpus or [("none", found.gpu_reason or "")]
     yield "Backends", [(b.name, "yes" if b.available else _no(b.reason)) for b in found.backends]
@@ -84,6 +85,12 @@ def _sections(found: Info) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def _no(reason: str | None) -> str:
     return f"no: {reason}"
+
+
+def _library_text(library: CudaLibrary) -> str:
+    if not library.available:
+        return f"{_no(library.reason)}; Triton kernels run in their place"
+    return f"{len(library.kernels)} kernels, {library.source}"
 
 
 def _gpu_text(gpu: Gpu) -> str:

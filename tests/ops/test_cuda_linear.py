@@ -15,7 +15,7 @@ from sparse_runtime.formats import PackedWeight, pack
 from sparse_runtime.kernels.linear.operands import Quantized, Target
 from sparse_runtime.kernels.linear.reference import quantize_rows_asymmetric
 from sparse_runtime.ops import LinearRequest, LinearWeight, choose
-from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regime
+from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regime, why_not
 from sparse_runtime.ops.cuda.families import FAMILIES
 from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.linear import CudaLinear
@@ -74,8 +74,9 @@ def forced(request: LinearRequest, family: Family, tokens: int = 16) -> CudaLine
 
 def families_for(request: LinearRequest) -> list[Family]:
     """Those that take these layers here."""
-    problem = stack_layers(request).problem
-    return [f for f in FAMILIES if f.rejects(problem) is None and f.name != "cusparselt"]
+    layers = stack_layers(request)
+    able = [f for f in FAMILIES if why_not(f, layers.problem, layers.epilogue) is None]
+    return [family for family in able if family.name != "cusparselt"]
 
 
 def assert_like_the_reference(y: Tensor, expected: Tensor, activation: str | None) -> None:

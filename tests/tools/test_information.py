@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 import sparse_runtime
+from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.tools import information
 from sparse_runtime.tools.information import Gpu, Info, Kernel, info
 
@@ -63,6 +64,8 @@ def test_the_report_of_this_machine_is_whole() -> None:
         present = part.version is not None if hasattr(part, "version") else part.available
         assert present == (part.reason is None), part
     assert found.extension.available == (found.extension.reason is None)
+    assert found.cuda_library.available == (found.cuda_library.reason is None)
+    assert found.cuda_library.available == bool(found.cuda_library.kernels)
     assert bool(found.gpus) == (found.gpu_reason is None)
 
 
@@ -177,3 +180,11 @@ def test_the_report_works_without_torch_and_numpy(checkout_root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "GPUs are found through torch, which does not import" in done.stdout
     assert "the operations do not import" in done.stdout
+
+
+def test_the_cuda_kernels_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = SimpleNamespace(source="built", kernels=(SimpleNamespace(name="mma.int8"),) * 2)
+    monkeypatch.setattr(cuda_loading, "load", lambda: (library, None))
+    assert "hand-written  2 kernels, built" in str(info())
+    monkeypatch.setattr(cuda_loading, "load", lambda: (None, "was not built"))
+    assert "hand-written  no: was not built; Triton kernels run in their place" in str(info())

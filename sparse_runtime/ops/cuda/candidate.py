@@ -13,7 +13,7 @@ from .stacked import stack_layers
 
 
 class CudaCandidate(Candidate):
-    """Every structure and value type, on our Triton kernels or a library's."""
+    """Every structure and value type, on our kernels or a library's."""
 
     name: ClassVar[str] = "cuda"
     backend: ClassVar[str] = "cuda"
@@ -43,7 +43,7 @@ class CudaCandidate(Candidate):
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         layers = stack_layers(request)
         choices = choices_for(layers, request.device)
-        return f"{_converted(request)}{describe(layers.problem, choices)}"
+        return f"{_converted(request)}{describe(layers.problem, choices, layers.epilogue)}"
 
     def prepare(self, request: LinearRequest) -> PreparedLinear:
         return CudaLinear(request)

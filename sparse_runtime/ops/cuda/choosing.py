@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, NamedTuple
 
+from ...kernels.linear.operands import Epilogue
 from .families import FAMILIES
 from .family import Family
 from .machine import Machine
@@ -75,7 +76,11 @@ class Choice(NamedTuple):
 
 
 def compare(
-    problem: Problem, machine: Machine, tables: Sequence[Timings], regimes: Sequence[int] = REGIMES
+    problem: Problem,
+    machine: Machine,
+    tables: Sequence[Timings],
+    regimes: Sequence[int] = REGIMES,
+    epilogue: Epilogue | None = None,
 ) -> list[Regime]:
     """Every regime with what each family takes there.
 
@@ -84,8 +89,9 @@ def compare(
         machine: the GPU.
         tables: measured times; the first that knows a regime is taken.
         regimes: ascending numbers of tokens.
+        epilogue: what follows the product; None: nothing that some family could not do.
     """
-    families = [family for family in FAMILIES if family.rejects(problem) is None]
+    families = [family for family in FAMILIES if why_not(family, problem, epilogue) is None]
     found, least = [], 1
     for tokens in regimes:
         able = [f for f in families if f.least_tokens(problem) <= least]
@@ -98,6 +104,11 @@ def compare(
         found.append(Regime(least, tokens, {e.family.name: e for e in estimates}, source))
         least = tokens + 1
     return found
+
+
+def why_not(family: Family, problem: Problem, epilogue: Epilogue | None) -> str | None:
+    """Why a family cannot run a product and what follows it, or None."""
+    return family.rejects(problem) or (None if epilogue is None else family.refuses(epilogue))
 
 
 def _measured(

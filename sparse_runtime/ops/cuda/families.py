@@ -23,6 +23,7 @@ from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .family import Family
 from .machine import Machine
+from .mma_families import MMA_FAMILIES
 from .predict import Work
 from .problem import Problem
 from .stacked import StackedLayers
@@ -276,6 +277,7 @@ FAMILIES: tuple[Family, ...] = (
     TritonNM(),
     TritonBlock(),
     CusparseltFamily(),
+    *MMA_FAMILIES,
 )
 """The dense ones first: nothing that is slower than they are is taken."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+from ...kernels.linear.operands import Epilogue
 from .machine import Machine
 from .predict import Work
 from .problem import Problem
@@ -30,6 +31,10 @@ class Family(ABC):
     @abstractmethod
     def rejects(self, problem: Problem) -> str | None:
         """Why it cannot take such a product, or None."""
+
+    def refuses(self, epilogue: Epilogue) -> str | None:
+        """Why it cannot do what follows the product, or None."""
+        return None
 
     def least_tokens(self, problem: Problem) -> int:
         """The fewest rows that it takes."""

@@ -7,7 +7,8 @@ from itertools import groupby
 
 import torch
 
-from .choosing import ANY_TOKENS, Choice, choose, compare
+from ...kernels.linear.operands import Epilogue
+from .choosing import ANY_TOKENS, Choice, choose, compare, why_not
 from .families import FAMILIES
 from .family import Family
 from .machine import machine_of
@@ -18,17 +19,19 @@ from .timings import own_timings, shipped_timings
 
 def choices_for(layers: StackedLayers, device: torch.device) -> tuple[Choice, ...]:
     """The fastest by this machine's times, else by the package's, else by predictions."""
-    return choices_of(layers.problem, device)
+    return choices_of(layers.problem, device, layers.epilogue)
 
 
-def choices_of(problem: Problem, device: torch.device) -> tuple[Choice, ...]:
+def choices_of(
+    problem: Problem, device: torch.device, epilogue: Epilogue | None = None
+) -> tuple[Choice, ...]:
     """:func:`choices_for` of a kind of product."""
     machine = machine_of(device)
     tables = (own_timings(machine), shipped_timings(machine))
-    return choose(compare(problem, machine, tables))
+    return choose(compare(problem, machine, tables, epilogue=epilogue))
 
 
-def describe(problem: Problem, choices: Sequence[Choice]) -> str:
+def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | None = None) -> str:
     """What runs which numbers of tokens, its time and the others', and which families do not fit.
 
     Neighbouring regimes of one family are one entry, with the times of the last.
@@ -38,7 +41,9 @@ def describe(problem: Problem, choices: Sequence[Choice]) -> str:
         run = list(found)
         lines.append(_line(family, run[0].regime.least, run[-1]))
     rejected = [
-        f"{family.name}: {reason}" for family in FAMILIES if (reason := family.rejects(problem))
+        f"{family.name}: {reason}"
+        for family in FAMILIES
+        if (reason := why_not(family, problem, epilogue))
     ]
     return "; ".join([*lines, *(f"not {text}" for text in rejected)])
 

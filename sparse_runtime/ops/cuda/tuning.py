@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from ..types import LinearRequest
-from .choosing import REGIMES
+from .choosing import REGIMES, why_not
 from .families import FAMILIES
 from .family import Family
 from .machine import Machine, machine_of
@@ -147,7 +147,8 @@ class _Search:
         packed: dict[str, Any] = {}
         lists = []
         for family in FAMILIES:
-            if family.rejects(problem) is not None or family.least_tokens(problem) > least:
+            refused = why_not(family, problem, layers.epilogue) is not None
+            if refused or family.least_tokens(problem) > least:
                 continue
             try:
                 if family.layout not in packed:

@@ -1,0 +1,343 @@
+"""The CUDA library (csrc/cuda/api/sparse_runtime_cuda.h) through ctypes: its structs and functions.
+
+It is free of torch and Python, so one build serves every version of either.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from .linear.operands import SCHEMES, Epilogue, Quantized, Target
+from .nm.exact_split import split
+
+ABI_VERSION = 2
+TYPES: dict[torch.dtype, int] = {
+    torch.int8: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.float32: 3,
+}
+CUDA_ERROR = 3
+STRUCTURES = ("dense", "2:4", "exact")
+TILE_OUTPUTS, SLAB_INPUTS = 16, 64  # of csrc/cuda/mma_linear/weights.h
+ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "silu", "tanh")
+
+
+class SrLinear(ctypes.Structure):
+    """``SrLinear`` of the header, field by field."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("x_scale", c_void_p),
+        ("x_zero", c_void_p),
+        ("x_scale_stride", c_int32),
+        ("weight", c_void_p),
+        ("weight_scale", c_void_p),
+        ("weight_sum", c_void_p),
+        ("bias", c_void_p),
+        ("out_scale", c_void_p),
+        ("out_zero", c_void_p),
+        ("out_low", c_void_p),
+        ("out_high", c_void_p),
+        ("residual", c_void_p),
+        ("residual_stride", c_int64),
+        ("activation", c_int32),
+        ("scheme", c_int32),
+        ("floats", c_void_p),
+        ("floats_stride", c_int64),
+        ("floats_type", c_int32),
+        ("q", c_void_p),
+        ("q_stride", c_int64),
+        ("scale", c_void_p),
+        ("zero", c_void_p),
+        ("low", c_int32),
+        ("high", c_int32),
+        ("ranges", c_void_p),
+        ("counters", c_void_p),
+        ("tokens", c_int32),
+        ("out_features", c_int32),
+        ("in_features", c_int32),
+        ("split_k", c_int32),
+        ("partials", c_void_p),
+        ("tile_counters", c_void_p),
+        ("rest", c_void_p),
+        ("rest_places", c_void_p),
+    )
+
+
+class SrKernel(ctypes.Structure):
+    """``SrKernel`` of the header."""
+
+    _fields_ = (
+        ("name", c_char_p),
+        ("type", c_int32),
+        ("structure", c_int32),
+        ("tile_out", c_int32),
+        ("tile_tok", c_int32),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a library.
+
+    Attributes:
+        number: what the library calls it by.
+        name: for people: family, type, structure, tile.
+        dtype: of weights and inputs.
+        structure: "dense", "2:4" or "exact" (any matrix, see :class:`ExactWeight`).
+        tile_out: outputs of a tile.
+        tile_tok: tokens of a tile.
+    """
+
+    number: int
+    name: str
+    dtype: torch.dtype
+    structure: str
+    tile_out: int
+    tile_tok: int
+
+
+@dataclass(frozen=True)
+class WorkspaceNeeds:
+    """What one launch needs beside its operands.
+
+    Attributes:
+        partial_bytes: for the sums of several splits.
+        tile_counters: int32, zeros before and after.
+        row_counters: elements of ``Target.counters`` where rows are quantized dynamically.
+    """
+
+    partial_bytes: int
+    tile_counters: int
+    row_counters: int
+
+
+class ExactWeight(NamedTuple):
+    """Any matrix as 2:4 and a rest, in the order of the kernels of structure "exact".
+
+    Attributes:
+        two_of_four: uint8, packed.
+        rest: uint8 [places, bytes]: what exceeds two of four, only slabs with nonzeros.
+        rest_places: int32 [tiles of 16 outputs, slabs of 64 inputs]: ``4 * place + mask``; bit i of
+            the mask says whether the i-th 64 bytes of inputs have any; 0: none.
+    """
+
+    two_of_four: Tensor
+    rest: Tensor
+    rest_places: Tensor
+
+    @property
+    def extra(self) -> float:
+        """Share of (16 outputs, 64 inputs) that the kernel multiplies twice, from 0 to 1."""
+        return len(self.rest) / self.rest_places.numel()
+
+
+class Library:
+    """A loaded library.
+
+    Attributes:
+        source: where it comes from, for people.
+        kernels: what it holds.
+        launches_on_cpu: whether launches take tensors in main memory, as the emulator's do.
+    """
+
+    launches_on_cpu = False
+
+    def __init__(self, path: Path) -> None:
+        """Load a library.
+
+        Raises:
+            OSError: it does not load, or has another interface than this package.
+        """
+        self.source = str(path)
+        self.handle = ctypes.CDLL(str(path))
+        self.handle.sr_packed_bytes.restype = c_int64
+        version = self.handle.sr_abi_version()
+        if version != ABI_VERSION:
+            raise OSError(
+                f"{path}: interface version {version}, this package needs {ABI_VERSION}; build the "
+                "library again"
+            )
+        self.kernels = tuple(map(self._kernel, range(self.handle.sr_kernel_count())))
+
+    def _kernel(self, number: int) -> Kernel:
+        found = SrKernel()
+        self.handle.sr_kernel(number, byref(found))
+        dtype = next(dtype for dtype, code in TYPES.items() if code == found.type)
+        structure = STRUCTURES[found.structure]
+        name = found.name.decode()
+        return Kernel(number, name, dtype, structure, found.tile_out, found.tile_tok)
+
+    def workspace_needs(
+        self, kernel: Kernel, tokens: int, out_features: int, split_k: int
+    ) -> WorkspaceNeeds:
+        """What a launch needs."""
+        needs = (c_int64(), c_int64(), c_int64())
+        self.handle.sr_workspace(
+            kernel.number, tokens, out_features, split_k, *(byref(need) for need in needs)
+        )
+        return WorkspaceNeeds(*(need.value for need in needs))
+
+    def pack(self, matrix: Tensor, structure: str) -> Tensor:
+        """Bring a weight into the kernels' order (csrc/cuda/mma_linear/weights.h).
+
+        Args:
+            matrix: int8, bf16 or fp16 [out, in].
+            structure: "dense" or "2:4".
+
+        Returns:
+            uint8, on the device of ``matrix``, where it is packed too.
+
+        Raises:
+            ValueError: more than two of four inputs are nonzero.
+        """
+        matrix = matrix.contiguous()
+        kinds = (TYPES[matrix.dtype], STRUCTURES.index(structure))
+        size = self.handle.sr_packed_bytes(*kinds, *matrix.shape)
+        packed = torch.empty(size, dtype=torch.uint8, device=matrix.device)
+        arguments = (*kinds, c_void_p(_address(matrix)), *matrix.shape, c_void_p(_address(packed)))
+        if matrix.is_cuda:
+            fits = self._pack_on_gpu(arguments, matrix.device)
+        else:
+            fits = self.handle.sr_pack_weight(*arguments) == 0
+        if not fits:
+            raise ValueError("weight: expected at most two nonzero values in every four inputs")
+        return packed
+
+    def _pack_on_gpu(self, arguments: tuple[Any, ...], device: torch.device) -> bool:
+        misfits = torch.zeros(1, dtype=torch.int32, device=device)
+        with torch.cuda.device(device):
+            stream = c_void_p(torch.cuda.current_stream(device).cuda_stream)
+            place = c_void_p(misfits.data_ptr())
+            self._check(self.handle.sr_pack_weight_device(*arguments, place, stream))
+        return int(misfits) == 0
+
+    def launch(self, kernel: Kernel, layer: SrLinear, device: torch.device) -> None:
+        """Enqueue a layer on the current stream of ``device``, which must be the current one.
+
+        Raises:
+            RuntimeError: CUDA refuses the launch.
+        """
+        stream = c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        self._check(self.handle.sr_linear(kernel.number, byref(layer), stream))
+
+    def _check(self, status: int) -> None:
+        if status == CUDA_ERROR:
+            last_error = self.handle.sr_last_error
+            last_error.restype = c_char_p
+            raise RuntimeError(f"the CUDA library: {last_error().decode()}")
+        if status:
+            raise RuntimeError(f"the CUDA library refuses the call: status {status}")
+
+    def pack_exact(self, matrix: Tensor) -> ExactWeight:
+        """Bring any weight into the order of the "exact" kernels, without loss.
+
+        Permute its inputs by ``kernels/nm/input_order.find_input_order`` before: the fewer tiles
+        have a rest, the faster.
+
+        Args:
+            matrix: int8, bf16 or fp16 [out, in], in main memory.
+        """
+        two_of_four, remainder = split(matrix)
+        rest = remainder.matrix(matrix.shape[1])
+        pieces = matrix.element_size()  # of 64 bytes of inputs in a slab
+        rows, columns = -matrix.shape[0] % TILE_OUTPUTS, -matrix.shape[1] % SLAB_INPUTS
+        tiled = pad(rest != 0, (0, columns, 0, rows)).unflatten(0, (-1, TILE_OUTPUTS))
+        filled = tiled.any(1).unflatten(1, (-1, pieces, SLAB_INPUTS // pieces)).any(-1)
+        masks = (filled.int() << torch.arange(pieces, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+        places = (masks != 0).flatten().cumsum(0).view_as(masks).int() - 1
+        slabs = self.pack(rest, "2:4").view(masks.numel(), -1)[masks.flatten() != 0]
+        rest_places = torch.where(masks != 0, 4 * places + masks, 0).int()
+        return ExactWeight(self.pack(two_of_four, "2:4"), slabs.contiguous(), rest_places)
+
+    def unpack(
+        self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]
+    ) -> Tensor:
+        """What :meth:`pack` was given."""
+        matrix = torch.empty(shape, dtype=dtype)
+        kinds = (TYPES[dtype], STRUCTURES.index(structure))
+        self.handle.sr_unpack_weight(
+            *kinds, c_void_p(_address(packed)), *shape, c_void_p(_address(matrix))
+        )
+        return matrix
+
+    def unpack_exact(
+        self, weight: ExactWeight, dtype: torch.dtype, shape: tuple[int, int]
+    ) -> Tensor:
+        """What :meth:`pack_exact` was given."""
+        places = weight.rest_places.flatten()
+        slab_bytes = weight.two_of_four.numel() // len(places)
+        rest = torch.zeros(len(places), slab_bytes, dtype=torch.uint8)
+        filled = places != 0
+        rest[filled] = weight.rest[(places[filled] // 4).long()]
+        two_of_four = self.unpack(weight.two_of_four, "2:4", dtype, shape)
+        remainder = self.unpack(rest.flatten(), "2:4", dtype, shape)
+        return torch.where(remainder != 0, remainder, two_of_four)
+
+
+def describe_layer(
+    x: Quantized | Tensor,
+    weight: Tensor | ExactWeight,
+    out_features: int,
+    epilogue: Epilogue,
+    activation: str | None,
+    target: Target,
+    scheme: str,
+) -> SrLinear:
+    """The operands of a layer as the library takes them; ``kernels/linear/operands.py`` says what
+    each is. ``split_k`` is 1."""
+    rows = x.q if isinstance(x, Quantized) else x
+    floats = target.floats if epilogue.residual is None else epilogue.residual
+    if floats is not None and target.floats is not None and floats.dtype != target.floats.dtype:
+        raise ValueError(f"residual: expected {target.floats.dtype}, got {floats.dtype}")
+    layer = SrLinear(
+        x=_address(rows),
+        x_stride=rows.stride(0),
+        weight=_address(weight.two_of_four if isinstance(weight, ExactWeight) else weight),
+        weight_scale=_address(epilogue.weight_scale),
+        weight_sum=_address(epilogue.weight_sum),
+        bias=_address(epilogue.bias),
+        out_scale=_address(epilogue.out_scale),
+        out_zero=_address(epilogue.out_zero),
+        out_low=_address(epilogue.out_low),
+        out_high=_address(epilogue.out_high),
+        residual=_address(epilogue.residual),
+        residual_stride=epilogue.residual_stride,
+        activation=ACTIVATIONS.index(activation or "none"),
+        scheme=SCHEMES.index(scheme),
+        floats=_address(target.floats),
+        floats_stride=target.floats_stride,
+        floats_type=TYPES[torch.float32 if floats is None else floats.dtype],
+        q=_address(target.q),
+        q_stride=target.q_stride,
+        scale=_address(target.scale),
+        zero=_address(target.zero),
+        low=target.low,
+        high=target.high,
+        ranges=_address(target.ranges),
+        counters=_address(target.counters),
+        tokens=len(rows),
+        out_features=out_features,
+        in_features=rows.shape[1],
+        split_k=1,
+    )
+    if isinstance(x, Quantized):
+        layer.x_scale, layer.x_zero = _address(x.scale), _address(x.zero)
+        layer.x_scale_stride = x.stride
+    if isinstance(weight, ExactWeight):
+        layer.rest, layer.rest_places = _address(weight.rest), _address(weight.rest_places)
+    return layer
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,52 @@
+"""Which hand-written CUDA kernels this process has, and why no others."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .cuda_library import Library
+from .cuda_nvrtc import RuntimeLibrary
+
+BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
+"""Where setup.py puts the library."""
+
+HOW_TO_BUILD = "install again with nvcc on PATH and SPARSE_RUNTIME_CUDA=1"
+
+
+class Loaded(NamedTuple):
+    """What :func:`load` found.
+
+    Attributes:
+        library: None where there is none.
+        reason: why there is none; None where there is.
+    """
+
+    library: Library | None
+    reason: str | None
+
+
+@cache
+def load() -> Loaded:
+    """The library that was built with the package; else its kernels, as NVRTC compiles them."""
+    try:
+        if BUILT.exists():
+            return Loaded(Library(BUILT), None)
+        missing = f"{BUILT.name} was not built"
+    except OSError as error:
+        missing = str(error)
+    try:
+        return Loaded(RuntimeLibrary(), None)
+    except (OSError, RuntimeError) as error:
+        return Loaded(None, f"{missing} ({HOW_TO_BUILD}); {error}")
+
+
+def not_launched() -> str | None:
+    """Why no kernel of the library can be launched here, or None."""
+    library, reason = load()
+    if library is None:
+        return reason
+    return None if library.launches_on_cpu or torch.cuda.is_available() else "there is no GPU"

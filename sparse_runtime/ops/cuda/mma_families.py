@@ -1,0 +1,105 @@
+"""The hand-written kernels of the CUDA library, for dense weights and for two of four inputs."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, ClassVar
+
+from ...kernels import cuda_loading
+from ...kernels.linear import linear_cuda
+from ...kernels.linear.linear_cuda import MmaConfig, MmaWeight
+from ...kernels.linear.operands import Epilogue
+from ...spec import Structure
+from .family import Family
+from .machine import Machine
+from .predict import Work
+from .problem import Problem
+from .stacked import StackedLayers
+from .variants import TritonVariant, Variant
+
+MMA_SHARE = {"half": 0.6, "int8": 0.6}
+"""Of the peak, what the dense kernel should reach where mma.sync is the peak's instruction, as our
+Triton kernel does there; not measured yet."""
+
+HOPPER_SHARE = {"half": 0.35, "int8": 0.35}
+"""The same from sm_90 on: mma.sync reaches under two thirds of what wgmma does, and tiles of 128 x
+128 ask L2 for more than it gives (docs/kernels/cuda_library.md)."""
+
+TWO_OF_FOUR_GAIN = 1.2
+"""Over the dense kernel where products decide: 1.15 to 1.4 is what others measure for 2:4, and 1.23
+what the tiles' traffic allows."""
+
+
+class MmaDense(Family):
+    """Every weight, zeros included."""
+
+    name: ClassVar[str] = "mma.dense"
+    layout: ClassVar[str] = "mma.dense"
+    config_type: ClassVar[Any] = MmaConfig
+    structure: ClassVar[str] = "dense"
+    gain: ClassVar[float] = 1.0
+
+    def rejects(self, problem: Problem) -> str | None:
+        if reason := cuda_loading.not_launched():
+            return reason
+        return "multiplies int8, bf16 and fp16" if problem.dtype == "fp32" else None
+
+    def refuses(self, epilogue: Epilogue) -> str | None:
+        return "takes no zero points of weights" if epilogue.weight_zero is not None else None
+
+    def pack(self, layers: StackedLayers) -> MmaWeight:
+        return linear_cuda.pack(layers.matrix, self.structure)
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        needs = partial(linear_cuda.workspace_needs, weight=packed, config=config)
+        return TritonVariant(linear_cuda.linear, packed, config, needs)
+
+    def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
+        config = _candidates(problem, tokens, machine)[0]
+        tiles = -(-tokens // config.block_m) * -(-problem.out_features // config.block_n)
+        parts = tokens * problem.out_features * 4.0 * config.split_k if config.split_k > 1 else 0.0
+        share = HOPPER_SHARE if machine.capability >= 90 else MMA_SHARE
+        return Work(
+            weight_bytes=self.stored_bytes(problem),
+            operations=2.0 * tokens * problem.weights,
+            peak_share=share[problem.product] * self.gain,
+            programs=tiles * config.split_k,
+            extra_bytes=2 * parts,
+        )
+
+    def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
+        return list(_candidates(problem, tokens, machine))
+
+
+class MmaTwoOfFour(MmaDense):
+    """N:M weights of which no four inputs, from a multiple of four on, have more than two."""
+
+    name: ClassVar[str] = "mma.2:4"
+    layout: ClassVar[str] = "mma.2:4"
+    structure: ClassVar[str] = "2:4"
+    gain: ClassVar[float] = TWO_OF_FOUR_GAIN
+
+    def rejects(self, problem: Problem) -> str | None:
+        if not _fits(Structure.parse(problem.structure)):
+            return "multiplies 2:4, and N:M that is 2:4 as well"
+        return super().rejects(problem)
+
+    def stored_bytes(self, problem: Problem) -> float:
+        metadata = problem.weights / 8  # two bits for each of the values that are kept
+        return problem.weights * problem.itemsize / 2 + metadata
+
+
+def _fits(structure: Structure) -> bool:
+    """Whether each four inputs lie in one group of at most two, or in two groups of one."""
+    if structure.kind != "nm":
+        return False
+    n, m = structure.n, structure.m
+    return (n <= 2 and m % 4 == 0) or (n == 1 and m == 2)
+
+
+def _candidates(problem: Problem, tokens: int, machine: Machine) -> list[MmaConfig]:
+    sizes = (tokens, problem.out_features, problem.in_features)
+    return linear_cuda.candidates(problem.product, *sizes, machine.capability)
+
+
+MMA_FAMILIES: tuple[Family, ...] = (MmaDense(), MmaTwoOfFour())
