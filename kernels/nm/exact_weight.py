@@ -1,4 +1,4 @@
-"""Any matrix as 2:4 and a rest, in the order of the mma kernels (csrc/cuda/mma_linear/weights.h)."""
+"""Any matrix as 2:4 and a rest, in the order of csrc/cuda/mma_linear/weights.h."""
 
 from __future__ import annotations
 
