@@ -204,7 +204,8 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
 template <typename Tile>
 SPARSE_RUNTIME_KERNEL void
 #ifdef __CUDACC__
-__launch_bounds__(Tile::kThreads)
+// At least one block: shared memory bounds how many there are, so no register need be saved.
+__launch_bounds__(Tile::kThreads, 1)
 #endif
     linear_kernel(const SrLinear p) {
   unsigned char* const shared = ptx::shared_memory();
