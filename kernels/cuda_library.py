@@ -9,14 +9,14 @@ import ctypes
 from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .linear.operands import SCHEMES, Epilogue, Quantized, Target
 from .nm.exact_split import split
+from .nm.exact_weight import ExactWeight, place_slabs
 
 ABI_VERSION = 2
 TYPES: dict[torch.dtype, int] = {
@@ -27,7 +27,6 @@ TYPES: dict[torch.dtype, int] = {
 }
 CUDA_ERROR = 3
 STRUCTURES = ("dense", "2:4", "exact")
-TILE_OUTPUTS, SLAB_INPUTS = 16, 64  # of csrc/cuda/mma_linear/weights.h
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "silu", "tanh")
 
 
@@ -94,7 +93,7 @@ class Kernel:
         number: what the library calls it by.
         name: for people: family, type, structure, tile.
         dtype: of weights and inputs.
-        structure: "dense", "2:4" or "exact" (any matrix, see :class:`ExactWeight`).
+        structure: "dense", "2:4" or "exact" (any matrix, ``nm/exact_weight.py``).
         tile_out: outputs of a tile.
         tile_tok: tokens of a tile.
     """
@@ -120,26 +119,6 @@ class WorkspaceNeeds:
     partial_bytes: int
     tile_counters: int
     row_counters: int
-
-
-class ExactWeight(NamedTuple):
-    """Any matrix as 2:4 and a rest, in the order of the kernels of structure "exact".
-
-    Attributes:
-        two_of_four: uint8, packed.
-        rest: uint8 [places, bytes]: what exceeds two of four, only slabs with nonzeros.
-        rest_places: int32 [tiles of 16 outputs, slabs of 64 inputs]: ``4 * place + mask``; bit i of
-            the mask says whether the i-th 64 bytes of inputs have any; 0: none.
-    """
-
-    two_of_four: Tensor
-    rest: Tensor
-    rest_places: Tensor
-
-    @property
-    def extra(self) -> float:
-        """Share of (16 outputs, 64 inputs) that the kernel multiplies twice, from 0 to 1."""
-        return len(self.rest) / self.rest_places.numel()
 
 
 class Library:
@@ -250,15 +229,10 @@ class Library:
         """
         two_of_four, remainder = split(matrix)
         rest = remainder.matrix(matrix.shape[1])
-        pieces = matrix.element_size()  # of 64 bytes of inputs in a slab
-        rows, columns = -matrix.shape[0] % TILE_OUTPUTS, -matrix.shape[1] % SLAB_INPUTS
-        tiled = pad(rest != 0, (0, columns, 0, rows)).unflatten(0, (-1, TILE_OUTPUTS))
-        filled = tiled.any(1).unflatten(1, (-1, pieces, SLAB_INPUTS // pieces)).any(-1)
-        masks = (filled.int() << torch.arange(pieces, dtype=torch.int32)).sum(-1, dtype=torch.int32)
-        places = (masks != 0).flatten().cumsum(0).view_as(masks).int() - 1
-        slabs = self.pack(rest, "2:4").view(masks.numel(), -1)[masks.flatten() != 0]
-        rest_places = torch.where(masks != 0, 4 * places + masks, 0).int()
-        return ExactWeight(self.pack(two_of_four, "2:4"), slabs.contiguous(), rest_places)
+        rest_places = place_slabs(rest)
+        filled = rest_places.flatten() != 0
+        slabs = self.pack(rest, "2:4").view(len(filled), -1)[filled]
+        return ExactWeight(self.pack(two_of_four, "2:4"), slabs, rest_places)
 
     def unpack(
         self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]

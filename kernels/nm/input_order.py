@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .exact_split import GROUP
+from .exact_weight import SLAB_INPUTS, TILE_OUTPUTS
 
-TILE_OUTPUTS = 16
-SLAB_GROUPS = 16
+SLAB_GROUPS = SLAB_INPUTS // GROUP
 WORK = 4e8
 """Words of 64 outputs that the search may read: 2 to 3 s of one core."""
 MOST_ROUNDS = 1000

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_runtime.kernels.cuda_library import ExactWeight, describe_layer
+from sparse_runtime.kernels.cuda_library import describe_layer
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import integer_linear, quantize_rows_asymmetric
 from sparse_runtime.kernels.nm.exact_split import split
+from sparse_runtime.kernels.nm.exact_weight import ExactWeight
 from sparse_runtime.kernels.nm.input_order import find_input_order
 
 TILES = ("128x128", "64x64", "64x16")

@@ -26,6 +26,7 @@ int32_t sr_linear(int32_t number, const SrLinear* layer, void* stream) {
   const auto* kernel = sparse_runtime::mma::kernel(number);
   if (!kernel) return SR_NO_SUCH_KERNEL;
   if (layer->split_k < 1 || layer->tokens < 0) return SR_INVALID;
+  if (kernel->structure == SR_EXACT && !layer->rest_places) return SR_INVALID;
   if (layer->tokens == 0) return SR_OK;
   const auto* function = reinterpret_cast<const void*>(kernel->function);
   // More than 48 KB of shared memory has to be asked for; the call is cheap where it was before.
