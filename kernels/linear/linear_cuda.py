@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import cuda_loading
 from ..cuda_library import Kernel, Library, describe_layer
 from .operands import Epilogue, Quantized, Target
-from .rules import cycles, machine_of
+from .rules import MACHINES, cycles, known
 from .tiles import Config, Workspace
 
 ROW_BYTES = 16
@@ -117,7 +117,7 @@ def candidates(
         in_features: inputs.
         capability: 80 for sm_80.
     """
-    machine = machine_of(capability)
+    machine = MACHINES[known(capability)]
 
     def order(config: MmaConfig) -> tuple[float, int]:
         tile = Config(config.block_m, config.block_n, SLAB, config.split_k, WARPS, STAGES)
