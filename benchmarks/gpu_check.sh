@@ -46,7 +46,8 @@ step() {
 }
 
 # Triton's kernels are tested by the same files as in its interpreter.
-kernel_tests=(tests/gpu $(ls tests/kernels/test_*_triton.py))
+kernel_tests=(tests/gpu tests/ops/test_cuda_linear.py tests/encoders/test_cuda_encoders.py
+  tests/kernels/test_*_triton.py)
 
 if wanted 1; then
   step tests 580 "$python" -m pytest -q -p no:cacheprovider "${kernel_tests[@]}"

@@ -267,6 +267,8 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", default=list(CASES))
     parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
     options = parser.parse_args()
+    # Past this number torch.compile refuses: every case is another program to it.
+    torch._dynamo.config.recompile_limit = 1000
     around = surroundings()
     path = results_path(options.out, around.device)
     append(path, "gpu_ceilings", {"ceilings": asdict(measure_ceilings())}, around)

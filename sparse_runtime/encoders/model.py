@@ -185,11 +185,13 @@ class SparseModel(nn.Module):
         Raises:
             ValueError: a shape is not two positive integers, or longer than the model runs.
         """
-        for shape in shapes:
-            sizes = tuple(shape)
+        listed = list(shapes) if isinstance(shapes, Iterable) else [shapes]
+        for shape in listed:
+            sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
             if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
                 raise ValueError(
-                    f"shapes: expected (batch, sequence), two integers of at least 1, got {shape!r}"
+                    "shapes: expected [(batch, sequence), ...], two integers of at least 1, "
+                    f"got {shape!r}"
                 )
             for _ in range(WARM_UP_PASSES):
                 self(torch.zeros(sizes, dtype=torch.int64, device=self.device))

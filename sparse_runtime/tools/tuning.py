@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -102,7 +103,7 @@ class TuneReport:
 
 
 def tune(
-    model: nn.Module, *, seconds: float = SECONDS, tokens: Sequence[int] = REGIMES
+    model: nn.Module, *, seconds: float = SECONDS, tokens: int | Sequence[int] = REGIMES
 ) -> TuneReport:
     """Measure every way to run a model's packed linear layers on its GPU, and keep the times.
 
@@ -115,18 +116,28 @@ def tune(
         tokens: numbers of tokens to compare at, some of ``REGIMES``.
 
     Raises:
-        ValueError: the model has no packed layers that run on CUDA, or ``tokens`` are others.
+        TypeError: the model is no module.
+        ValueError: it has no packed layers that run on CUDA, ``tokens`` are others, or ``seconds``
+            is no finite number above 0.
         RuntimeError: there is no GPU to measure on.
     """
-    if unknown := sorted(set(tokens) - set(REGIMES)):
-        raise ValueError(f"tokens {unknown}: expected some of {', '.join(map(str, REGIMES))}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model: expected a module, got {type(model).__name__}; load a packed model with "
+            "SparseModel.from_pretrained"
+        )
+    if not isinstance(seconds, (int, float)) or not 0 < seconds < inf:
+        raise ValueError(f"seconds {seconds!r}: expected a finite number above 0")
+    wanted = [tokens] if isinstance(tokens, int) else list(tokens)
+    if not wanted or set(wanted) - set(REGIMES):
+        raise ValueError(f"tokens {wanted}: expected some of {', '.join(map(str, REGIMES))}")
     candidate = CudaCandidate()
     if reason := candidate.unavailable():
         raise RuntimeError(f"nothing to measure on: {reason}")
     requests = [r for r in _requests(model) if candidate.rejects(r) is None]
     if not requests:
         raise ValueError("model: expected packed linear layers on a CUDA device, found none")
-    found = tune_requests(requests, seconds=seconds, regimes=sorted(set(tokens)))
+    found = tune_requests(requests, seconds=seconds, regimes=sorted(set(wanted)))
     return TuneReport(str(requests[0].device), found)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,13 @@ def test_an_error_is_one_line() -> None:
     line = error_line(RuntimeError("first\nsecond"))
     assert line == "RuntimeError: first"
     json.dumps(line)
+
+
+def test_the_check_runs_what_there_is(checkout_root: Path) -> None:
+    script = (checkout_root / "benchmarks/gpu_check.sh").read_text()
+    modules = set(re.findall(r"-m (sparse_runtime[\w.]+)", script))
+    assert modules and all(find_spec(module) is not None for module in modules), modules
+    files = re.findall(r"tests/[\w/*]+\.py", script)
+    found = [path for pattern in files for path in checkout_root.glob(pattern)]
+    assert len(found) > len(files)
+    assert sum("pytest.mark.sanitize" in path.read_text() for path in found) >= 5

@@ -292,9 +292,9 @@ def test_warm_up_runs_each_shape_twice(bert: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ours._head, "output", lambda *args, **options: {})
     ours.warm_up([(1, 5), (2, 3)])
     assert seen == [5, 5, 6, 6]
-    for shape in ((1,), (0, 5), (1, 2.0)):
-        with pytest.raises(ValueError, match=r"shapes: expected \(batch, sequence\)"):
-            ours.warm_up([shape])  # type: ignore[list-item]
+    for shapes in ([(1,)], [(0, 5)], [(1, 2.0)], (1, 5), 5, None):
+        with pytest.raises(ValueError, match=r"shapes: expected \[\(batch, sequence\), ...\]"):
+            ours.warm_up(shapes)  # type: ignore[arg-type]
 
 
 def test_autocast_and_inference_mode_change_nothing(bert: Any) -> None:

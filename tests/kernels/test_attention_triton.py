@@ -135,6 +135,7 @@ def test_equals_the_reference(
     check_quantized(target, floats, "symmetric")
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("features", [(2, 20), (3, 32)])  # padded columns; features off a tile
 def test_every_target(scheme: str, features: tuple[int, int]) -> None:
@@ -145,6 +146,7 @@ def test_every_target(scheme: str, features: tuple[int, int]) -> None:
         check_quantized(target, floats, scheme)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("config", [LOOP, SINGLE])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_bias_by_positions(dtype: torch.dtype, config: Config) -> None:

@@ -257,6 +257,7 @@ def test_quantized_results_equal_the_reference(
         same(target.zero, zero)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bfloat16])
 def test_parts_of_rows_add_up(dtype: torch.dtype) -> None:
     """Rows of 13, 5, 1 and no steps of 64: cut in 4, in 2, whole; two blocks of tokens."""
@@ -299,6 +300,7 @@ def test_activations_are_the_references(activation: str) -> None:
     same(target.scale, scale)
 
 
+@pytest.mark.sanitize
 def test_zero_points_of_tokens_equal_the_reference() -> None:
     """A token's zero point meets all of the row's weights, not those of one part or step."""
     weight, matrix = layer(40, 72, (16, 8), 0.5, torch.int8)

@@ -154,6 +154,7 @@ def test_integer_products_equal_the_reference(
     same(found, expected(x, weight, epilogue))
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("split_k", [1, 2])
 @pytest.mark.parametrize("per_token", [True, False])
 @pytest.mark.parametrize("weight_zeros", [True, False])
@@ -215,6 +216,7 @@ def test_quantized_results_equal_the_reference(
         same(target.zero, zero)
 
 
+@pytest.mark.sanitize
 def test_output_quantizers_equal_the_reference() -> None:
     tokens, outputs, inputs = 17, 20, 32  # off the tiles
     x, weight = quantized(tokens, inputs, zero=False), integers(4, outputs, inputs)

@@ -115,6 +115,7 @@ def test_bounds_are_those_of_real_tokens_and_of_64_bits() -> None:
     assert report[3:5, 1].tolist() == [2**63 - 1, -(2**63)]
 
 
+@pytest.mark.sanitize
 def test_slices_of_wider_batches_and_shared_positions() -> None:
     wide = torch.arange(60, device=DEVICE).view(3, 20)
     mask = (wide % 3 > 0).int()
@@ -184,6 +185,7 @@ def test_pool_equals_the_padded_one(columns: int, features: int, dtype: torch.dt
         assert ((other.double() - exact).abs() <= bound).all()
 
 
+@pytest.mark.sanitize
 def test_pool_of_hard_numbers() -> None:
     nan, inf = torch.nan, torch.inf
     tokens = torch.tensor([[nan, inf, -inf, 3e38, -0.0], [1.0, 1.0, 1.0, 3e38, -0.0]])

@@ -102,6 +102,7 @@ def test_dynamic_rows_equal_the_reference(scheme: str, features: int, in_tiles: 
     assert not target.ranges.any() and not target.counters.any()  # ready for the next launch
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("zero_point", [0, -5])
 def test_static_rows_equal_the_reference(zero_point: int) -> None:
     x = hard_rows(10, 50).to(DEVICE)

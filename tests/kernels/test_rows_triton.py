@@ -112,6 +112,7 @@ def test_quantized_rows_equal_the_reference(scheme: str, features: int) -> None:
     check_quantized(target, x, scheme)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
 def test_rows_longer_than_a_program_holds(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize_rows_triton, "HELD", 32)
@@ -176,6 +177,7 @@ def test_layer_norm(
     check_quantized(target, floats, scheme)
 
 
+@pytest.mark.sanitize
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_norms_into_every_target(scheme: str) -> None:
     x, weight, bias = normal(1, 6, 50), normal(2, 50), normal(3, 50)

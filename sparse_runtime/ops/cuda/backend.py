@@ -42,13 +42,15 @@ class CudaBackend(Backend):
     most_tokens = CHUNK
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
-        if str(device) == "cuda":  # the current one, even when another is later
-            device = torch.device("cuda", torch.cuda.current_device())
         if device.type != "cuda" and not interpreting():
             raise RuntimeError(f"backend 'cuda' runs on cuda, got device {device}; use 'auto'")
-        reason = unavailable() or refuses(device)
+        reason = unavailable()
+        if reason is None and str(device) == "cuda":  # the current one, even when another is later
+            device = torch.device("cuda", torch.cuda.current_device())
+        reason = reason or refuses(device)
         if reason is not None:
             raise RuntimeError(f"backend 'cuda' cannot run on {device}: {reason}; use 'auto'")
+        graphs_to_keep()  # an error in the environment shows now
         super().__init__(device, dtype, choice)
         self._lock = Lock()
         self._runners: dict[Recorder, Runner] = {}
@@ -95,7 +97,7 @@ class CudaBackend(Backend):
     ) -> Activation:
         features = _out_features(layer)
         if isinstance(layer, PreparedLinear):
-            _check(layer, x, activation, residual)
+            self._check(layer, x, activation, residual)
         parts = _cuda_parts(layer)
         node: Node = Apply(layer, x, activation, residual)
         if parts is not None:
@@ -160,12 +162,13 @@ class CudaBackend(Backend):
     def _runner(self, result: Value) -> Runner:
         return Runner(make_plan(result, self.dtype.itemsize), self.device, self.dtype, CHUNK)
 
-
-def _check(layer: PreparedLinear, x: Value, activation: str | None, residual: Value | None) -> None:
-    """As the layer itself checks what it is called with: launches check nothing."""
-    rows = torch.empty(0, x.features)
-    added = None if residual is None else rows.new_empty(0, residual.features)
-    layer.check(rows, activation, added)
+    def _check(
+        self, layer: PreparedLinear, x: Value, activation: str | None, residual: Value | None
+    ) -> None:
+        """As the layer itself checks what it is called with: launches check nothing."""
+        rows = torch.empty(0, x.features, device=self.device)
+        added = None if residual is None else rows.new_empty(0, residual.features)
+        layer.check(rows, activation, added)
 
 
 def _cuda_parts(layer: PreparedLinear | nn.Module) -> tuple[CudaLinear, ...] | None:

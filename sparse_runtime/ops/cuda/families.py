@@ -147,7 +147,8 @@ class TritonBlock(Family):
         mask = (blocks != 0).any(-1)
         sides = (structure.rows, structure.cols)
         shape = (layers.matrix.shape[0], layers.matrix.shape[1])
-        return block_layout.pack(blocks[mask], pack_bits(mask), shape, sides)
+        bitmask = pack_bits(mask).to(blocks.device)  # it packs in main memory
+        return block_layout.pack(blocks[mask], bitmask, shape, sides)
 
     def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
         from ...kernels.block.block_triton import block_linear

@@ -62,6 +62,9 @@ class Schedules:
         self._known.move_to_end(key)
         if capturing:
             self._captured.append(known)  # the caller's graph reads it at every replay
+        elif known.is_cuda:
+            # Made on one stream and read on another: its memory must outlive the read.
+            known.record_stream(torch.cuda.current_stream(self._device))
         return known
 
     def _copy(self, lengths: tuple[int, ...], block_q: int) -> Tensor:
@@ -69,4 +72,5 @@ class Schedules:
         blocks = query_blocks(list(lengths), block_q, block_bucket(needed))
         if self._device.type != "cuda":
             return blocks
-        return blocks.pin_memory().to(self._device, non_blocking=True)
+        # Waited for: a pass on another stream may read it next.
+        return blocks.to(self._device)

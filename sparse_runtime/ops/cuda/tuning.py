@@ -84,7 +84,7 @@ def tune_requests(
 
     Args:
         requests: layers on one device.
-        timer: None takes the GPU's own (``timer.cuda_seconds``).
+        timer: None takes the GPU's own (``timer.graph_microseconds``).
         seconds: no configuration is begun later.
         regimes: numbers of tokens.
         clock: seconds, for ``seconds``.
