@@ -1,10 +1,10 @@
 // From sums in registers to results, as a CUTLASS collective epilogue: the arithmetic and its order
 // are those of mma_linear/epilogue.h.
 //
-// A warpgroup finishes blocks of [64 outputs][32 tokens]. wgmma leaves a token's outputs spread over
-// the lanes, so sums go through shared memory once; a thread then has four outputs side by side, of
-// the same four columns for every token, and its column's scales, biases and weight sums stay in
-// registers.
+// A warpgroup finishes blocks of [64 outputs][32 tokens]. wgmma leaves a token's outputs spread
+// over the lanes, so sums go through shared memory once; a thread then has four outputs side by
+// side, of the same four columns for every token, and its column's scales, biases and weight sums
+// stay in registers.
 //
 // Rows that are quantized by scales of their own need the whole row, which no tile has: ranges are
 // raised here, and quantize_rows.cu follows.
@@ -89,9 +89,11 @@ SPARSE_RUNTIME_DEVICE void requantize(const SrLinear& p, const Columns& c, float
 
 // One choice for four values.
 SPARSE_RUNTIME_DEVICE void activate(int activation, float (&y)[4]) {
-#define SPARSE_RUNTIME_CASE(NAME)                                      \
-  case NAME:                                                           \
-    _Pragma("unroll") for (float& x : y) { x = mma::activate(x, NAME); } \
+#define SPARSE_RUNTIME_CASE(NAME)          \
+  case NAME:                               \
+    _Pragma("unroll") for (float& x : y) { \
+      x = mma::activate(x, NAME);          \
+    }                                      \
     break;
   switch (activation) {
     SPARSE_RUNTIME_CASE(SR_GELU)
@@ -115,8 +117,7 @@ SPARSE_RUNTIME_DEVICE void load_four(const void* p, std::int64_t at, int type, f
     y[0] = four.x, y[1] = four.y, y[2] = four.z, y[3] = four.w;
     return;
   }
-  const auto four =
-      *reinterpret_cast<const FourHalves*>(static_cast<const std::uint16_t*>(p) + at);
+  const auto four = *reinterpret_cast<const FourHalves*>(static_cast<const std::uint16_t*>(p) + at);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     y[i] = type == SR_BF16 ? ptx::to_float(ptx::BF16{four.bits[i]})
@@ -208,13 +209,25 @@ SPARSE_RUNTIME_DEVICE void raise_ranges(const SrLinear& p, const Columns& c, int
 }
 
 template <typename Sum>
-SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, int token,
-                                       float static_scale, int static_zero, const Sum (&acc)[4]) {
+struct Four {
+  Sum sums[4];
+};
+
+// Of a static scheme.
+struct Scale {
+  float scale;
+  int zero;
+};
+
+// One token's results from the sums of four outputs.
+template <typename Sum>
+SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, int token, Scale fixed,
+                                       const Four<Sum>& four) {
   const SrLinear& p = layer.linear;
   float y[4] = {};
   const bool exists = token < p.tokens && c.count > 0;
   if (exists) {
-    dequantize(p, acc, c, token, y);
+    dequantize(p, four.sums, c, token, y);
     if (p.bias) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
@@ -228,7 +241,7 @@ SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, int
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         q[i] = static_cast<std::int8_t>(
-            mma::quantize_static(y[i], static_scale, static_zero, p.low, p.high));
+            mma::quantize_static(y[i], fixed.scale, fixed.zero, p.low, p.high));
       }
       store_quantized(p.q + token * p.q_stride + c.output, layer.by_four, c.count, q);
     }
@@ -241,11 +254,33 @@ SPARSE_RUNTIME_DEVICE void sync_group() {
   cutlass::arch::NamedBarrier::sync(kGroupThreads, ptx::thread() / kGroupThreads);
 }
 
+// What a thread finishes of a tile: its four columns of every block of outputs, and every eighth
+// token.
+constexpr int kTokensAtOnce = kGroupThreads / 16;
+struct Part {
+  int out0, tok0, tile_tok, groups, group, thread;
+
+  // Of a block: 64 outputs, counted from the tile's first.
+  SPARSE_RUNTIME_DEVICE int row(int block) const { return (block * groups + group) * kBlockOut; }
+  SPARSE_RUNTIME_DEVICE int column() const { return thread % 16 * 4; }
+  SPARSE_RUNTIME_DEVICE int output(int block) const { return out0 + row(block) + column(); }
+  SPARSE_RUNTIME_DEVICE int token() const { return thread / 16; }
+  // Where four sums of a split lie.
+  SPARSE_RUNTIME_DEVICE int place(int block, int token) const {
+    return (row(block) / kBlockOut * tile_tok + token) * 16 + thread % 16;
+  }
+};
+
 // Kernel is cutlass::gemm::kernel::GemmUniversal's CollectiveEpilogue, through
 // Sm90TmaWarpSpecializedAdapter.
 template <typename Sum, typename TileShape, int kGroups>
 class Epilogue {
  public:
+  static constexpr int kTileOut = cute::size<0>(TileShape{}), kTileTok = cute::size<1>(TileShape{});
+  static constexpr int kBlocksOut = kTileOut / kBlockOut / kGroups;
+  static constexpr int kFours = kTileOut * kTileTok / 4;
+  static_assert(kBlocksOut * kBlockOut * kGroups == kTileOut && kTileTok % kBlockTok == 0);
+
   using DispatchPolicy = cutlass::epilogue::TmaWarpSpecialized;
   using ElementC = void;
   using ElementD = float;
@@ -276,55 +311,52 @@ class Epilogue {
   CUTLASS_DEVICE void operator()(Problem, Tile, TileCoord coord,
                                  const cute::Tensor<Engine, Layout>& sums, TiledMma mma, Residue,
                                  int thread, char* shared) {
-    constexpr int blocks_out = decltype(cute::size<1>(sums))::value;
-    constexpr int tile_out = decltype(cute::size<0>(TileShape{}))::value;
-    constexpr int tile_tok = decltype(cute::size<1>(TileShape{}))::value;
+    static_assert(decltype(cute::size<1>(sums))::value == kBlocksOut);
     static_assert(decltype(cute::size<2>(sums))::value == 1, "one wgmma spans the tile's tokens");
-    static_assert(blocks_out * kBlockOut * kGroups == tile_out && tile_tok % kBlockTok == 0);
     const SrLinear& p = layer_.linear;
-    const int out0 = cute::get<0>(coord) * tile_out, tok0 = cute::get<1>(coord) * tile_tok;
+    const int out0 = cute::get<0>(coord) * kTileOut, tok0 = cute::get<1>(coord) * kTileTok;
     // Grids are rounded up to whole clusters.
     if (out0 >= p.out_features || tok0 >= p.tokens) return;
-    const int group = thread / kGroupThreads;
-    Staging& staging = reinterpret_cast<SharedStorage*>(shared)->groups[group];
-    auto acc = cute::make_fragment_like(sums);
-    cute::copy(sums, acc);
-    if (p.split_k > 1) {
-      const int tile = cute::get<0>(coord) + cute::get<1>(coord) * layer_.tiles_out;
-      const int split = cute::get<3>(coord);
-      if (!gather_splits<tile_out * tile_tok>(tile, split, thread, staging, acc)) return;
-    }
+    const Part part{out0, tok0, kTileTok, kGroups, thread / kGroupThreads, thread % kGroupThreads};
+    Staging& staging = reinterpret_cast<SharedStorage*>(shared)->groups[part.group];
     const auto places = mma.get_thread_slice(thread).partition_C(
         cute::make_identity_tensor(cute::take<0, 2>(TileShape{})));
-    const float static_scale = p.scheme == SR_STATIC ? *p.scale : 1.0F;
-    const int static_zero = p.scheme == SR_STATIC && p.zero ? *p.zero : 0;
+    const int tile = cute::get<0>(coord) + cute::get<1>(coord) * layer_.tiles_out;
+    uint4* const parts = static_cast<uint4*>(p.partials) + std::int64_t{tile} * p.split_k * kFours;
+    const int split = cute::get<3>(coord);
+    const bool alone = p.split_k == 1;
+    const Scale scale = static_scale();
 #pragma unroll 1
-    for (int block = 0; block < blocks_out; ++block) {
-      const int row0 = (block * kGroups + group) * kBlockOut;
-      const Columns columns = load_columns(p, out0 + row0 + thread % 16 * 4);
+    for (int block = 0; block < kBlocksOut; ++block) {
+      const Columns columns = load_columns(p, part.output(block));
 #pragma unroll 1
-      for (int slice = 0; slice < tile_tok / kBlockTok; ++slice) {
+      for (int slice = 0; slice < kTileTok / kBlockTok; ++slice) {
         if (tok0 + slice * kBlockTok >= p.tokens) break;
         sync_group();  // the last block has been read
-        // Registers have no index at run time, hence a branch for each slice.
+                       // Registers have no index at run time, hence a branch for each slice.
 #pragma unroll
-        for (int m = 0; m < blocks_out; ++m) {
+        for (int m = 0; m < kBlocksOut; ++m) {
 #pragma unroll
-          for (int s = 0; s < tile_tok / kBlockTok; ++s) {
-            if (m == block && s == slice) stage(acc, places, m, s, row0, staging);
+          for (int s = 0; s < kTileTok / kBlockTok; ++s) {
+            if (m == block && s == slice) stage(sums, places, m, s, part.row(m), staging);
           }
         }
         sync_group();
 #pragma unroll 1
-        for (int i = thread % kGroupThreads / 16; i < kBlockTok; i += kGroupThreads / 16) {
-          const auto four = *reinterpret_cast<const uint4*>(staging.words + i * kStagedRow +
-                                                            thread % 16 * 4);
-          const Sum block_sums[4] = {as_sum(four.x), as_sum(four.y), as_sum(four.z),
-                                     as_sum(four.w)};
-          finish_four(layer_, columns, tok0 + slice * kBlockTok + i, static_scale, static_zero,
-                      block_sums);
+        for (int i = part.token(); i < kBlockTok; i += kTokensAtOnce) {
+          const auto four =
+              *reinterpret_cast<const uint4*>(staging.words + i * kStagedRow + part.column());
+          const int token = slice * kBlockTok + i;
+          if (alone) {
+            finish_four(layer_, columns, tok0 + token, scale, sums_of(four));
+          } else {
+            parts[split * kFours + part.place(block, token)] = four;
+          }
         }
       }
+    }
+    if (!alone && is_last(p.tile_counters + tile * kGroups + part.group, p.split_k, staging)) {
+      finish_splits(parts, part, scale);
     }
   }
 
@@ -336,11 +368,18 @@ class Epilogue {
       return static_cast<Sum>(word);
     }
   }
-  CUTLASS_DEVICE static std::uint32_t as_word(float x) {
-    return __float_as_uint(x);
-  }
+  CUTLASS_DEVICE static std::uint32_t as_word(float x) { return __float_as_uint(x); }
   CUTLASS_DEVICE static std::uint32_t as_word(std::int32_t x) {
     return static_cast<std::uint32_t>(x);
+  }
+
+  CUTLASS_DEVICE static Four<Sum> sums_of(const uint4& words) {
+    return {as_sum(words.x), as_sum(words.y), as_sum(words.z), as_sum(words.w)};
+  }
+  CUTLASS_DEVICE Scale static_scale() const {
+    const SrLinear& p = layer_.linear;
+    if (p.scheme != SR_STATIC) return {1.0F, 0};
+    return {*p.scale, p.zero ? *p.zero : 0};
   }
 
   template <class Sums, class Places>
@@ -356,36 +395,26 @@ class Epilogue {
     }
   }
 
-  // Sums of the other splits, added in their order by the last to arrive; false for all others.
-  template <int kTileSums, class Sums>
-  CUTLASS_DEVICE bool gather_splits(int tile, int split, int thread, Staging& staging,
-                                    Sums& acc) const {
+  // Adds the sums of all splits in their order.
+  CUTLASS_DEVICE void finish_splits(const uint4* parts, const Part& part, Scale scale) const {
     const SrLinear& p = layer_.linear;
-    constexpr int each = decltype(cute::size(acc))::value, threads = kTileSums / each;
-    static_assert(each % 4 == 0 && threads == kGroups * kGroupThreads);
-    auto* const parts = static_cast<uint4*>(p.partials) +
-                        static_cast<std::int64_t>(tile) * p.split_k * (kTileSums / 4) + thread;
-#pragma unroll
-    for (int i = 0; i < each; i += 4) {
-      parts[(split * each + i) / 4 * threads] = {as_word(acc(i)), as_word(acc(i + 1)),
-                                                 as_word(acc(i + 2)), as_word(acc(i + 3))};
-    }
-    if (!is_last(p.tile_counters + tile * kGroups + thread / kGroupThreads, p.split_k, staging)) {
-      return false;
-    }
-    cute::clear(acc);
 #pragma unroll 1
-    for (int other = 0; other < p.split_k; ++other) {
+    for (int block = 0; block < kBlocksOut; ++block) {
+      const Columns columns = load_columns(p, part.output(block));
+#pragma unroll 1
+      for (int i = part.token(); i < kTileTok; i += kTokensAtOnce) {
+        // Whole warps stay or leave: their two tokens are neighbours.
+        if (part.tok0 + i / 2 * 2 >= p.tokens) break;
+        const uint4* const place = parts + part.place(block, i);
+        Four<Sum> total = sums_of(place[0]);
+        for (int split = 1; split < p.split_k; ++split) {
+          const Four<Sum> other = sums_of(place[split * kFours]);
 #pragma unroll
-      for (int i = 0; i < each; i += 4) {
-        const uint4 four = parts[(other * each + i) / 4 * threads];
-        acc(i) += as_sum(four.x);
-        acc(i + 1) += as_sum(four.y);
-        acc(i + 2) += as_sum(four.z);
-        acc(i + 3) += as_sum(four.w);
+          for (int j = 0; j < 4; ++j) total.sums[j] += other.sums[j];
+        }
+        finish_four(layer_, columns, part.tok0 + i, scale, total);
       }
     }
-    return true;
   }
 
   // Whether this warpgroup is the last of `arrivals`; what they have stored is then visible.

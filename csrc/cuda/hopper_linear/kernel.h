@@ -75,6 +75,8 @@ struct Linear {
   static typename Kernel::Arguments arguments(const SrLinear& p, int processors) {
     const int share = p.in_features / p.split_k;
     const int padded = padded_inputs(p.in_features, sizeof(T));
+    // Of an only split, TMA ignores where the next begins, but wants multiples of 16 bytes.
+    const std::int64_t apart = p.split_k > 1 ? share : 0;
     const auto* const x = static_cast<const T*>(p.x);
     const auto* const weight = static_cast<const T*>(p.weight);
     typename Kernel::Arguments arguments;
@@ -83,7 +85,7 @@ struct Linear {
     auto& operands = arguments.mainloop;
     operands.ptr_A = weight;
     operands.ptr_B = x;
-    operands.dB = cute::make_stride(p.x_stride, cute::_1{}, std::int64_t{share});
+    operands.dB = cute::make_stride(p.x_stride, cute::_1{}, apart);
     if constexpr (kSparse) {
       // One split holds whole tiles of the packed order (split_multiple), or is all of it.
       const int packed = p.split_k > 1 ? share : padded;
@@ -91,7 +93,6 @@ struct Linear {
       auto values =
           Config::fill_layoutA(cute::make_tuple(p.out_features, p.tokens, packed, p.split_k));
       cute::get<0>(values.stride()) = padded;
-      cute::get<2>(values.stride()) = packed;
       operands.layout_a = values;
       operands.layout_e =
           Config::fill_layoutE(cute::make_tuple(p.out_features, p.tokens, packed, p.split_k));
@@ -99,7 +100,7 @@ struct Linear {
           static_cast<const unsigned char*>(p.weight) +
           metadata_offset(p.out_features, p.in_features, sizeof(T)));
     } else {
-      operands.dA = cute::make_stride(std::int64_t{padded}, cute::_1{}, std::int64_t{share});
+      operands.dA = cute::make_stride(std::int64_t{padded}, cute::_1{}, apart);
     }
     arguments.epilogue.linear = p;
     arguments.epilogue.tiles_out = (p.out_features + Tile::out - 1) / Tile::out;
@@ -114,10 +115,9 @@ struct Linear {
   static cudaError_t launch(const SrLinear& p, int processors, cudaStream_t stream) {
     typename Kernel::Params params =
         Kernel::to_underlying_arguments(arguments(p, processors), nullptr);
-    const auto* const function =
-        reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>);
-    const auto error = cudaFuncSetAttribute(
-        function, cudaFuncAttributeMaxDynamicSharedMemorySize, Kernel::SharedStorageSize);
+    const auto* const function = reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>);
+    const auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                            Kernel::SharedStorageSize);
     if (error != cudaSuccess) return error;
     cudaLaunchAttribute cluster;
     cluster.id = cudaLaunchAttributeClusterDimension;
@@ -138,12 +138,18 @@ struct Linear {
 template <typename T, bool kSparse, typename Tile>
 constexpr hopper::Kernel describe(const char* name) {
   using Chosen = Linear<T, kSparse, Tile>;
-  return {name,      TypeOf<T>::value, kSparse ? SR_TWO_OF_FOUR : SR_DENSE, Tile::out,
-          Tile::tok, Chosen::kTileIn,  Chosen::kGroups,                     Chosen::launch};
+  return {name,
+          TypeOf<T>::value,
+          kSparse ? SR_TWO_OF_FOUR : SR_DENSE,
+          Tile::out,
+          Tile::tok,
+          Chosen::kTileIn,
+          Chosen::kGroups,
+          Chosen::launch};
 }
 
 #define SPARSE_RUNTIME_HOPPER_KERNEL(TYPE, T, STRUCTURE, SPARSE, TILE)           \
-  namespace sparse_runtime::hopper {                                            \
+  namespace sparse_runtime::hopper {                                             \
   extern const Kernel k_##TYPE##_##STRUCTURE##_##TILE =                          \
       describe<T, SPARSE, Tile##TILE>("hopper." #TYPE "." #STRUCTURE "." #TILE); \
   }

@@ -1,7 +1,8 @@
 // Weights as the wgmma kernels read them.
 //
 // dense:   values [out][inputs]. Rows are padded to whole tiles of inputs, 128 bytes each.
-// 2 of 4:  values [out][inputs / 2], the two kept of every four, in order (mma_linear/weights.h says
+// 2 of 4:  values [out][inputs / 2], the two kept of every four, in order (mma_linear/weights.h
+// says
 //          which); then, from the next multiple of 128 bytes on, four bits a group of four: where
 //          the two stood, first | second << 2. These lie in atoms of 64 outputs by one tile of
 //          inputs, outputs varying fastest, outputs padded to whole atoms. Inside an atom, groups
@@ -32,8 +33,7 @@ SPARSE_RUNTIME_BOTH constexpr int padded_inputs(int inputs, int value_bytes) {
 
 SPARSE_RUNTIME_BOTH constexpr std::int64_t metadata_offset(int outputs, int inputs,
                                                            int value_bytes) {
-  const auto bytes =
-      std::int64_t{outputs} * padded_inputs(inputs, value_bytes) / 2 * value_bytes;
+  const auto bytes = std::int64_t{outputs} * padded_inputs(inputs, value_bytes) / 2 * value_bytes;
   return (bytes + 127) / 128 * 128;
 }
 SPARSE_RUNTIME_BOTH constexpr std::int64_t packed_bytes(int outputs, int inputs, int value_bytes,
