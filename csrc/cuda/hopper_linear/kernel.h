@@ -90,6 +90,10 @@ struct Linear {
       // One split holds whole tiles of the packed order (split_multiple), or is all of it.
       const int packed = p.split_k > 1 ? share : padded;
       using Config = typename Mainloop::SparseConfig;
+      // What tests/cuda/cutlass_layouts.cu compares with layout.h.
+      static_assert(std::is_same_v<Config, cutlass::Sm90GemmSparseConfig<
+                                               cute::sparse_elem<2, T>, cute::GMMA::Major::K,
+                                               cute::sparse_elem<8, std::uint8_t>, Int<kTileIn>>>);
       auto values =
           Config::fill_layoutA(cute::make_tuple(p.out_features, p.tokens, packed, p.split_k));
       cute::get<0>(values.stride()) = padded;
