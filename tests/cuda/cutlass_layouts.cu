@@ -1,5 +1,8 @@
 // Where CUTLASS says that the values and metadata of a two-of-four weight lie, for
-// test_hopper_packing.py.
+// test_hopper_packing.py, and where wgmma leaves sums.
+#include <vector>
+
+#include "cute/atom/mma_traits_sm90_gmma.hpp"
 #include "cutlass/bfloat16.h"
 #include "cutlass/gemm/collective/builders/sm90_common.inl"
 #include "cutlass/gemm/collective/builders/sm90_sparse_config.inl"
@@ -26,7 +29,39 @@ void places(int outputs, int inputs, long long* values, long long* nibbles) {
   }
 }
 
+// Sums of a tile that Epilogue::stage would put outside of the block [64 outputs][32 tokens] that
+// it fills, or where another is; kBlocks blocks of outputs a warpgroup.
+template <int kGroups, int kBlocks, int kTok, typename Atom>
+int misplaced(Atom atom) {
+  const auto mma = cute::make_tiled_mma(
+      atom, cute::Layout<cute::Shape<cute::Int<kGroups>, cute::_1, cute::_1>>{});
+  const auto tile = cute::make_shape(cute::Int<64 * kGroups * kBlocks>{}, cute::Int<kTok>{});
+  std::vector<int> seen(64 * kGroups * kBlocks * kTok);
+  int wrong = 0;
+  for (int thread = 0; thread < 128 * kGroups; ++thread) {
+    const auto places = mma.get_thread_slice(thread).partition_C(cute::make_identity_tensor(tile));
+    static_assert(decltype(cute::size<0>(places))::value == kTok / 2);
+    static_assert(decltype(cute::size<1>(places))::value == kBlocks);
+    for (int m = 0; m < kBlocks; ++m) {
+      for (int i = 0; i < kTok / 2; ++i) {
+        const auto place = places(i, m, 0);
+        const int out = cute::get<0>(place), token = cute::get<1>(place);
+        const int row0 = (m * kGroups + thread / 128) * 64, first = i / 16 * 32;
+        wrong += out < row0 || out >= row0 + 64 || token < first || token >= first + 32;
+        wrong += seen.at(out * kTok + token)++;
+      }
+    }
+  }
+  return wrong;
+}
+
 }  // namespace
+
+extern "C" int cutlass_misplaced_sums() {
+  return misplaced<2, 1, 256>(cute::SM90_64x256x32_S32S8S8_SS_TN{}) +
+         misplaced<1, 2, 128>(cute::SM90_64x128x32_S32S8S8_SS_TN{}) +
+         misplaced<1, 1, 32>(cute::SM90_64x32x32_S32S8S8_SS_TN{});
+}
 
 extern "C" void cutlass_places(int value_bytes, int outputs, int inputs, long long* values,
                                long long* nibbles) {

@@ -133,3 +133,7 @@ def test_two_of_four_lie_where_cutlass_says(emulator, cutlass, dtype, shape):
     restored.scatter_(-1, first[..., None], values[value_places][..., None])
     restored.scatter_(-1, second[..., None], values[value_places + 1][..., None])
     assert torch.equal(restored.view(outputs, inputs), weight)
+
+
+def test_epilogue_finds_every_sum_in_the_block_that_it_stages(cutlass):
+    assert cutlass.cutlass_misplaced_sums() == 0
