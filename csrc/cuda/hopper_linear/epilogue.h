@@ -271,7 +271,7 @@ struct Part {
   }
 };
 
-// Kernel is cutlass::gemm::kernel::GemmUniversal's CollectiveEpilogue, through
+// The CollectiveEpilogue of cutlass::gemm::kernel::GemmUniversal, through
 // Sm90TmaWarpSpecializedAdapter.
 template <typename Sum, typename TileShape, int kGroups>
 class Epilogue {
@@ -287,7 +287,8 @@ class Epilogue {
   using StrideC = cute::Stride<cute::_1, std::int64_t, std::int64_t>;
   using StrideD = StrideC;
 
-  struct SharedStorage {
+  // The operands' stages lie behind it; swizzles of 128 bytes repeat every 1024.
+  struct alignas(1024) SharedStorage {
     Staging groups[kGroups];
   };
   using TensorStorage = SharedStorage;
@@ -332,8 +333,9 @@ class Epilogue {
 #pragma unroll 1
       for (int slice = 0; slice < kTileTok / kBlockTok; ++slice) {
         if (tok0 + slice * kBlockTok >= p.tokens) break;
-        sync_group();  // the last block has been read
-                       // Registers have no index at run time, hence a branch for each slice.
+        sync_group();  // what was staged before has been read
+
+        // Registers have no index at run time, hence a branch for each slice.
 #pragma unroll
         for (int m = 0; m < kBlocksOut; ++m) {
 #pragma unroll

@@ -71,6 +71,8 @@ struct Linear {
       typename Tile::Schedule>::CollectiveOp;
   using Problem = cute::Shape<int, int, int, int>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Problem, Mainloop, Finish>;
+  static_assert(Kernel::SharedStorageSize <= cutlass::arch::sm90_smem_capacity_bytes);
+  static_assert(Mainloop::DispatchPolicy::Stages >= 3);
 
   static typename Kernel::Arguments arguments(const SrLinear& p, int processors) {
     const int share = p.in_features / p.split_k;
