@@ -70,7 +70,6 @@ def emulator(
             csrc = checkout_root / "csrc"
             sources = [*csrc.glob("cuda/mma_linear/*.c[cu]"), *csrc.glob("cuda/emulate/*.cc")]
             sources = [source for source in sources if source.stem != "launch"]
-            sources.append(csrc / "cuda/hopper_linear/pack.cc")
             command = [compiler, *FLAGS, f"-I{csrc}", "-x", "c++", *map(str, sorted(sources))]
             subprocess.run([*command, "-o", str(library)], check=True, capture_output=True)
     return Emulator(library)
