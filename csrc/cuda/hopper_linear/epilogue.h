@@ -107,9 +107,24 @@ SPARSE_RUNTIME_DEVICE void activate(int activation, float (&y)[4]) {
 #undef SPARSE_RUNTIME_CASE
 }
 
-struct alignas(8) FourHalves {
-  std::uint16_t bits[4];
-};
+SPARSE_RUNTIME_DEVICE float low_half(std::uint32_t pair, int type) {
+  return type == SR_BF16 ? ptx::float_of(pair << 16)
+                         : ptx::to_float(ptx::F16{static_cast<std::uint16_t>(pair)});
+}
+SPARSE_RUNTIME_DEVICE float high_half(std::uint32_t pair, int type) {
+  return type == SR_BF16 ? ptx::float_of(pair & 0xFFFF0000U)
+                         : ptx::to_float(ptx::F16{static_cast<std::uint16_t>(pair >> 16)});
+}
+// Nearest even, as ptx::from_float rounds.
+SPARSE_RUNTIME_DEVICE std::uint32_t halves(float low, float high, int type) {
+  std::uint32_t pair;
+  if (type == SR_BF16) {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  }
+  return pair;
+}
 
 SPARSE_RUNTIME_DEVICE void load_four(const void* p, std::int64_t at, int type, float (&y)[4]) {
   if (type == SR_F32) {
@@ -117,12 +132,9 @@ SPARSE_RUNTIME_DEVICE void load_four(const void* p, std::int64_t at, int type, f
     y[0] = four.x, y[1] = four.y, y[2] = four.z, y[3] = four.w;
     return;
   }
-  const auto four = *reinterpret_cast<const FourHalves*>(static_cast<const std::uint16_t*>(p) + at);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    y[i] = type == SR_BF16 ? ptx::to_float(ptx::BF16{four.bits[i]})
-                           : ptx::to_float(ptx::F16{four.bits[i]});
-  }
+  const uint2 four = *reinterpret_cast<const uint2*>(static_cast<const std::uint16_t*>(p) + at);
+  y[0] = low_half(four.x, type), y[1] = high_half(four.x, type);
+  y[2] = low_half(four.y, type), y[3] = high_half(four.y, type);
 }
 
 // Stores y rounded to `type`, and leaves in y what a reader sees.
@@ -131,20 +143,10 @@ SPARSE_RUNTIME_DEVICE void store_four(void* p, std::int64_t at, int type, float 
     *reinterpret_cast<float4*>(static_cast<float*>(p) + at) = {y[0], y[1], y[2], y[3]};
     return;
   }
-  FourHalves four;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (type == SR_BF16) {
-      const auto rounded = ptx::from_float<ptx::BF16>(y[i]);
-      four.bits[i] = rounded.bits;
-      y[i] = ptx::to_float(rounded);
-    } else {
-      const auto rounded = ptx::from_float<ptx::F16>(y[i]);
-      four.bits[i] = rounded.bits;
-      y[i] = ptx::to_float(rounded);
-    }
-  }
-  *reinterpret_cast<FourHalves*>(static_cast<std::uint16_t*>(p) + at) = four;
+  const uint2 four = {halves(y[0], y[1], type), halves(y[2], y[3], type)};
+  *reinterpret_cast<uint2*>(static_cast<std::uint16_t*>(p) + at) = four;
+  y[0] = low_half(four.x, type), y[1] = high_half(four.x, type);
+  y[2] = low_half(four.y, type), y[3] = high_half(four.y, type);
 }
 
 SPARSE_RUNTIME_DEVICE void add_residual(const SrLinear& p, bool by_four, const Columns& c,
