@@ -2,10 +2,16 @@
 // test_hopper_packing.py, and where wgmma leaves sums.
 #include <vector>
 
-#include "cute/atom/mma_traits_sm90_gmma.hpp"
+#include "cuda/hopper_linear/kernel.h"
 #include "cutlass/bfloat16.h"
 #include "cutlass/gemm/collective/builders/sm90_common.inl"
 #include "cutlass/gemm/collective/builders/sm90_sparse_config.inl"
+
+namespace hopper = sparse_runtime::hopper;
+
+bool hopper::rows_by_four(const SrLinear&) {
+  return true;
+}
 
 namespace {
 
@@ -55,7 +61,34 @@ int misplaced(Atom atom) {
   return wrong;
 }
 
+// Values and metadata of a weight in splits that do not lie where the same lie in one piece.
+template <typename T>
+int lost_in_splits(int outputs, int inputs, int splits) {
+  using Linear = hopper::Linear<T, true, hopper::Tile64x32>;
+  SrLinear layer{};
+  layer.out_features = outputs;
+  layer.in_features = inputs;
+  layer.tokens = 1;
+  layer.split_k = 1;
+  const auto whole = Linear::arguments(layer, 132).mainloop;
+  layer.split_k = splits;
+  const auto parts = Linear::arguments(layer, 132).mainloop;
+  const int share = inputs / splits;
+  int wrong = cute::get<2>(parts.dB) != share;
+  for (int m = 0; m < outputs; ++m) {
+    for (int k = 0; k < inputs; ++k) {
+      wrong += whole.layout_a(m, k, 0) != parts.layout_a(m, k % share, k / share);
+      wrong += whole.layout_e(m, k, 0) != parts.layout_e(m, k % share, k / share);
+    }
+  }
+  return wrong;
+}
+
 }  // namespace
+
+extern "C" int cutlass_lost_in_splits() {
+  return lost_in_splits<std::int8_t>(70, 768, 3) + lost_in_splits<cutlass::half_t>(70, 256, 4);
+}
 
 extern "C" int cutlass_misplaced_sums() {
   return misplaced<2, 1, 256>(cute::SM90_64x256x32_S32S8S8_SS_TN{}) +

@@ -103,6 +103,8 @@ def cutlass(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> ct
     library = tmp_path_factory.mktemp("cutlass") / "layouts.so"
     source = checkout_root / "tests/cuda/cutlass_layouts.cu"
     command = [nvcc, "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-w", f"-I{headers}"]
+    command += [f"-I{checkout_root / 'csrc'}", "--expt-relaxed-constexpr"]
+    command += ["-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a"]
     subprocess.run([*command, str(source), "-o", str(library)], check=True, capture_output=True)
     return ctypes.CDLL(str(library))
 
@@ -137,3 +139,7 @@ def test_two_of_four_lie_where_cutlass_says(emulator, cutlass, dtype, shape):
 
 def test_epilogue_finds_every_sum_in_the_block_that_it_stages(cutlass):
     assert cutlass.cutlass_misplaced_sums() == 0
+
+
+def test_splits_find_the_values_that_lie_in_one_piece(cutlass):
+    assert cutlass.cutlass_lost_in_splits() == 0

@@ -71,7 +71,8 @@ struct Linear {
       typename Tile::Schedule>::CollectiveOp;
   using Problem = cute::Shape<int, int, int, int>;
   using Kernel = cutlass::gemm::kernel::GemmUniversal<Problem, Mainloop, Finish>;
-  static_assert(Kernel::SharedStorageSize <= cutlass::arch::sm90_smem_capacity_bytes);
+  static_assert(Kernel::SharedStorageSize <=
+                cutlass::gemm::collective::detail::sm90_smem_capacity_bytes);
   static_assert(Mainloop::DispatchPolicy::Stages >= 3);
 
   static typename Kernel::Arguments arguments(const SrLinear& p, int processors) {
@@ -99,6 +100,7 @@ struct Linear {
       auto values =
           Config::fill_layoutA(cute::make_tuple(p.out_features, p.tokens, packed, p.split_k));
       cute::get<0>(values.stride()) = padded;
+      cute::get<2>(values.stride()) = apart;
       operands.layout_a = values;
       operands.layout_e =
           Config::fill_layoutE(cute::make_tuple(p.out_features, p.tokens, packed, p.split_k));
