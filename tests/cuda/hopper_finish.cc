@@ -26,7 +26,8 @@ void finish_block(const hopper::Layer& layer) {
         four.sums[j] = static_cast<const Sum*>(p.partials)[token * width + output + j];
       }
     }
-    hopper::finish_four(layer, columns, token, scale, four);
+    hopper::finish_four(layer, columns, hopper::load_operands(layer, columns, token), token, scale,
+                        four);
   }
 }
 

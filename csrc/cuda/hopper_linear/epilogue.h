@@ -109,6 +109,10 @@ class Epilogue {
 #pragma unroll 1
     for (int block = 0; block < kBlocksOut; ++block) {
       const Columns columns = load_columns(p, part.output(block));
+      // Memory takes longer than two tokens' arithmetic: theirs are fetched ahead.
+      int ahead = tok0 + part.token();
+      Operands next = load_operands(layer_, columns, ahead);
+      Operands after = load_operands(layer_, columns, ahead += kTokensAtOnce);
 #pragma unroll 1
       for (int slice = 0; slice < kTileTok / kBlockTok; ++slice) {
         if (tok0 + slice * kBlockTok >= p.tokens) break;
@@ -129,7 +133,10 @@ class Epilogue {
               *reinterpret_cast<const uint4*>(staging.words + i * kStagedRow + part.column());
           const int token = slice * kBlockTok + i;
           if (alone) {
-            finish_four(layer_, columns, tok0 + token, scale, sums_of(four));
+            const Operands now = next;
+            next = after;
+            after = load_operands(layer_, columns, ahead += kTokensAtOnce);
+            finish_four(layer_, columns, now, tok0 + token, scale, sums_of(four));
           } else {
             parts[split * kFours + part.place(block, token)] = four;
           }
@@ -187,13 +194,15 @@ class Epilogue {
         // Whole warps stay or leave: their two tokens are neighbours.
         if (part.tok0 + i / 2 * 2 >= p.tokens) break;
         const uint4* const place = parts + part.place(block, i);
+        const Operands operands = load_operands(layer_, columns, part.tok0 + i);
         Four<Sum> total = sums_of(place[0]);
+#pragma unroll 4
         for (int split = 1; split < p.split_k; ++split) {
           const Four<Sum> other = sums_of(place[split * kFours]);
 #pragma unroll
           for (int j = 0; j < 4; ++j) total.sums[j] += other.sums[j];
         }
-        finish_four(layer_, columns, part.tok0 + i, scale, total);
+        finish_four(layer_, columns, operands, part.tok0 + i, scale, total);
       }
     }
   }

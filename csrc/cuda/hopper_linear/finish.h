@@ -41,18 +41,22 @@ SPARSE_RUNTIME_DEVICE Columns load_columns(const SrLinear& p, int output) {
   return c;
 }
 
-SPARSE_RUNTIME_DEVICE void dequantize(const SrLinear& p, const std::int32_t (&acc)[4],
-                                      const Columns& c, int token, float (&y)[4]) {
-  const int at = token * p.x_scale_stride;
-  const float scale = ptx::load(p.x_scale + at);
-  const std::int32_t zero = p.x_zero ? ptx::load(p.x_zero + at) : 0;
+// What one token brings to the results of four columns.
+struct Operands {
+  float scale;
+  std::int32_t zero;
+  float residual[4];
+};
+
+SPARSE_RUNTIME_DEVICE void dequantize(const std::int32_t (&acc)[4], const Columns& c,
+                                      const Operands& of, float (&y)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const auto sum = static_cast<float>(acc[i] - zero * c.sum[i]);
-    y[i] = ptx::multiply(ptx::multiply(sum, scale), c.scale[i]);
+    const auto sum = static_cast<float>(acc[i] - of.zero * c.sum[i]);
+    y[i] = ptx::multiply(ptx::multiply(sum, of.scale), c.scale[i]);
   }
 }
-SPARSE_RUNTIME_DEVICE void dequantize(const SrLinear&, const float (&acc)[4], const Columns&, int,
+SPARSE_RUNTIME_DEVICE void dequantize(const float (&acc)[4], const Columns&, const Operands&,
                                       float (&y)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) y[i] = acc[i];
@@ -161,20 +165,24 @@ SPARSE_RUNTIME_DEVICE void store_four(void* p, std::int64_t at, int type, float 
   spread(four, type, y);
 }
 
-SPARSE_RUNTIME_DEVICE void add_residual(const SrLinear& p, bool by_four, const Columns& c,
-                                        int token, float (&y)[4]) {
-  const auto at = token * p.residual_stride + c.output;
-  float residual[4] = {};
-  if (by_four) {
-    load_four(p.residual, at, p.floats_type, residual);
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i < c.count) residual[i] = mma::load_float(p.residual, at + i, p.floats_type);
-    }
+SPARSE_RUNTIME_DEVICE Operands load_operands(const Layer& layer, const Columns& c, int token) {
+  const SrLinear& p = layer.linear;
+  Operands of{1.0F, 0, {}};
+  if (token >= p.tokens || c.count == 0) return of;
+  const int at = token * p.x_scale_stride;
+  if (p.x_scale) of.scale = ptx::load(p.x_scale + at);
+  if (p.x_zero) of.zero = ptx::load(p.x_zero + at);
+  if (!p.residual) return of;
+  const auto first = token * p.residual_stride + c.output;
+  if (layer.by_four) {
+    load_four(p.residual, first, p.floats_type, of.residual);
+    return of;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], residual[i]);
+  for (int i = 0; i < 4; ++i) {
+    if (i < c.count) of.residual[i] = mma::load_float(p.residual, first + i, p.floats_type);
+  }
+  return of;
 }
 
 SPARSE_RUNTIME_DEVICE void store_floats(const SrLinear& p, bool by_four, const Columns& c,
@@ -240,20 +248,23 @@ struct Four {
 
 // One token's results from the sums of four outputs.
 template <typename Sum>
-SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, int token, Scale fixed,
-                                       const Four<Sum>& four) {
+SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, const Operands& of,
+                                       int token, Scale fixed, const Four<Sum>& four) {
   const SrLinear& p = layer.linear;
   float y[4] = {};
   const bool exists = token < p.tokens && c.count > 0;
   if (exists) {
-    dequantize(p, four.sums, c, token, y);
+    dequantize(four.sums, c, of, y);
     if (p.bias) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
     }
     if (p.out_scale) requantize(p, c, y);
     activate(p.activation, y);
-    if (p.residual) add_residual(p, layer.by_four, c, token, y);
+    if (p.residual) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], of.residual[i]);
+    }
     if (p.floats) store_floats(p, layer.by_four, c, token, y);
     if (p.scheme == SR_STATIC) store_quantized(p, layer.by_four, c, token, fixed, y);
   }
