@@ -19,6 +19,8 @@ enum { SR_INT8 = 0, SR_BF16 = 1, SR_F16 = 2, SR_F32 = 3 };
 enum { SR_DENSE = 0, SR_TWO_OF_FOUR = 1, SR_EXACT = 2 };
 enum { SR_NONE = 0, SR_GELU = 1, SR_GELU_NEW = 2, SR_RELU = 3, SR_SILU = 4, SR_TANH = 5 };
 enum { SR_FLOATS = 0, SR_STATIC = 1, SR_SYMMETRIC = 2, SR_FULL_RANGE = 3, SR_ASYMMETRIC = 4 };
+/* The order that a kernel reads weights in. */
+enum { SR_ORDER_MMA = 0, SR_ORDER_HOPPER = 1 };
 enum { SR_OK = 0, SR_NO_SUCH_KERNEL = 1, SR_INVALID = 2, SR_CUDA_ERROR = 3 };
 
 /* One linear layer: y = activation(outputs(x w + bias)) + residual, as floats and/or quantized
@@ -77,6 +79,16 @@ int32_t sr_kernel_count(void);
 /* SR_INVALID where there is no such number. */
 int32_t sr_kernel(int32_t number, SrKernel* out);
 
+/* What a kernel asks beyond its SrKernel. */
+typedef struct {
+  int32_t order;      /* of its weights */
+  int32_t capability; /* 80: 8.0 and later; 90: 9.0 alone (sm_90a) */
+  /* in_features must be a multiple of split_k times this where split_k > 1; 1: any. */
+  int32_t split_multiple;
+  int32_t weight_alignment; /* bytes */
+} SrNeeds;
+int32_t sr_kernel_needs(int32_t kernel, SrNeeds* out);
+
 /* What a launch needs: bytes of partials, elements of tile_counters and of counters. */
 int32_t sr_workspace(int32_t kernel, int32_t tokens, int32_t out_features, int32_t split_k,
                      int64_t* partial_bytes, int64_t* tile_counters, int64_t* row_counters);
@@ -95,6 +107,13 @@ int32_t sr_pack_weight(int32_t type, int32_t structure, const void* values, int3
 /* The inverse: every bit of every value. */
 int32_t sr_unpack_weight(int32_t type, int32_t structure, const void* packed, int32_t out_features,
                          int32_t in_features, void* values);
+/* The same three for an order; those above are of SR_ORDER_MMA. */
+int64_t sr_packed_bytes_in(int32_t order, int32_t type, int32_t structure, int32_t out_features,
+                           int32_t in_features);
+int32_t sr_pack_weight_in(int32_t order, int32_t type, int32_t structure, const void* values,
+                          int32_t out_features, int32_t in_features, void* packed);
+int32_t sr_unpack_weight_in(int32_t order, int32_t type, int32_t structure, const void* packed,
+                            int32_t out_features, int32_t in_features, void* values);
 /* sr_pack_weight on the GPU, enqueued; *misfits (device memory, 0 before) counts lanes with a group
  * that does not fit. */
 int32_t sr_pack_weight_device(int32_t type, int32_t structure, const void* values,

@@ -4,6 +4,10 @@
 #include "cuda/mma_linear/pack_kernel.h"
 #include "cuda/mma_linear/table.h"
 
+#ifdef SPARSE_RUNTIME_HOPPER
+#include "cuda/hopper_linear/table.h"
+#endif
+
 namespace {
 
 thread_local std::string last_error;
@@ -23,9 +27,17 @@ const char* sr_last_error(void) {
 }
 
 int32_t sr_linear(int32_t number, const SrLinear* layer, void* stream) {
+  if (layer->split_k < 1 || layer->tokens < 0) return SR_INVALID;
+#ifdef SPARSE_RUNTIME_HOPPER
+  namespace hopper = sparse_runtime::hopper;
+  if (const auto* found = hopper::kernel(number - sparse_runtime::mma::kernel_count())) {
+    const int status = hopper::check(*found, *layer);
+    if (status != SR_OK || layer->tokens == 0) return status;
+    return outcome(hopper::launch(*found, *layer, static_cast<cudaStream_t>(stream)));
+  }
+#endif
   const auto* kernel = sparse_runtime::mma::kernel(number);
   if (!kernel) return SR_NO_SUCH_KERNEL;
-  if (layer->split_k < 1 || layer->tokens < 0) return SR_INVALID;
   if (kernel->structure == SR_EXACT && !layer->rest_places) return SR_INVALID;
   if (layer->tokens == 0) return SR_OK;
   const auto* function = reinterpret_cast<const void*>(kernel->function);

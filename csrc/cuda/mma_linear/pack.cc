@@ -2,6 +2,8 @@
 #include <cstring>
 
 #include "cuda/api/sparse_runtime_cuda.h"
+#include "cuda/hopper_linear/layout.h"
+#include "cuda/hopper_linear/pack.h"
 #include "cuda/mma_linear/weights.h"
 
 namespace sparse_runtime::mma {
@@ -81,6 +83,36 @@ int32_t sr_unpack_weight(int32_t type, int32_t structure, const void* packed, in
   } else {
     unpack<std::uint16_t>(sparse, from, {static_cast<std::uint16_t*>(values), outputs, inputs});
   }
+  return SR_OK;
+}
+
+int64_t sr_packed_bytes_in(int32_t order, int32_t type, int32_t structure, int32_t outputs,
+                           int32_t inputs) {
+  if (order == SR_ORDER_MMA) return sr_packed_bytes(type, structure, outputs, inputs);
+  if (order != SR_ORDER_HOPPER || !known(type, structure)) return 0;
+  return sparse_runtime::hopper::packed_bytes(outputs, inputs, value_bytes(type),
+                                              structure == SR_TWO_OF_FOUR);
+}
+
+int32_t sr_pack_weight_in(int32_t order, int32_t type, int32_t structure, const void* values,
+                          int32_t outputs, int32_t inputs, void* packed) {
+  if (order == SR_ORDER_MMA) {
+    return sr_pack_weight(type, structure, values, outputs, inputs, packed);
+  }
+  if (order != SR_ORDER_HOPPER || !known(type, structure)) return SR_INVALID;
+  const bool fits = sparse_runtime::hopper::pack(value_bytes(type), structure == SR_TWO_OF_FOUR,
+                                                 values, outputs, inputs, packed);
+  return fits ? SR_OK : SR_INVALID;
+}
+
+int32_t sr_unpack_weight_in(int32_t order, int32_t type, int32_t structure, const void* packed,
+                            int32_t outputs, int32_t inputs, void* values) {
+  if (order == SR_ORDER_MMA) {
+    return sr_unpack_weight(type, structure, packed, outputs, inputs, values);
+  }
+  if (order != SR_ORDER_HOPPER || !known(type, structure)) return SR_INVALID;
+  sparse_runtime::hopper::unpack(value_bytes(type), structure == SR_TWO_OF_FOUR, packed, outputs,
+                                 inputs, values);
   return SR_OK;
 }
 

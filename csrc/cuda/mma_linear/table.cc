@@ -1,5 +1,9 @@
 #include "cuda/mma_linear/table.h"
 
+#ifdef SPARSE_RUNTIME_HOPPER
+#include "cuda/hopper_linear/table.h"
+#endif
+
 namespace sparse_runtime::mma {
 namespace {
 
@@ -32,6 +36,21 @@ Grid grid(const Kernel& kernel, int tokens, int out_features, int split_k) {
 
 using sparse_runtime::mma::kernel;
 
+namespace {
+
+int blocks(int size, int block) {
+  return (size + block - 1) / block;
+}
+
+#ifdef SPARSE_RUNTIME_HOPPER
+// Their numbers follow those of mma.
+const sparse_runtime::hopper::Kernel* hopper_kernel(int32_t number) {
+  return sparse_runtime::hopper::kernel(number - sparse_runtime::mma::kernel_count());
+}
+#endif
+
+}  // namespace
+
 extern "C" {
 
 int32_t sr_abi_version(void) {
@@ -39,24 +58,56 @@ int32_t sr_abi_version(void) {
 }
 
 int32_t sr_kernel_count(void) {
+#ifdef SPARSE_RUNTIME_HOPPER
+  return sparse_runtime::mma::kernel_count() + sparse_runtime::hopper::kernel_count();
+#else
   return sparse_runtime::mma::kernel_count();
+#endif
 }
 
 int32_t sr_kernel(int32_t number, SrKernel* out) {
+#ifdef SPARSE_RUNTIME_HOPPER
+  if (const auto* found = hopper_kernel(number)) {
+    *out = {found->name, found->type, found->structure, found->tile_out, found->tile_tok};
+    return SR_OK;
+  }
+#endif
   const auto* found = kernel(number);
   if (!found) return SR_NO_SUCH_KERNEL;
   *out = {found->name, found->type, found->structure, found->tile_out, found->tile_tok};
   return SR_OK;
 }
 
+int32_t sr_kernel_needs(int32_t number, SrNeeds* out) {
+#ifdef SPARSE_RUNTIME_HOPPER
+  if (const auto* found = hopper_kernel(number)) {
+    *out = {SR_ORDER_HOPPER, 90, found->tile_in, 128};
+    return SR_OK;
+  }
+#endif
+  if (!kernel(number)) return SR_NO_SUCH_KERNEL;
+  *out = {SR_ORDER_MMA, 80, 1, 16};
+  return SR_OK;
+}
+
 int32_t sr_workspace(int32_t number, int32_t tokens, int32_t out_features, int32_t split_k,
                      int64_t* partial_bytes, int64_t* tile_counters, int64_t* row_counters) {
+#ifdef SPARSE_RUNTIME_HOPPER
+  if (const auto* found = hopper_kernel(number)) {
+    const int tiles = blocks(tokens, found->tile_tok) * blocks(out_features, found->tile_out);
+    *partial_bytes =
+        split_k > 1 ? int64_t{tiles} * split_k * found->tile_out * found->tile_tok * 4 : 0;
+    *tile_counters = split_k > 1 ? tiles * found->groups : 0;
+    *row_counters = 0;  // a launch of its own quantizes rows
+    return SR_OK;
+  }
+#endif
   const auto* found = kernel(number);
   if (!found) return SR_NO_SUCH_KERNEL;
   const auto tiles = sparse_runtime::mma::grid(*found, tokens, out_features, split_k).tiles;
   *partial_bytes = split_k > 1 ? int64_t{tiles} * split_k * found->partial_bytes : 0;
   *tile_counters = split_k > 1 ? tiles : 0;
-  *row_counters = (tokens + found->tile_tok - 1) / found->tile_tok;
+  *row_counters = blocks(tokens, found->tile_tok);
   return SR_OK;
 }
 

@@ -1,0 +1,3 @@
+#include "cuda/hopper_linear/kernel.h"
+
+SPARSE_RUNTIME_HOPPER_KERNEL(int8, std::int8_t, 2to4, true, 128x256)
