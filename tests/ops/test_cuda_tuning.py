@@ -208,3 +208,19 @@ def test_the_report_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     text = captured.get()
     assert "cublas" in text and "2.0" in text
     assert "models loaded from now on use them" in text
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "says"),
+    [
+        ("packed", {}, TypeError, "from_pretrained"),
+        (torch.nn.Linear(4, 4), {"seconds": float("nan")}, ValueError, "seconds nan"),
+        (torch.nn.Linear(4, 4), {"seconds": -1}, ValueError, "seconds -1"),
+        (torch.nn.Linear(4, 4), {"tokens": []}, ValueError, "tokens"),
+    ],
+)
+def test_wrong_arguments_are_named(
+    model: Any, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        sr.tune(model, **options)
