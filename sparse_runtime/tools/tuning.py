@@ -129,8 +129,9 @@ def tune(
     if not isinstance(seconds, (int, float)) or not 0 < seconds < inf:
         raise ValueError(f"seconds {seconds!r}: expected a finite number above 0")
     wanted = [tokens] if isinstance(tokens, int) else list(tokens)
-    if not wanted or set(wanted) - set(REGIMES):
-        raise ValueError(f"tokens {wanted}: expected some of {', '.join(map(str, REGIMES))}")
+    unknown = sorted(set(wanted) - set(REGIMES))
+    if unknown or not wanted:
+        raise ValueError(f"tokens {unknown}: expected some of {', '.join(map(str, REGIMES))}")
     candidate = CudaCandidate()
     if reason := candidate.unavailable():
         raise RuntimeError(f"nothing to measure on: {reason}")
