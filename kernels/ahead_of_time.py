@@ -30,7 +30,7 @@ CAPABILITIES = (80, 90)
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a block may have (CUDA C++ Programming Guide, compute capabilities)."""
 
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
+RESOURCE_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _read(case: Case, capability: int, kernel: Any) -> Compiled:
         file.flush()
         command = [str(program), "-res-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = _USAGE.search(usage)
+    found = RESOURCE_USAGE.search(usage)
     if found is None:
         raise RuntimeError(f"{case.name}: no resource usage in cuobjdump's output: {usage[:200]}")
     registers, stack, local = map(int, found.groups())
@@ -171,11 +171,16 @@ def problems(case: Case, built: list[Compiled]) -> Iterator[str]:
         yield f"{case.name} (sm_{built[0].capability}): no tensor-core instruction"
 
 
+def markdown_table(kind: type, rows: list[Any]) -> str:
+    """A header of a dataclass's fields, and one line for each of its instances."""
+    names = [field.name for field in fields(kind)]
+    lines = [names, ["---"] * len(names), *map(astuple, rows)]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def table(built: list[Compiled]) -> str:
     """Markdown, one row a kernel."""
-    names = [field.name for field in fields(Compiled)]
-    rows = [names, ["---"] * len(names), *map(astuple, built)]
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+    return markdown_table(Compiled, built)
 
 
 def read_table(text: str) -> list[Compiled]:

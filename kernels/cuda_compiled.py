@@ -15,17 +15,15 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024}
-"""Bytes of shared memory a block may have (CUDA C++ Programming Guide, compute capabilities)."""
+from .ahead_of_time import RESOURCE_USAGE, SHARED_LIMITS, markdown_table
 
 _BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
 _ARCHITECTURE = re.compile(r"arch = sm_(\d+)")
 _FUNCTION = re.compile(r"Function\s*:?\s*(\w+)")
-_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)")
 _PRODUCT = re.compile(r"\b([A-Z]*MMA[A-Z0-9.]*)\b")
 # Tile<type, structure, outputs, tokens, warps of either, stages> as the compiler spells it.
 _TILE = re.compile(r"linear_kernelINS0_4TileI(\w+?)LNS0_9StructureE([012])E" + r"Li(\d+)E" * 5)
@@ -106,7 +104,7 @@ def tool(name: str) -> Path:
 
 def read_library(path: Path) -> list[Compiled]:
     """Every linear kernel of a built library, by name and capability."""
-    usages = {at: _USAGE.search(text) for at, text in _functions(path, "-res-usage")}
+    usages = {at: RESOURCE_USAGE.search(text) for at, text in _functions(path, "-res-usage")}
     built = []
     for at, code in _functions(path, "-sass"):
         usage, tile = usages[at], tile_of(at[1])
@@ -183,9 +181,7 @@ def problems(kernel: Compiled) -> Iterator[str]:
 
 def table(built: list[Compiled]) -> str:
     """Markdown, one row a kernel."""
-    names = [field.name for field in fields(Compiled)]
-    rows = [names, ["---"] * len(names), *map(astuple, built)]
-    return "".join(f"| {' | '.join(map(str, row))} |\n" for row in rows)
+    return markdown_table(Compiled, built)
 
 
 def read_table(text: str) -> list[Compiled]:
