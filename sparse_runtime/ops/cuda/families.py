@@ -39,22 +39,27 @@ MOST_CONFIGS = 12
 _EXPANDED_GROUPS = (2, 4, 8, 16)
 
 
-class TritonDense(Family):
+class TileFamily(Family):
+    """Weights whose tiles our one tile kernel loads, each in its own way."""
+
+    config_type: ClassVar[Any] = Config
+
+    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
+        from ...kernels.linear.linear_triton import linear
+
+        return _tile_variant(linear, packed, config, layers)
+
+
+class TritonDense(TileFamily):
     """Our dense kernel."""
 
     name: ClassVar[str] = "triton.dense"
-    config_type: ClassVar[Any] = Config
 
     def rejects(self, problem: Problem) -> str | None:
         return None
 
     def pack(self, layers: StackedLayers) -> DenseWeight:
         return dense_layout.pack(layers.matrix)
-
-    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
-        from ...kernels.linear.linear_triton import linear
-
-        return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         config = _tile_configs(problem, tokens, machine)[0]
@@ -64,23 +69,17 @@ class TritonDense(Family):
         return _tile_configs(problem, tokens, machine)
 
 
-class TritonUnstructured(Family):
+class TritonUnstructured(TileFamily):
     """Our dense kernel on tiles that it expands from a bitmask."""
 
     name: ClassVar[str] = "triton.unstructured"
     layout: ClassVar[str] = "unstructured"
-    config_type: ClassVar[Any] = Config
 
     def rejects(self, problem: Problem) -> str | None:
         return "multiplies weights with zeros" if problem.structure == "dense" else None
 
     def pack(self, layers: StackedLayers) -> UnstructuredWeight:
         return unstructured_layout.pack(layers.matrix)
-
-    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
-        from ...kernels.linear.linear_triton import linear
-
-        return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         config = _expanding_configs(problem, tokens, machine)[0]
@@ -94,12 +93,11 @@ class TritonUnstructured(Family):
         return problem.density * problem.weights * problem.itemsize + entries
 
 
-class TritonNM(Family):
+class TritonNM(TileFamily):
     """Our dense kernel on tiles that it expands from N of M inputs."""
 
     name: ClassVar[str] = "triton.nm"
     layout: ClassVar[str] = "nm"
-    config_type: ClassVar[Any] = Config
 
     def rejects(self, problem: Problem) -> str | None:
         structure = Structure.parse(problem.structure)
@@ -109,11 +107,6 @@ class TritonNM(Family):
 
     def pack(self, layers: StackedLayers) -> NMWeight:
         return nm_layout.pack(layers.matrix, layers.structure.n, layers.structure.m)
-
-    def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
-        from ...kernels.linear.linear_triton import linear
-
-        return _tile_variant(linear, packed, config, layers)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         config = _expanding_configs(problem, tokens, machine)[0]
