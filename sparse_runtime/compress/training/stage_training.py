@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .context import Batch, LossTerm
 from .encoding import EncodedTexts
-from .evaluation import evaluate
+from .evaluation import EvaluationTexts, evaluate
 from .forward import Outputs, evaluating, run
 from .recipe import Stage
 from .task_loss import task_loss
@@ -42,7 +42,7 @@ class StageTraining:
         models: Models,
         linears: Mapping[str, nn.Linear],
         texts: EncodedTexts,
-        development: EncodedTexts | None,
+        development: EvaluationTexts | None,
         terms: Sequence[LossTerm],
         seed: int,
     ) -> None:
@@ -60,7 +60,7 @@ class StageTraining:
         self.steps_per_epoch = -(-len(texts) // stage.batch_size)
         self.total_steps = stage.steps or max(1, round((stage.epochs or 0) * self.steps_per_epoch))
         self.optimizer: torch.optim.Optimizer | None = None
-        self.last_parts: dict[str, float] = {}
+        self.last_parts: dict[str, Tensor] = {}
         self._hidden = any(term.needs_hidden for term in self.terms)
         self._attention = any(term.needs_attention for term in self.terms)
         self._kept: dict[str, Tensor] = {}
@@ -116,7 +116,7 @@ class StageTraining:
             parts[term.name] = term.loss(batch)
         if not parts:
             raise ValueError(f"stage {self.stage.name!r}: every weight of its loss is 0")
-        self.last_parts = {name: float(part.detach()) for name, part in parts.items()}
+        self.last_parts = {name: part.detach() for name, part in parts.items()}
         return torch.stack(list(parts.values())).sum()
 
     def encode(self, model: nn.Module, how: str) -> Tensor:

@@ -182,7 +182,7 @@ class PrunerCallback(TrainerCallback):
         """Add the parts of the loss and the pruner's numbers to the log."""
         if not state.log_history or "loss" not in (logs or {}):
             return
-        extra = {f"loss_{name}": part for name, part in self.training.last_parts.items()}
+        extra = {f"loss_{name}": float(part) for name, part in self.training.last_parts.items()}
         state.log_history[-1].update(extra | (self.pruner.metrics() if self.pruner else {}))
 
 
