@@ -66,7 +66,11 @@ def write_checkpoint(
     _check_statement(tensors, stated)
     target = Path(out_dir).expanduser()
 <<<<<<< HEAD
+<<<<<<< HEAD
     with _new_directory(target) as staging:
+=======
+    with new_directory(target) as staging:
+>>>>>>> z-core
 =======
     with new_directory(target) as staging:
 >>>>>>> z-core
@@ -89,12 +93,20 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     Tied tensors stay tied; nothing else is copied.
     """
 <<<<<<< HEAD
+<<<<<<< HEAD
     inner = {name for name, module in model.named_modules() if _is_ours(module)}
     tensors = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if not any(name.startswith(f"{module}.") for module in _prefixes(name) & inner)
         and ".parametrizations." not in f".{name}"
+=======
+    ours = {f"{name}." for name, module in model.named_modules() if _is_ours(module)}
+    tensors = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if ".parametrizations." not in f".{name}" and not any(map(name.startswith, ours))
+>>>>>>> z-core
 =======
     ours = {f"{name}." for name, module in model.named_modules() if _is_ours(module)}
     tensors = {
@@ -114,11 +126,14 @@ def _is_ours(module: nn.Module) -> bool:
 
 
 <<<<<<< HEAD
+<<<<<<< HEAD
 def _prefixes(name: str) -> set[str]:
     parts = name.split(".")
     return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
+=======
+>>>>>>> z-core
 =======
 >>>>>>> z-core
 def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuantization]) -> None:
@@ -133,7 +148,12 @@ def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuan
 
 def _save_model(model: Any, tensors: dict[str, Tensor], staging: Path) -> None:
 <<<<<<< HEAD
+<<<<<<< HEAD
     model.save_pretrained(staging, state_dict=tensors)
+=======
+    # A copy, for it takes tensors out of the mapping while it writes them.
+    model.save_pretrained(staging, state_dict=dict(tensors))
+>>>>>>> z-core
 =======
     # A copy, for it takes tensors out of the mapping while it writes them.
     model.save_pretrained(staging, state_dict=dict(tensors))
@@ -199,7 +219,11 @@ def _without_paths(value: Any) -> Any:
 
 @contextmanager
 <<<<<<< HEAD
+<<<<<<< HEAD
 def _new_directory(out_dir: Path) -> Iterator[Path]:
+=======
+def new_directory(out_dir: Path) -> Iterator[Path]:
+>>>>>>> z-core
 =======
 def new_directory(out_dir: Path) -> Iterator[Path]:
 >>>>>>> z-core
