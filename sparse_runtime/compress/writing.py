@@ -65,15 +65,7 @@ def write_checkpoint(
     tensors = plain_tensors(model)
     _check_statement(tensors, stated)
     target = Path(out_dir).expanduser()
-<<<<<<< HEAD
-<<<<<<< HEAD
-    with _new_directory(target) as staging:
-=======
     with new_directory(target) as staging:
->>>>>>> z-core
-=======
-    with new_directory(target) as staging:
->>>>>>> z-core
         _save_model(model, tensors, staging)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
@@ -92,28 +84,11 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     Tied tensors stay tied; nothing else is copied.
     """
-<<<<<<< HEAD
-<<<<<<< HEAD
-    inner = {name for name, module in model.named_modules() if _is_ours(module)}
-    tensors = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{module}.") for module in _prefixes(name) & inner)
-        and ".parametrizations." not in f".{name}"
-=======
     ours = {f"{name}." for name, module in model.named_modules() if _is_ours(module)}
     tensors = {
         name: tensor
         for name, tensor in model.state_dict().items()
         if ".parametrizations." not in f".{name}" and not any(map(name.startswith, ours))
->>>>>>> z-core
-=======
-    ours = {f"{name}." for name, module in model.named_modules() if _is_ours(module)}
-    tensors = {
-        name: tensor
-        for name, tensor in model.state_dict().items()
-        if ".parametrizations." not in f".{name}" and not any(map(name.startswith, ours))
->>>>>>> z-core
     }
     for name, module in model.named_modules():
         if transforms(module):
@@ -125,17 +100,6 @@ def _is_ours(module: nn.Module) -> bool:
     return isinstance(module, ActivationFakeQuant)
 
 
-<<<<<<< HEAD
-<<<<<<< HEAD
-def _prefixes(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts))}
-
-
-=======
->>>>>>> z-core
-=======
->>>>>>> z-core
 def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuantization]) -> None:
     for module, quantization in stated.items():
         name = f"{module}.weight"
@@ -147,17 +111,8 @@ def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuan
 
 
 def _save_model(model: Any, tensors: dict[str, Tensor], staging: Path) -> None:
-<<<<<<< HEAD
-<<<<<<< HEAD
-    model.save_pretrained(staging, state_dict=tensors)
-=======
     # A copy, for it takes tensors out of the mapping while it writes them.
     model.save_pretrained(staging, state_dict=dict(tensors))
->>>>>>> z-core
-=======
-    # A copy, for it takes tensors out of the mapping while it writes them.
-    model.save_pretrained(staging, state_dict=dict(tensors))
->>>>>>> z-core
     path = staging / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # Where the model was loaded from, which is a path of this machine as often as not.
@@ -218,15 +173,7 @@ def _without_paths(value: Any) -> Any:
 
 
 @contextmanager
-<<<<<<< HEAD
-<<<<<<< HEAD
-def _new_directory(out_dir: Path) -> Iterator[Path]:
-=======
 def new_directory(out_dir: Path) -> Iterator[Path]:
->>>>>>> z-core
-=======
-def new_directory(out_dir: Path) -> Iterator[Path]:
->>>>>>> z-core
     """A directory beside ``out_dir`` that takes its name in the end, or is removed."""
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise FileExistsError(f"out_dir {out_dir}: expected a new or an empty directory")

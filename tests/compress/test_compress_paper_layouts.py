@@ -208,10 +208,6 @@ def test_removed_heads_and_neurons_travel_with_cap_structured(
         ("snip", "2:4", {}, "expected one of prune-ofa"),
         ("sparsebert", "2:4", {"weights": ValueSpec("int8")}, "holds floats"),
         ("prune-ofa-qat", "2:4", {}, "expected fake-quantized layers, got none"),
-<<<<<<< HEAD
-        ("prune-ofa-qat", None, {"weights": ValueSpec("int8")}, "one scale a tensor"),
-        ("prune-ofa-qat", None, {"weights": ValueSpec("int4", "tensor")}, "expected int8"),
-=======
         (
             "prune-ofa-qat",
             None,
@@ -219,7 +215,6 @@ def test_removed_heads_and_neurons_travel_with_cap_structured(
             "one scale a tensor and static inputs, got int8, scales 'row'",
         ),
         ("prune-ofa-qat", None, {"weights": ValueSpec("int4", "tensor")}, "got int4"),
->>>>>>> z-core
         ("nxm", "unstructured@0.5", {}, "largest magnitudes of each group"),
         ("nxm", None, {}, "got neither"),
         ("nxm", None, {"weights": ValueSpec("int8", "row")}, "'tensor' or 'chunk:R', got 'row'"),

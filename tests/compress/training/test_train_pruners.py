@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_masks_at_every_step(structure, regrow, scope, checkpoints, labelled, tm
     each = [sparsity(mask) for mask in steps[-1].values()]
     if scope == "uniform" or structure == "2:4":
         assert each == pytest.approx([final] * len(each), abs=0.01)
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         if not regrow:
             assert not any(bool((after[name] & ~before[name]).any()) for name in after)
     # The last 20 % of the steps keep their masks.
