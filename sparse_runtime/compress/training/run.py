@@ -69,7 +69,11 @@ def train(
     plan = {"recipe": recipe.to_dict(), "seed": seed, "data": data.fingerprint()}
     workspace = Workspace(out_dir, plan, resume=resume)
     pace = Pace(save_every, log_every, progress)
-    stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+    try:
+        stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+    except BaseException:
+        workspace.discard_if_empty()
+        raise
     os.replace(workspace.model(recipe.stages[-1].name), out_dir)
     workspace.remove()
     seconds = time.perf_counter() - started
