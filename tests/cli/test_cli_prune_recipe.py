@@ -7,6 +7,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+pytest.importorskip("accelerate")
+
 from sparse_runtime.cli.app import app
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
