@@ -92,7 +92,7 @@ def fingerprint(model: nn.Module, texts: Sequence[str], **arguments: Any) -> dic
     weights = hashlib.sha256()
     for name, linear in encoder_linears(model).items():
         weights.update(name.encode())
-        weights.update(linear.weight.detach().contiguous().view(torch.uint8).numpy())
+        weights.update(linear.weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
     said = hashlib.sha256(json.dumps(list(texts)).encode())
     return {**arguments, "weights": weights.hexdigest(), "texts": said.hexdigest()}
 
