@@ -25,7 +25,7 @@ from ..compress.statement import LinearQuantization
 from ..compress.targets import encoder_linears
 from ..formats import Compression, CompressionNote
 
-METHOD: Method = "obs"
+METHOD: Method = "alps"
 """What prunes where texts are given and no method is named."""
 
 
@@ -58,7 +58,7 @@ def solve_checkpoint(
         modules: names of its encoder linears.
         policy: what each becomes.
         texts: calibration texts.
-        method: as ``compress.oneshot.prune`` takes it; None is "obs".
+        method: as ``compress.oneshot.prune`` takes it; None is "alps".
         progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:

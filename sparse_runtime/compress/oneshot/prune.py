@@ -42,7 +42,7 @@ def prune(
     *,
     calibration: Sequence[str],
     to: str | None = None,
-    method: Method = "obs",
+    method: Method = "alps",
     values: str | None = None,
     scales: str = "row",
     activations: str = "auto",
@@ -72,7 +72,7 @@ def prune(
         out_dir: a new or an empty directory; None writes nothing.
         calibration: texts like those the model will read; a few hundred do, more do better.
         to: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; None prunes nothing.
-        method: "magnitude", "wanda", "obs", "alps"; see docs/compress/one_shot.md.
+        method: "alps", "obs", "wanda" or "magnitude"; see docs/compress/one_shot.md.
         values: "int8" or "int4"; None keeps floats.
         scales: weights that share a scale: "row", "tensor", "chunk:R" or "group:G".
         activations: how inputs are quantized at run time: "auto" is "dynamic" for integer values
