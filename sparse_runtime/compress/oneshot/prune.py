@@ -17,7 +17,7 @@ from ..patterns import Pattern
 from ..statement import LinearQuantization
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
-from .calibrate import calibration_batches
+from .calibrate import calibration_batches, longest
 from .layerwise import Format, LayerwiseResult, compress_layers
 from .loading import load_model, load_tokenizer
 from .report import PruneReport
@@ -120,9 +120,10 @@ def prune(
     states = None
     if state_dir is not None:
         states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
+    length = longest(opened.model, opened.tokenizer, max_length)
     result = compress_layers(
         opened.model,
-        calibration_batches(opened.tokenizer, texts, max_length=max_length, batch_size=batch_size),
+        calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size),
         dict.fromkeys(linears, wanted),
         method=method,
         options=options,
