@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..options import Debug, Device, Json, Quiet
+from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
+from .prune_one_shot import one_shot
 from .prune_recipe import by_recipe
 
 
@@ -16,13 +17,52 @@ def prune(
         str, typer.Option(help="Hugging Face checkpoint to compress: a directory or a hub id.")
     ],
     out: Annotated[str, typer.Option(help="New directory for the compressed checkpoint.")],
-    recipe: Annotated[str, typer.Option(help="Training recipe: a name, or a .yaml file.")],
     data: Annotated[
         str,
         typer.Option(
-            help="Folder with train, dev and test (csv, tsv, jsonl) or texts.txt, or one file."
+            help="Calibration texts, one a line; - is stdin. With --recipe: a folder with train, "
+            "dev and test (csv, tsv, jsonl) or texts.txt, or one such file."
         ),
     ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Train by a recipe: a name, or a .yaml file.", show_default="one-shot"),
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            help="N:M, block:RxC@SPARSITY or unstructured@SPARSITY.", show_default="prune nothing"
+        ),
+    ] = None,
+    method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
+    values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
+    scales: Annotated[
+        str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
+    ] = "row",
+    activations: Annotated[
+        str, typer.Option(help="auto, dynamic (uint8, per token), symmetric (int8, per token).")
+    ] = "auto",
+    damping: Annotated[
+        float, typer.Option(help="Added to the Hessian, as a share of its mean diagonal.")
+    ] = 0.01,
+    include: Annotated[
+        str | None, typer.Option(help="Regular expression: only these layers.", show_default="all")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Regular expression: not these layers.", show_default="none")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many.", show_default="all")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens to truncate a text to.")] = 256,
+    batch_size: BatchSize = 32,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="Directory for finished layers; the same command goes on from them.",
+            show_default="none",
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,43 +77,82 @@ def prune(
         typer.Option(
             "--stage",
             metavar="STAGE=DIRECTORY",
-            help="A model that stands for a stage's, such as a teacher; may be repeated.",
+            help="A model that stands for a recipe's stage, such as a teacher; may be repeated.",
             show_default=False,
         ),
     ] = None,
     dev: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training part to choose by.")
+        float, typer.Option(min=0, max=0.9, help="Recipe: share of the rows to choose by.")
     ] = 0.0,
     test: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training part to report on.")
+        float, typer.Option(min=0, max=0.9, help="Recipe: share of the rows to report on.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of new heads, batches and dropout.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Recipe: of heads, batches, dropout.")] = 0,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished training.")
+        bool, typer.Option("--resume", help="Recipe: go on with an unfinished training.")
     ] = False,
     save_every: Annotated[
-        int, typer.Option(min=1, help="Steps between the checkpoints that --resume goes on from.")
+        int, typer.Option(min=1, help="Recipe: steps between what --resume goes on from.")
     ] = 500,
     device: Device = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prune, distil and quantize a checkpoint by training; convert packs the result."""
+    """Prune and quantize a checkpoint in view of some text; convert packs the result.
+
+    Without a recipe in one pass over calibration texts; with --recipe by training.
+    """
     quiet_transformers()
-    report = by_recipe(
+    if recipe is not None:
+        _refuse_one_shot(to=to, values=values, state=state, include=include, exclude=exclude)
+        trained = by_recipe(
+            model,
+            out,
+            recipe,
+            data,
+            changes=changes,
+            given=given,
+            dev=dev,
+            test=test,
+            seed=seed,
+            resume=resume,
+            save_every=save_every,
+            device=device,
+            progress=not quiet,
+        )
+        show(trained, as_json)
+        return
+    if changes or given or resume:
+        raise ValueError("--set, --stage and --resume belong to training: give --recipe")
+    report = one_shot(
         model,
         out,
-        recipe,
         data,
-        changes=changes,
-        given=given,
-        dev=dev,
-        test=test,
-        seed=seed,
-        resume=resume,
-        save_every=save_every,
-        device=device,
-        progress=not quiet,
+        texts=texts,
+        damping=damping,
+        to=to,
+        method=method,
+        values=values,
+        scales=scales,
+        activations=activations,
+        include=include,
+        exclude=exclude,
+        max_length=max_length,
+        batch_size=batch_size,
+        state_dir=state,
+        progress=False if quiet else None,
+        revision=revision,
+        local_files_only=local_files_only,
     )
     show(report, as_json)
+
+
+def _refuse_one_shot(**options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"--{name} {value}: a recipe says this itself; change it with --set STAGE.KEY=VALUE"
+            )
