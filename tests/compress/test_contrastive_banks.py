@@ -14,7 +14,6 @@ from sparse_runtime.compress.training.contrastive import (
     ContrastiveBanks,
     ContrastiveSettings,
     info_nce,
-    sentence_vectors,
 )
 
 INSTANCE_ONLY = ContrastiveSettings(instance_weight=1.0, label_weight=0.0, extra_candidates=0)
@@ -167,13 +166,3 @@ def test_refusals_name_what_is_wrong() -> None:
     other.fill("finetuned", vectors(2, 4, 0))
     with pytest.raises(ValueError, match="expected 3 vectors, got 2"):
         banks.load_state_dict(other.state_dict())
-
-
-def test_sentence_vectors() -> None:
-    hidden = torch.randn(2, 3, 4)
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    mean = sentence_vectors(hidden, mask)
-    torch.testing.assert_close(mean[0], normalize(hidden[0, :2].mean(0), dim=0))
-    assert torch.equal(sentence_vectors(hidden, mask, pooling="cls"), normalize(hidden[:, 0]))
-    pooled = torch.randn(2, 4)
-    assert torch.equal(sentence_vectors(hidden, mask, pooled=pooled), normalize(pooled))

@@ -78,29 +78,6 @@ def info_nce(
     return per_query.sum() / (count > 0).sum().clamp_min(1)
 
 
-def sentence_vectors(
-    hidden: Tensor,
-    attention_mask: Tensor,
-    *,
-    pooling: Literal["cls", "mean"] = "mean",
-    pooled: Tensor | None = None,
-) -> Tensor:
-    """L2-normalised float32 vectors [batch, width], one a sentence.
-
-    Args:
-        hidden: last hidden states [batch, tokens, width].
-        attention_mask: [batch, tokens], 0 where there is padding.
-        pooling: the first token's state, or the mean over tokens.
-        pooled: the pooler's output [batch, width], which is taken instead where it is given.
-    """
-    if pooled is None and pooling == "cls":
-        pooled = hidden[:, 0]
-    if pooled is None:
-        weights = attention_mask.to(torch.float32).unsqueeze(-1)
-        pooled = (hidden.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1.0)
-    return normalize(pooled.float(), dim=-1)
-
-
 class ContrastiveBanks:
     """The banks of all training examples, and the loss of a batch against them.
 
