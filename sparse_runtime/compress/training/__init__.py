@@ -1,0 +1,1 @@
+"""Training recipes: stages of pruning, distillation and quantization (docs/compress)."""

@@ -1,0 +1,301 @@
+"""Labelled texts, sentence pairs with scores, and plain texts, from files people have.
+
+A data folder holds ``train`` and, where there are, ``dev`` and ``test``, as csv, tsv or jsonl, and
+may hold ``texts.txt`` for what needs no labels. A single file is the training part.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+_LABELS = ("label", "category", "score")
+_SECOND = ("text2", "sentence2")
+_FIRST = ("text", "sentence", "text1", "sentence1")
+_PARTS = ("train", "dev", "test")
+_UNLABELLED = "texts.txt"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some rows.
+
+    Attributes:
+        texts: one a row.
+        seconds: the second text of each pair; None for single texts.
+        labels: int class numbers, or float scores; None for plain texts.
+    """
+
+    texts: tuple[str, ...]
+    seconds: tuple[str, ...] | None = None
+    labels: tuple[int, ...] | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, column in (("seconds", self.seconds), ("labels", self.labels)):
+            if column is not None and len(column) != len(self.texts):
+                raise ValueError(
+                    f"data: {len(self.texts)} texts but {len(column)} {name}; expected as many"
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def rows(self, indices: Sequence[int]) -> Part:
+        """Some of the rows, in the order given."""
+        return Part(
+            tuple(self.texts[i] for i in indices),
+            None if self.seconds is None else tuple(self.seconds[i] for i in indices),
+            None if self.labels is None else tuple(self.labels[i] for i in indices),
+        )
+
+    def plain(self) -> Part:
+        """All texts, those of pairs too, each once, without labels."""
+        return Part(tuple(dict.fromkeys((*self.texts, *(self.seconds or ())))))
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a recipe is run on.
+
+    Attributes:
+        train: to learn from.
+        dev: to choose by; None where there is none.
+        test: to report; None where there is none.
+        label_names: of the classes, by number; None for scores and plain texts.
+        unlabelled: for masked LM and embedding distillation; None takes the training texts.
+    """
+
+    train: Part
+    dev: Part | None = None
+    test: Part | None = None
+    label_names: tuple[str, ...] | None = None
+    unlabelled: Part | None = None
+
+    @property
+    def plain(self) -> Part:
+        """Texts for what needs no labels."""
+        return self.unlabelled if self.unlabelled is not None else self.train.plain()
+
+
+def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
+    """Read a file or a folder.
+
+    Columns are ``text`` (or ``sentence``) and ``label`` (or ``category``), or ``sentence1``,
+    ``sentence2`` and ``score``; others are ignored. tsv has no quoting. A .txt file holds one text
+    a line.
+
+    Args:
+        path: the file or folder.
+        dev: share of the training part to set aside where there is no dev part.
+        test: the same for the test part.
+
+    Raises:
+        ValueError: no training part, missing columns, labels in some parts only, a label in dev or
+            test that training lacks, or a share for a part that is there.
+        OSError: a file cannot be read.
+    """
+    path = Path(path).expanduser()
+    found = _find(path)
+    raw = {name: _read(file) for name, file in found.items()}
+    plain = path / _UNLABELLED
+    unlabelled = _read(plain) if path.is_dir() and plain.is_file() else None
+    train = raw.pop("train", unlabelled)
+    if train is None:
+        raise ValueError(
+            f"{path}: expected train.csv, train.tsv, train.jsonl or {_UNLABELLED}, found none"
+        )
+    names = _label_names(train)
+    parts = {name: _numbered(part, names, f"{path}: {name}") for name, part in raw.items()}
+    data = Data(
+        train=_numbered(train, names, f"{path}: train"),
+        dev=parts.get("dev"),
+        test=parts.get("test"),
+        label_names=names,
+        unlabelled=None if unlabelled is None else Part(unlabelled.texts),
+    )
+    return set_aside(data, dev=dev, test=test)
+
+
+def set_aside(data: Data, *, dev: float = 0.0, test: float = 0.0, seed: int = 0) -> Data:
+    """Take rows out of the training part for dev and test.
+
+    The choice depends on ``seed`` and the number of rows alone, never on the seed of a run.
+
+    Raises:
+        ValueError: a share that is not in [0, 1), or of a part that is there already.
+    """
+    for name, share in (("dev", dev), ("test", test)):
+        if not 0 <= share < 1 or dev + test >= 1:
+            raise ValueError(f"{name} {share}: expected a share from 0 to below 1")
+        if share and getattr(data, name) is not None:
+            raise ValueError(f"{name} {share}: the data has a {name} part; leave the share out")
+    if not dev and not test:
+        return data
+    order = list(range(len(data.train)))
+    random.Random(seed).shuffle(order)
+    cut = round(test * len(order))
+    end = cut + round(dev * len(order))
+    return replace(
+        data,
+        train=data.train.rows(sorted(order[end:])),
+        dev=data.train.rows(sorted(order[cut:end])) if dev else data.dev,
+        test=data.train.rows(sorted(order[:cut])) if test else data.test,
+    )
+
+
+def labelled_lines(path: str | Path, *, encoding: str = "utf-8") -> Part:
+    """Lines "LABEL TEXT" with a whole number and one space between, as sentiment sets come.
+
+    Raises:
+        ValueError: a line is not of this form.
+    """
+    texts, labels = [], []
+    # Split at \n alone: such files hold characters that other splitters take for line ends.
+    for number, line in enumerate(Path(path).read_bytes().decode(encoding).split("\n"), 1):
+        if not line:
+            continue
+        label, space, text = line.partition(" ")
+        if not space or not label.isdecimal():
+            raise ValueError(f"{path}: line {number}: expected 'LABEL TEXT', got {line[:40]!r}")
+        texts.append(text.strip())
+        labels.append(int(label))
+    return Part(tuple(texts), labels=tuple(labels))
+
+
+@dataclass(frozen=True)
+class _Raw:
+    texts: tuple[str, ...]
+    seconds: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    scores: bool = False
+
+
+def _find(path: Path) -> dict[str, Path]:
+    if not path.is_dir():
+        _reader(path)
+        return {"train": path}
+    found: dict[str, Path] = {}
+    for name in _PARTS:
+        files = [path / f"{name}{suffix}" for suffix in _READERS if suffix != ".txt"]
+        files = [file for file in files if file.is_file()]
+        if len(files) > 1:
+            raise ValueError(f"{path}: expected one {name} file, got {[f.name for f in files]}")
+        if files:
+            found[name] = files[0]
+    return found
+
+
+def _read(path: Path) -> _Raw:
+    try:
+        rows = list(_reader(path)(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file first") from error
+    if not rows:
+        raise ValueError(f"{path}: expected rows, got none")
+    first = _column(rows[0], _FIRST)
+    second, label = _column(rows[0], _SECOND), _column(rows[0], _LABELS)
+    if first is None:
+        raise ValueError(
+            f"{path}: expected a column {', '.join(_FIRST)}; got {', '.join(map(str, rows[0]))}"
+        )
+    try:
+        return _Raw(
+            tuple(str(row[first]) for row in rows),
+            None if second is None else tuple(str(row[second]) for row in rows),
+            None if label is None else tuple(str(row[label]) for row in rows),
+            scores=label == "score",
+        )
+    except KeyError as error:
+        raise ValueError(f"{path}: a row lacks {error}; every row needs the same columns") from None
+
+
+def _column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    return next((name for name in names if name in row), None)
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[dict[str, Any]]]:
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path}: expected a folder or a file {', '.join(_READERS)}")
+    return _READERS[path.suffix]
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            yield _full(row, path, number)
+
+
+def _tsv(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        for number, row in enumerate(reader, 2):
+            yield _full(row, path, number)
+
+
+def _full(row: dict[Any, Any], path: Path, number: int) -> dict[str, Any]:
+    # DictReader puts what is too much under None, and None where there is too little.
+    if None in row or None in row.values():
+        raise ValueError(f"{path}: row {number} has another number of columns than the header")
+    return row
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}: line {number}: expected an object, got {line[:40]!r}")
+            yield row
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for line in file:
+            if line.strip():
+                yield {"text": line.strip()}
+
+
+_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".jsonl": _jsonl,
+    ".txt": _lines,
+}
+
+
+def _label_names(train: _Raw) -> tuple[str, ...] | None:
+    if train.labels is None or train.scores:
+        return None
+    names = set(train.labels)
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=int))
+    return tuple(sorted(names))
+
+
+def _numbered(raw: _Raw, names: tuple[str, ...] | None, where: str) -> Part:
+    if raw.labels is None:
+        return Part(raw.texts, raw.seconds)
+    if raw.scores:
+        try:
+            scores = tuple(float(label) for label in raw.labels)
+        except ValueError as error:
+            raise ValueError(f"{where}: expected numbers in the column score: {error}") from None
+        return Part(raw.texts, raw.seconds, scores)
+    if names is None:
+        # Plain texts to train on, and labels to report: they can only be scores.
+        raise ValueError(f"{where}: has labels, but the training part has none")
+    numbers = {name: i for i, name in enumerate(names)}
+    unknown = sorted(set(raw.labels) - numbers.keys())
+    if unknown:
+        raise ValueError(f"{where}: label {unknown[0]!r} does not occur in the training part")
+    return Part(raw.texts, raw.seconds, tuple(numbers[label] for label in raw.labels))

@@ -1,0 +1,91 @@
+"""What a training gave, for people and programs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage.
+
+    Attributes:
+        name: of the stage.
+        task: of the stage.
+        steps: optimizer steps; 0 where the model was given.
+        seconds: spent training, those before an interruption not counted.
+        metrics: on the test part, empty where there is none.
+        sparsity: share of zeros over the compressed matrices.
+        new_parameters: parameters that began random, for the checkpoint has none: a head.
+        history: the trainer's log, a dict an entry.
+    """
+
+    name: str
+    task: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    sparsity: float
+    new_parameters: tuple[str, ...] = ()
+    history: tuple[dict[str, float], ...] = ()
+
+    @property
+    def steps_per_second(self) -> float:
+        """Speed of the training; NaN where nothing was trained."""
+        return self.steps / self.seconds if self.seconds else math.nan
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """A whole recipe.
+
+    Attributes:
+        recipe: its name.
+        out_dir: where the result is.
+        seed: of the run.
+        stages: one a stage.
+        layers: name of a matrix -> its share of zeros, in the result.
+        quantized: names of the matrices whose values are integers times scales.
+        seconds: of everything, evaluation and writing too.
+    """
+
+    recipe: str
+    out_dir: Path
+    seed: int
+    stages: tuple[StageReport, ...]
+    layers: dict[str, float] = field(default_factory=dict)
+    quantized: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the result on the test part."""
+        return self.stages[-1].metrics
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "out_dir": str(self.out_dir), "metrics": self.metrics}
+
+    def __rich__(self) -> Table:
+        from rich.table import Table
+
+        table = Table(title=f"{self.recipe}, seed {self.seed} -> {self.out_dir}")
+        for column in ("stage", "task", "steps", "seconds", "zeros", "test"):
+            table.add_column(column, justify="left" if column in ("stage", "task") else "right")
+        for stage in self.stages:
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in stage.metrics.items())
+            table.add_row(
+                stage.name,
+                stage.task,
+                str(stage.steps) if stage.steps else "given",
+                f"{stage.seconds:.1f}",
+                f"{stage.sparsity:.1%}",
+                metrics or "-",
+            )
+        return table

@@ -1,0 +1,219 @@
+"""The trainer of transformers, with a pruner and loss terms: seeded, and resumable to the bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .batches import GroupedBatches, TrainingLoader
+from .learning_rates import learning_rates
+from .pruners import Pruner
+from .stage_training import StageTraining
+
+_MODEL_FILE = "model_state.pt"
+_STATE_FILE = "compression_state.pt"
+
+
+class CompressionTrainer(Trainer):
+    """Trains the student of a stage.
+
+    Checkpoints hold the model with all its parametrizations, the optimizer, the schedule, the
+    random generators, and the states of the pruner and the loss terms: a run that goes on from one
+    equals a run that was never interrupted, bit for bit.
+
+    Args:
+        training: the stage.
+        pruner: drives sparsity; None trains without.
+        arguments: as :func:`training_arguments` gives them.
+    """
+
+    def __init__(
+        self, training: StageTraining, pruner: Pruner | None, arguments: TrainingArguments
+    ) -> None:
+        self.training = training
+        self.pruner = pruner
+        super().__init__(
+            model=training.model,
+            args=arguments,
+            train_dataset=training.texts,
+            callbacks=[PrunerCallback(training, pruner)],
+        )
+        # The loss is the mean of each part of a batch; the trainer divides by their number.
+        self.model_accepts_loss_kwargs = False
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches that depend on the seed and the epoch alone."""
+        stage = self.training.stage
+        batches = GroupedBatches(
+            self.training.texts.lengths,
+            stage.batch_size,
+            stage.accumulation,
+            self.training.seed,
+            grouped=stage.length_grouping,
+        )
+        return TrainingLoader(self.training.texts, batches)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The stage's loss and the pruner's penalty."""
+        batch = dict(inputs)
+        indices, labels = batch.pop("indices"), batch.pop("labels", None)
+        loss = self.training.loss(batch, indices, labels)
+        penalty = self.pruner.penalty() if self.pruner is not None else None
+        return loss if penalty is None else loss + penalty
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW; weight decay for matrices alone, groups of the pruner's own beside."""
+        if self.optimizer is None:
+            stage = self.training.stage
+            own = self.pruner.parameter_groups(stage.learning_rate) if self.pruner else []
+            apart = {id(parameter) for group in own for parameter in group["params"]}
+            rest = [
+                parameter
+                for parameter in self.training.model.parameters()
+                if parameter.requires_grad and id(parameter) not in apart
+            ]
+            groups = [
+                {"params": [p for p in rest if p.ndim >= 2], "weight_decay": stage.weight_decay},
+                {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+                *own,
+            ]
+            self.optimizer = torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
+        self.training.optimizer = self.optimizer
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> LRScheduler:
+        """The stage's schedule."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = learning_rates(
+                self.training.stage, optimizer or self.optimizer, num_training_steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.training.model.state_dict(), folder / _MODEL_FILE)
+        state = {
+            "training": self.training.state_dict(),
+            "pruner": self.pruner.state_dict() if self.pruner is not None else {},
+        }
+        torch.save(state, folder / _STATE_FILE)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        folder = Path(resume_from_checkpoint)
+        for name in (_MODEL_FILE, _STATE_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: expected a checkpoint of this trainer, {name} missing")
+        weights = torch.load(folder / _MODEL_FILE, map_location="cpu", weights_only=True)
+        self.training.model.load_state_dict(weights)
+        state = torch.load(folder / _STATE_FILE, map_location="cpu", weights_only=True)
+        self.training.load_state_dict(state["training"])
+        if self.pruner is not None:
+            self.pruner.load_state_dict(state["pruner"])
+
+
+class PrunerCallback(TrainerCallback):
+    """Calls a pruner and the loss terms at the moments that :mod:`.pruners.base` lists."""
+
+    def __init__(self, training: StageTraining, pruner: Pruner | None) -> None:
+        self.training = training
+        self.pruner = pruner
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """An epoch that begins; not one that is gone on with."""
+        epoch, inside = divmod(state.global_step, self.training.steps_per_epoch)
+        if inside:
+            return
+        for term in self.training.terms:
+            term.begin_epoch(epoch)
+        if self.pruner is not None:
+            self.pruner.begin_epoch(epoch)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Masks move."""
+        if self.pruner is not None:
+            self.pruner.begin_step(state.global_step, self.training.total_steps)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Gradients are there."""
+        if self.pruner is not None:
+            self.pruner.before_optimizer(state.global_step)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Weights have moved; the schedule has not."""
+        if self.pruner is not None:
+            self.pruner.end_step(state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add the parts of the loss and the pruner's numbers to the log."""
+        if not state.log_history or "loss" not in (logs or {}):
+            return
+        extra = {f"loss_{name}": float(part) for name, part in self.training.last_parts.items()}
+        state.log_history[-1].update(extra | (self.pruner.metrics() if self.pruner else {}))
+
+
+def training_arguments(
+    training: StageTraining, folder: Path, *, save_every: int | None, log_every: int, progress: bool
+) -> TrainingArguments:
+    """Arguments of transformers for a stage.
+
+    Args:
+        training: the stage.
+        folder: for checkpoints.
+        save_every: steps between checkpoints; None saves none.
+        log_every: steps between entries of the log.
+        progress: show a progress bar.
+    """
+    stage = training.stage
+    # Another value makes transformers look for loggers that are installed.
+    reporting: Mapping[str, Any] = {"report_to": "none", "disable_tqdm": not progress}
+    return TrainingArguments(
+        output_dir=os.fspath(folder),
+        max_steps=training.total_steps,
+        per_device_train_batch_size=stage.batch_size // stage.accumulation,
+        gradient_accumulation_steps=stage.accumulation,
+        learning_rate=stage.learning_rate,
+        max_grad_norm=stage.clip,
+        save_strategy="no" if save_every is None else "steps",
+        save_steps=save_every or 500,
+        save_total_limit=2,
+        logging_steps=log_every,
+        remove_unused_columns=False,
+        use_cpu=training.device.type == "cpu",
+        seed=training.seed,
+        **reporting,
+    )

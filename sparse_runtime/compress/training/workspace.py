@@ -1,0 +1,95 @@
+"""The folder beside the result in which an unfinished training keeps what it needs to go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_PLAN = "plan.json"
+_RESULT = "stage.json"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+class Workspace:
+    """``<out_dir>.training``: checkpoints of the running stage, models of those that are done.
+
+    Args:
+        out_dir: of the result.
+        plan: what the run is (recipe, seed, data); a run goes on only under the same.
+        resume: go on with what is there.
+
+    Raises:
+        ValueError: an unfinished training is there and ``resume`` is False, or its plan differs.
+    """
+
+    def __init__(self, out_dir: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = out_dir.with_name(f"{out_dir.name}.training")
+        file = self.folder / _PLAN
+        text = json.dumps(plan, indent=2, sort_keys=True)
+        if file.is_file():
+            if not resume:
+                raise ValueError(
+                    f"{self.folder}: holds an unfinished training; go on with --resume, or remove "
+                    "the folder"
+                )
+            differing = _differing(json.loads(file.read_text(encoding="utf-8")), json.loads(text))
+            if differing:
+                raise ValueError(
+                    f"{self.folder}: was begun with other {', '.join(differing)}; go on with the "
+                    "same, or remove the folder"
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, text)
+
+    def model(self, stage: str) -> Path:
+        """Where the model of a stage is, or will be."""
+        return self.folder / stage / "model"
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What was recorded of a stage that is done; None where it is not."""
+        file = self.folder / stage / _RESULT
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def finish(self, stage: str, result: Mapping[str, Any]) -> None:
+        """Record that a stage is done, its model written; its checkpoints go."""
+        write_text(self.folder / stage / _RESULT, json.dumps(result))
+        shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+
+    def checkpoints(self, stage: str) -> Path:
+        """Folder of a stage's checkpoints."""
+        return self.folder / stage / "checkpoints"
+
+    def last_checkpoint(self, stage: str) -> Path | None:
+        """The newest whole checkpoint of a stage."""
+        folder = self.checkpoints(stage)
+        if not folder.is_dir():
+            return None
+        steps = {
+            int(match[1]): path
+            for path in folder.iterdir()
+            # The trainer writes this file last.
+            if (match := _CHECKPOINT.fullmatch(path.name)) and (path / "trainer_state.json").exists()
+        }
+        return steps[max(steps)] if steps else None
+
+    def remove(self) -> None:
+        """The training is done and its result written."""
+        shutil.rmtree(self.folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f"{path.name}.half")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, path)
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
