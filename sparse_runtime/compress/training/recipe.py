@@ -165,7 +165,7 @@ class Stage:
         length_grouping: put texts of like length into a batch.
         bf16: autocast to bfloat16 while training; evaluation is always float32.
         mask_probability: masked LM only, share of the tokens that are masked.
-        freeze: regular expressions of parameters that are not trained, whole name.
+        freeze: regular expressions; parameters in whose name one is found are not trained.
         start: "model", or the stage whose model this one starts from; null is the stage before,
             or "model" for the first.
         teacher: "model" or a stage; null for none.

@@ -40,7 +40,6 @@ class StageTraining:
         self,
         stage: Stage,
         models: Models,
-        linears: Mapping[str, nn.Linear],
         texts: EncodedTexts,
         development: EvaluationTexts | None,
         terms: Sequence[LossTerm],
@@ -50,7 +49,7 @@ class StageTraining:
         self.models = models
         self.model = models.student
         self.teacher = models.teacher
-        self.linears = linears
+        self.linears: Mapping[str, nn.Linear] = {}
         self.texts = texts
         self.development = development
         self.terms = list(terms)
