@@ -124,9 +124,7 @@ def recipe_sections(configuration: Configuration) -> tuple[dict[str, Any], dict[
 
     Names of matrices become regular expressions that match them alone.
     """
-    keys = {
-        part: part if part in COMPONENTS else f"^{re.escape(part)}$" for part in configuration
-    }
+    keys = {part: part if part in COMPONENTS else f"^{re.escape(part)}$" for part in configuration}
     pruning = {
         keys[part]: None if option.structure is None else str(option.structure)
         for part, option in configuration.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -73,18 +74,19 @@ def _least_loss(
 ) -> dict[str, int] | None:
     """Index of an option for each matrix: the least sum of losses within the limit.
 
-    Costs above the cheapest are counted in whole steps of what is left, rounded up: the limit
-    always holds. None where not even the cheapest fit.
+    Costs above the cheapest are counted in whole steps of what is left, rounded up but for
+    what floats round: the limit holds. None where not even the cheapest fit.
     """
     room = limit - sum(min(row) for row in costs.values())
     if room < 0:
         return None
-    step = room / _RESOLUTION if room > 0 else 1.0
+    step = room / _RESOLUTION
     best = torch.zeros(_RESOLUTION + 1, dtype=torch.float64)
     picks: list[Tensor] = []
     needs: list[list[int]] = []
     for name, row in losses.items():
-        need = [int(-(-(cost - min(costs[name])) // step)) for cost in costs[name]]
+        cheapest = min(costs[name])
+        need = [_steps(cost - cheapest, step) for cost in costs[name]]
         totals = torch.full((len(row), _RESOLUTION + 1), torch.inf, dtype=torch.float64)
         for i, (loss, steps) in enumerate(zip(row, need, strict=True)):
             if steps <= _RESOLUTION:
@@ -97,3 +99,10 @@ def _least_loss(
         chosen[name] = int(pick[place])
         place -= need[chosen[name]]
     return {name: chosen[name] for name in losses}
+
+
+def _steps(cost: float, step: float) -> int:
+    """Whole steps of a cost, more than there are where it does not fit at all."""
+    if step == 0:
+        return 0 if cost == 0 else _RESOLUTION + 1
+    return math.ceil(cost / step - 1e-6)

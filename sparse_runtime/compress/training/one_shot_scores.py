@@ -29,7 +29,9 @@ class Option:
     values: ValueSpec
 
     def __str__(self) -> str:
-        return self.values.dtype if self.structure is None else f"{self.structure} {self.values.dtype}"
+        return (
+            self.values.dtype if self.structure is None else f"{self.structure} {self.values.dtype}"
+        )
 
     def bits(self, *, index: bool = True) -> float:
         """Bits for each weight of the dense matrix; scales are not counted, as in the paper.
