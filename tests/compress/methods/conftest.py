@@ -1,4 +1,4 @@
-"""A training of a tiny encoder as pruners see it, and a loop that calls them as the trainer does."""
+"""A tiny encoder's training as pruners see it, and a loop that drives them as the trainer does."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 
 from sparse_runtime.compress.masks import bake, masks_of
 from sparse_runtime.compress.targets import encoder_linears
-from sparse_runtime.compress.training.pruners import Pruner
+from sparse_runtime.compress.training.pruners import PRUNERS, Pruner
 from sparse_runtime.compress.training.reading import parse
-from sparse_runtime.compress.training.selection import patterns, pruned_linears
+from sparse_runtime.compress.training.selection import pruning_targets
 
 EXAMPLES, BATCH, TOKENS = 16, 4, 6
 
@@ -121,16 +121,14 @@ def drive(make_model: Callable[[str], nn.Module]) -> Callable[..., Driver]:
     """Attaches a method as a recipe's ``pruning`` section says it, over ``steps`` steps."""
 
     def make(pruning: dict[str, Any], steps: int = 12, **training: Any) -> Driver:
-        from sparse_runtime.compress.training.pruners import PRUNERS
-
         stage = {"name": "s", "task": "classification", "steps": steps, "pruning": pruning}
         section = parse({"name": "r", "stages": [stage]}).stages[0].pruning
         assert section is not None
         model = make_model("bert")
-        linears = pruned_linears(model, section)
-        running = TinyTraining(model, linears, steps, **training)
         kind = PRUNERS[section.method]
-        pruner = kind(section, patterns(linears, section, kind.needs_pattern))
+        linears, patterns = pruning_targets(model, section, kind.needs_pattern)
+        running = TinyTraining(model, linears, steps, **training)
+        pruner = kind(section, patterns)
         pruner.attach(model, linears, running)  # type: ignore[arg-type]
         own = pruner.parameter_groups(running.learning_rate)
         apart = {id(p) for group in own for p in group["params"]}

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from ....formats.block import from_blocks, to_blocks
 from ....formats.project import keep_largest
 from ....spec import Structure
-from ...masks import WeightTransform, original_weight, transforms
+from ...masks import WeightTransform, transforms
 from ...schedules import CubicSparsity
 from ..context import Training
 from .base import Pruner, cubic
@@ -219,7 +219,7 @@ class SoftMovementPruner(Pruner):
             mask.mask.copy_(keep_above(mask.scores.detach(), threshold, options.floor))
 
     def penalty(self) -> Tensor | None:
-        """``regularization * mean over matrices of mean(sigmoid(scores))``, as far as it has grown."""
+        """``regularization * mean over matrices of mean(sigmoid(scores))``, as far as grown."""
         weight = self.settings.options.regularization * self._progress
         if weight == 0:
             return None

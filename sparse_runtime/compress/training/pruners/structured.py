@@ -1,8 +1,8 @@
 """Whole heads and feed-forward neurons, by what the loss says of each (CAP-f).
 
-Source: "From Dense to Sparse: Contrastive Pruning" (CAP, arXiv 2112.07198), after "Are Sixteen Heads
-Really Better than One?" (arXiv 1905.10650): a factor m = 1 before each head's and neuron's output,
-importance = sum over batches of |dL/dm|.
+Source: "From Dense to Sparse: Contrastive Pruning" (CAP, arXiv 2112.07198), after "Are Sixteen
+Heads Really Better than One?" (arXiv 1905.10650): with a factor m = 1 on each head's and each
+neuron's output, importance is the sum over batches of |dL/dm|.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StructuredOptions:
 
     def __post_init__(self) -> None:
         falling = any(b <= a for a, b in zip(self.ratios, self.ratios[1:], strict=False))
-        if not self.ratios or falling or not (0 < self.ratios[0] and self.ratios[-1] < 1):
+        if not self.ratios or falling or self.ratios[0] <= 0 or self.ratios[-1] >= 1:
             raise ValueError(f"ratios {list(self.ratios)}: expected rising numbers between 0 and 1")
         if self.batch_size < 1 or (self.batches is not None and self.batches < 1):
             raise ValueError(
@@ -84,8 +84,8 @@ def choose_units(importance: Tensor, kept: int, alive: Tensor) -> Tensor:
 class StructuredPruner(Pruner):
     """Takes out heads and neurons in steps of rising ratios, with training between them.
 
-    A head that goes takes its rows of query, key and value and its columns of the attention's output
-    along, a neuron its row and its column. ``finish`` zeroes their biases as well, so that packing
+    A head that goes takes its rows of query, key and value and its columns of the attention's
+    output along, a neuron its row and its column. ``finish`` zeroes their biases as well, so that packing
     crops them.
     """
 
