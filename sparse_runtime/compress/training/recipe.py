@@ -113,8 +113,11 @@ class Quantization:
         scales: weights that share a scale: "tensor", "row", "chunk:R" or "group:G".
         activations: "static" (uint8, learned range), "dynamic" (uint8, per token), "symmetric"
             (int8, per token) or "none".
-        start: fraction of the stage at which quantization begins.
-        freeze: fraction at which static ranges stop moving.
+        outputs: components or regular expressions of layers whose output is quantized again, static
+            activations only; Prune Once For All does so for query, key and ffn_in.
+        start: static only, fraction of the stage at which inputs begin to be quantized; until then
+            their ranges are only observed.
+        freeze: static only, fraction at which ranges stop moving.
         pooler: quantize the pooler's matrix as well.
         include: regular expression; only linears in whose name it is found.
         exclude: regular expression; never those.
@@ -125,6 +128,7 @@ class Quantization:
     weights: str = "int8"
     scales: str = "tensor"
     activations: Literal["static", "dynamic", "symmetric", "none"] = "static"
+    outputs: tuple[str, ...] = ()
     start: float = 0.0
     freeze: float = 0.5
     pooler: bool = False
@@ -265,5 +269,3 @@ class Recipe:
             if stage["pruning"] is not None:
                 stage["pruning"].update(stage["pruning"].pop("options") or {})
         return data
-
-

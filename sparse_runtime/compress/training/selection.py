@@ -34,7 +34,7 @@ def pruning_targets(
                 f"pruning.method {settings.method}: takes no structure; leave structure and per out"
             )
         return linears, {}
-    own = _own("pruning", linears, settings.per)
+    own = _own("pruning.per", linears, settings.per)
     patterns = {}
     for name in linears:
         text = own.get(name, settings.structure)
@@ -59,7 +59,7 @@ def quantized_linears(
     linears = encoder_linears(
         model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
     )
-    own = _own("quantization", linears, settings.per)
+    own = _own("quantization.per", linears, settings.per)
     groups: dict[ValueSpec, dict[str, nn.Linear]] = {}
     for name, linear in linears.items():
         values = own.get(name, settings.weights)
@@ -68,18 +68,27 @@ def quantized_linears(
     return groups
 
 
+def fitting(section: str, names: Iterable[str], keys: Iterable[str]) -> set[str]:
+    """The names that one of the components or regular expressions fits.
+
+    Raises:
+        ValueError: one fits nothing.
+    """
+    return set(_own(section, names, dict.fromkeys(keys)))
+
+
 def _own(section: str, names: Iterable[str], per: Mapping[str, T]) -> dict[str, T]:
     """What ``per`` says of each matrix that a key fits; the first key that fits holds."""
     names = list(names)
     found: dict[str, T] = {}
     for key, value in per.items():
-        fitting = [name for name in names if _fits(key, name)]
-        if not fitting:
+        hits = [name for name in names if _fits(key, name)]
+        if not hits:
             raise ValueError(
-                f"{section}.per: {key!r} fits none of {len(names)} matrices such as {names[0]}; "
+                f"{section}: {key!r} fits none of {len(names)} matrices such as {names[0]}; "
                 f"expected a component ({', '.join(COMPONENTS)}) or a regular expression"
             )
-        for name in fitting:
+        for name in hits:
             found.setdefault(name, value)
     return found
 

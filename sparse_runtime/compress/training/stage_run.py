@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..masks import bake
+from ..fake_quant import read_quantization
+from ..masks import baked_weight
 from ..patterns import sparsity
 from ..targets import encoder_linears
+from ..writing import write_checkpoint
 from .data import Data
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
 from .pruners import PRUNERS, Pruner
-from .recipe import MODEL, Recipe, Stage
+from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
-from .saving import save_stage
 from .selection import pruning_targets
 from .stage_training import Models, StageTraining
 from .task_data import evaluation_texts, training_texts
@@ -127,6 +128,7 @@ class StageRunner:
             training.linears = linears
             pruner = kind(stage.pruning, patterns)
             pruner.attach(student, linears, training)
+        training.quantize()
         return training, pruner
 
     def _train(self, stage: Stage, workspace: Workspace, pace: Pace) -> StageReport:
@@ -148,11 +150,26 @@ class StageRunner:
         model = training.model.eval()
         if pruner is not None:
             pruner.finish()
-        bake(model)
         history = tuple(dict(entry) for entry in trainer.state.log_history)
         report = self._report(stage, model, training.total_steps, seconds, history)
-        save_stage(model, self.tokenizer, self.source, workspace.model(stage.name), report)
+        self._write(model, stage, workspace.model(stage.name))
         return report
+
+    def _write(self, model: nn.Module, stage: Stage, folder: Path) -> None:
+        record = {
+            "recipe": self.recipe.name,
+            "stage": stage.name,
+            "arguments": self.recipe.to_dict(),
+            "seed": self.seed,
+        }
+        source = Path(self.source)
+        write_checkpoint(
+            model,
+            self.tokenizer,
+            folder,
+            record=record,
+            extra_files=source if source.is_dir() else None,
+        )
 
     def _report(
         self,
@@ -174,8 +191,10 @@ class StageRunner:
             if part is None or skipped
             else evaluate(model, part, stage.task, self.pooling),
             layers={
-                name: sparsity(linear.weight) for name, linear in encoder_linears(model).items()
+                name: sparsity(baked_weight(linear))
+                for name, linear in encoder_linears(model).items()
             },
+            quantized=tuple(read_quantization(model)),
             new_parameters=tuple(getattr(model, "new_parameters", ())),
             history=history,
         )
@@ -196,7 +215,7 @@ class StageRunner:
         return teacher.to(self.device).eval().requires_grad_(False)
 
     def _model(
-        self, name: str, stage: Stage, workspace: Workspace | None = None, task: str | None = None
+        self, name: str, stage: Stage, workspace: Workspace | None = None, task: Task | None = None
     ) -> Any:
         """The model of an earlier stage, with the head of its own task or of another one."""
         given = self.given.get(name)
