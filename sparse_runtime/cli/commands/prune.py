@@ -8,6 +8,7 @@ import typer
 
 from ..options import Debug, Device, Json, Quiet
 from ..output import quiet_transformers, show
+from .prune_recipe import by_recipe
 
 
 def prune(
@@ -59,31 +60,20 @@ def prune(
     debug: Debug = False,
 ) -> None:
     """Prune, distil and quantize a checkpoint by training; convert packs the result."""
-    from ...compress.training.data import load_data
-    from ...compress.training.run import train
-
     quiet_transformers()
-    report = train(
+    report = by_recipe(
         model,
-        recipe,
-        load_data(data, dev=dev, test=test),
         out,
+        recipe,
+        data,
+        changes=changes,
+        given=given,
+        dev=dev,
+        test=test,
         seed=seed,
-        changes=changes or (),
         resume=resume,
-        given=_pairs(given),
-        device=device or "cpu",
         save_every=save_every,
+        device=device,
         progress=not quiet,
     )
     show(report, as_json)
-
-
-def _pairs(texts: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts or []:
-        name, equals, path = text.partition("=")
-        if not name or not equals or not path or name in pairs:
-            raise ValueError(f"--stage {text!r}: expected STAGE=DIRECTORY, each stage once")
-        pairs[name] = path
-    return pairs
