@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .integrations import hook as _hook
 
 if TYPE_CHECKING:
+    from . import compress
     from .encoders import SparseModel
     from .integrations.transformers import SparseRuntimeConfig
     from .layers import Linear, replace_linears
@@ -35,11 +36,15 @@ _PUBLIC = {
     "verify": "tools.verification",
 }
 
+# A room of its own, whose names are used as compress.NAME.
+_ROOMS = frozenset({"compress"})
+
 __all__ = [
     "Linear",
     "SparseModel",
     "SparseRuntimeConfig",
     "__version__",
+    "compress",
     "convert",
     "info",
     "inspect",
@@ -50,6 +55,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)

@@ -59,37 +59,53 @@ def project(weight: Tensor, structure: Structure, sparsity: float | None = None)
             f"only, got it for {structure}"
         )
     if structure.kind == "nm":
-        return _project_nm(weight, structure.n, structure.m)
+        keep = keep_of_groups(_magnitudes(weight), structure)
+        return torch.where(keep, weight, torch.zeros_like(weight))
     if sparsity is None:
         return weight.clone()
     if structure.kind == "unstructured":
-        keep = _keep_largest(_magnitudes(weight).flatten(), sparsity).view_as(weight)
+        keep = keep_largest(_magnitudes(weight), weight.numel() - round(sparsity * weight.numel()))
         return torch.where(keep, weight, torch.zeros_like(weight))
     blocks = to_blocks(weight, structure)
     norms = torch.linalg.vector_norm(blocks.double(), dim=-1)
-    keep = _keep_largest(norms.flatten(), sparsity).view(*norms.shape, 1)
+    keep = keep_largest(norms, norms.numel() - round(sparsity * norms.numel())).unsqueeze(-1)
     kept = torch.where(keep, blocks, torch.zeros_like(blocks))
     return from_blocks(kept, structure, (weight.shape[0], weight.shape[1]))
+
+
+def keep_largest(scores: Tensor, count: int) -> Tensor:
+    """Bool mask of the ``count`` largest scores; of equal ones, those of lower index.
+
+    Args:
+        scores: any shape, no NaN; indices are those of the flattened tensor.
+        count: from 0 to the number of scores.
+    """
+    flat = scores.flatten()
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    # A selection instead of a sort, which is several times slower on whole matrices.
+    least = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > least
+    equal = (flat == least).nonzero().flatten()
+    mask[equal[: count - int(mask.sum())]] = True
+    return mask.view_as(scores)
+
+
+def keep_of_groups(scores: Tensor, structure: Structure) -> Tensor:
+    """Bool mask of the N largest of each M consecutive inputs; of equal ones, the first.
+
+    Args:
+        scores: [out, in]; a row's last group may be shorter.
+        structure: an N:M one.
+    """
+    cols, (n, m) = scores.shape[1], (structure.n, structure.m)
+    least = -math.inf if scores.is_floating_point() else torch.iinfo(scores.dtype).min
+    grouped = pad(scores, (0, -cols % m), value=least).unflatten(1, (-1, m))
+    order = grouped.argsort(dim=-1, descending=True, stable=True)
+    keep = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :n], True)
+    return keep.flatten(1)[:, :cols].contiguous()
 
 
 def _magnitudes(weight: Tensor) -> Tensor:
     """|w|; for integers in a wider type, since |-128| is none of int8."""
     return weight.abs() if weight.is_floating_point() else weight.to(torch.int32).abs()
-
-
-def _project_nm(weight: Tensor, n: int, m: int) -> Tensor:
-    rows, cols = weight.shape
-    grouped = pad(weight, (0, -cols % m)).view(rows, -1, m)
-    order = _magnitudes(grouped).argsort(dim=-1, descending=True, stable=True)
-    keep = torch.zeros_like(grouped, dtype=torch.bool).scatter_(-1, order[..., :n], True)
-    kept = torch.where(keep, grouped, torch.zeros_like(grouped))
-    return kept.flatten(1)[:, :cols].contiguous()
-
-
-def _keep_largest(scores: Tensor, sparsity: float) -> Tensor:
-    """Bool mask that drops the ``round(sparsity * n)`` smallest scores, high indices first."""
-    kept = scores.numel() - round(sparsity * scores.numel())
-    order = scores.argsort(descending=True, stable=True)
-    mask = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-    mask[order[:kept]] = True
-    return mask

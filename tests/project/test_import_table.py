@@ -49,7 +49,10 @@ TABLE = {
     "encoders": rule(
         "spec layers ops store", f"{TENSORS} transformers tokenizers huggingface_hub tqdm"
     ),
-    "compress": rule("spec formats", f"{TENSORS} transformers tqdm"),
+    "compress": rule(
+        "spec checkpoints formats kernels ops testing",
+        f"{TENSORS} transformers safetensors tqdm yaml",
+    ),
     "testing": rule("spec formats kernels", f"{TENSORS} onnx"),
     "tools": rule(f"root {LOW} _C", DEPENDENCIES, computed_names=True),
     "integrations": rule(
