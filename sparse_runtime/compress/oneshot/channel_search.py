@@ -22,8 +22,8 @@ from torch import Tensor
 
 from .assignment import best_assignment
 
-ROUNDS = 200
-PATIENCE = 4
+ROUNDS = 24
+PATIENCE = 2
 """Rounds without gain, in multiples of the group's size, after which the search ends."""
 
 
