@@ -43,7 +43,7 @@ def test_no_bit_changes(make: Callable[[], nn.Module]) -> None:
     assert len(factors) == 4
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids)[0], expected)
-    for name, found in factors.items():
+    for found in factors.values():
         assert torch.equal(torch.exp2(found.log2().round()), found)
         assert float(found.max()) >= 4
     assert factors[layers(model)[0].names["ffn_out"]][7] == 1

@@ -86,7 +86,8 @@ class RangeHistogram:
             raise ValueError(f"percentile {percentile}: expected a number above 50 and up to 100")
         if percentile == 100 or self.limit == 0:
             return self.low, self.high
-        outside = float(self.counts.sum()) * (1 - percentile / 100) / 2
+        # A hair more: 100 - 99.9 is a little less than 0.1 in floats.
+        outside = float(self.counts.sum()) * (100 - percentile) / 200 * (1 + 1e-9)
         edges = torch.linspace(-self.limit, self.limit, len(self.counts) + 1, dtype=torch.float64)
         below = self.counts.cumsum(0)
         above = self.counts.flip(0).cumsum(0).flip(0)
