@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..targets import EncoderLayer, layers
+from ..targets import Component, EncoderLayer, layers
 from .hessian import InputStatistics
 
-STAGES = (("query", "key", "value"), ("attention_output",), ("ffn_in",), ("ffn_out",))
+STAGES: tuple[tuple[Component, ...], ...] = (
+    ("query", "key", "value"),
+    ("attention_output",),
+    ("ffn_in",),
+    ("ffn_out",),
+)
 """Components by the input they share, in the order of computation."""
 
-_RESIDUAL = {"attention_output": "query", "ffn_out": "ffn_in"}
+_RESIDUAL: dict[Component, Component] = {"attention_output": "query", "ffn_out": "ffn_in"}
 """Whose input is added to a component's output, in layers that normalise after the sum."""
 
 
@@ -36,13 +41,16 @@ class Stage:
 
     Attributes:
         layer: the encoder layer they belong to.
-        linears: module name -> module, one to three of them.
-        components: module name -> component, such as "query".
+        components: which of its linear layers these are, one or three.
     """
 
     layer: EncoderLayer
-    linears: dict[str, nn.Linear]
-    components: dict[str, str]
+    components: tuple[Component, ...]
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linear layers by module name."""
+        return {self.layer.names[part]: self.layer.linears[part] for part in self.components}
 
     @property
     def features(self) -> int:
@@ -144,9 +152,7 @@ def walk(
 def stages(layer: EncoderLayer) -> Iterator[Stage]:
     """The groups of a layer's linear modules that read the same input."""
     for group in STAGES:
-        found = {name: part for name, part in layer.components.items() if part in group}
-        if found:
-            yield Stage(layer, {name: layer.linears[name] for name in found}, found)
+        yield Stage(layer, group)
 
 
 def _first_states(
@@ -183,31 +189,29 @@ def _first_states(
 def _collect(
     stage: Stage, states: list[_Batch], collector: Collector, dense: nn.Module | None
 ) -> None:
-    prefix = len(stage.layer.name) + 1
-    names = [name[prefix:] for name in stage.linears]
-    residual = _residual_of(stage)
-    reads = [names[0], *([residual[prefix:]] if residual else [])]
+    inside = {part: _inside(stage.layer, part) for part in stage.layer.names}
+    names = {stage.layer.names[part]: inside[part] for part in stage.components}
+    read = inside[stage.components[0]]
+    added = _RESIDUAL.get(stage.components[0])
+    residual = [inside[added]] if added else []
     for batch in states:
-        seen = _watch(stage.layer.module, batch, batch.hidden, reads, names if dense else [])
+        writes = list(names.values()) if dense else []
+        seen = _watch(stage.layer.module, batch, batch.hidden, [read, *residual], writes)
         if dense is None:
-            collector.add(seen.inputs[names[0]], batch.mask)
+            collector.add(seen.inputs[read], batch.mask)
             continue
         assert batch.dense is not None
-        wanted = _watch(dense, batch, batch.dense, reads[1:], names)
-        missing = {}
-        for name, short in zip(stage.linears, names, strict=True):
-            missing[name] = wanted.outputs[short] - seen.outputs[short]
-            if residual:
-                missing[name] += wanted.inputs[reads[1]] - seen.inputs[reads[1]]
-        collector.add(seen.inputs[names[0]], batch.mask, missing)
+        wanted = _watch(dense, batch, batch.dense, residual, writes)
+        missing = {name: wanted.outputs[i] - seen.outputs[i] for name, i in names.items()}
+        for module in residual:
+            for short in missing.values():
+                short += wanted.inputs[module] - seen.inputs[module]
+        collector.add(seen.inputs[read], batch.mask, missing)
 
 
-def _residual_of(stage: Stage) -> str | None:
-    """Name of the module whose input is added to the stage's output, if any."""
-    part = next(iter(stage.components.values()))
-    wanted = _RESIDUAL.get(part)
-    names = {part: name for name, part in stage.layer.components.items()}
-    return names.get(wanted) if wanted else None
+def _inside(layer: EncoderLayer, part: Component) -> str:
+    """Name of a linear layer within its encoder layer."""
+    return layer.names[part].removeprefix(f"{layer.path}.")
 
 
 def _watch(

@@ -52,7 +52,9 @@ def refit(
     return solved
 
 
-def polish(problem: Problem, weight: Tensor, mask: Tensor, grid: Grid, *, passes: int = 2) -> Tensor:
+def polish(
+    problem: Problem, weight: Tensor, mask: Tensor, grid: Grid, *, passes: int = 2
+) -> Tensor:
     """Move one integer of every row at a time to where it gives the least error.
 
     Cyclic coordinate descent over the columns: with the others fixed, the best value of a weight

@@ -120,12 +120,11 @@ def chooser(pattern: Pattern, shape: tuple[int, int], step: int) -> tuple[Choose
             scores = block_saliency(weight, inverse, structure)
         else:
             scores = weight_saliency(weight, inverse)
-        assert pattern.sparsity is not None
         height = scores.shape[0]
         # Rounded over all ranges so far, so that the whole matrix has the count of the pattern.
         before = start // granule * height
-        total = round(pattern.sparsity * (before + scores.numel()))
-        dropped = total - round(pattern.sparsity * before)
+        total = round(pattern.final_sparsity * (before + scores.numel()))
+        dropped = total - round(pattern.final_sparsity * before)
         keep = torch.ones(scores.numel(), dtype=torch.bool)
         order = scores.flatten().argsort(descending=True, stable=True)
         keep[order[scores.numel() - dropped :]] = False
@@ -135,5 +134,3 @@ def chooser(pattern: Pattern, shape: tuple[int, int], step: int) -> tuple[Choose
         return from_blocks(blocks.contiguous(), structure, (weight.shape[0], weight.shape[1]))
 
     return choose, step
-
-

@@ -49,8 +49,9 @@ def sweep(
         part = slice(start, end)
         scale = None if grid is None else grid.expanded[:, columns[part]]
         limit = 0 if grid is None else grid.limit
-        errors = _sweep_block(weight[:, part], factor[part, part], mask[:, part],
-                              choose, step, start, scale, limit)
+        errors = _sweep_block(
+            weight[:, part], factor[part, part], mask[:, part], choose, step, start, scale, limit
+        )
         weight[:, end:] -= errors @ factor[part, end:]
     if order is not None:
         back = order.argsort()
