@@ -1,0 +1,91 @@
+"""What one layer's weight may become: a pattern and a type of values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...formats import Compression
+from ...formats.base import PackedWeight
+from ...spec import ValueSpec
+from ..patterns import Pattern
+from .hessian import InputStatistics
+from .problem import Solution, make_problem
+from .quantizer import fit_grid
+from .selection import chooser
+from .sweep import sweep
+
+DAMPING = 0.01
+_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class LayerFormat:
+    """A pattern, or none for dense, and a type of values. Build it with :meth:`parse`."""
+
+    pattern: Pattern | None
+    values: ValueSpec
+
+    @classmethod
+    def parse(cls, text: str) -> LayerFormat:
+        """Read "dense int8", "2:4 int4", "block:1x4@0.8 int8" or "unstructured@0.9 fp32".
+
+        Raises:
+            ValueError: for any other text.
+        """
+        structure, _, values = text.strip().partition(" ")
+        if not values:
+            raise ValueError(
+                f"format {text!r}: expected a pattern and values, such as 'dense int8' or '2:4 int8'"
+            )
+        pattern = None if structure == "dense" else Pattern.parse(structure)
+        return cls(pattern, ValueSpec.parse(values.strip(), "row"))
+
+    def __str__(self) -> str:
+        return f"{self.pattern or 'dense'} {self.values.dtype}"
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are kept."""
+        return 1.0 if self.pattern is None else 1 - self.pattern.final_sparsity
+
+    def pack(self, weight: Tensor) -> PackedWeight:
+        """The packed weight: pruned by magnitude where it does not fit yet, rounded to values."""
+        return self.compression().apply(weight)[0]
+
+    def compression(self) -> Compression:
+        """The policy of ``convert`` for a weight of this format."""
+        return Compression.parse(
+            structure="dense" if self.pattern is None else str(self.pattern.structure),
+            prune=None if self.pattern is None else str(self.pattern),
+            values=self.values.dtype,
+        )
+
+    def solve(
+        self, name: str, weight: Tensor, statistics: InputStatistics, *, damping: float = DAMPING
+    ) -> Solution:
+        """The weight of this format by one optimal-brain-surgeon sweep.
+
+        Args:
+            name: the layer's name in ``statistics.cross``.
+            weight: float [out, in].
+            statistics: of the layer's inputs.
+            damping: share of the hessian's mean diagonal.
+        """
+        problem = make_problem(name, weight, statistics, damping=damping, centred=False)
+        grid = None
+        if self.values.is_integer:
+            grid = fit_grid(problem.target, self.values, problem.hessian.diagonal())
+        if self.pattern is None:
+            if grid is None:
+                return Solution(problem.target, torch.ones_like(weight, dtype=torch.bool))
+            return sweep(problem, _keep_all, _COLUMNS, grid)
+        shape = (weight.shape[0], weight.shape[1])
+        choose, step = chooser(self.pattern, shape, _COLUMNS)
+        return sweep(problem, choose, step, grid)
+
+
+def _keep_all(weight: Tensor, inverse: Tensor, start: int) -> Tensor:
+    return torch.ones_like(weight, dtype=torch.bool)
