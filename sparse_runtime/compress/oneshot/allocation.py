@@ -169,8 +169,9 @@ def allocate(table: SensitivityTable, costs: CostTable, target: Target) -> Alloc
     least = costs.fixed + sum(min(options) for options in priced)
     if least > budget:
         raise ValueError(
-            f"target {target}: the cheapest formats of all layers cost {_amount(least, costs.kind)} "
-            f"and {_amount(budget, costs.kind)} are allowed; allow more, or add sparser formats"
+            f"target {target}: the cheapest formats of all layers cost "
+            f"{_amount(least, costs.kind)} and {_amount(budget, costs.kind)} are allowed; allow "
+            "more, or add sparser formats"
         )
     picked = choose_options(errors, priced, budget - costs.fixed)
     chosen = {unit: formats[option] for unit, option in zip(units, picked, strict=True)}
@@ -192,10 +193,10 @@ def _static_costs(
     model: nn.Module, table: SensitivityTable, reference: LayerFormat, kind: Kind
 ) -> CostTable:
     def cost(unit: str, choice: LayerFormat) -> float:
-        weights = [model.get_submodule(name).weight for name in unit.split(" + ")]
+        weights = [model.get_parameter(f"{name}.weight") for name in unit.split(" + ")]
         if kind == "size":
             return float(sum(choice.pack(weight.detach()).size().total for weight in weights))
-        return sum(2.0 * choice.density * weight.numel() for weight in weights)  # type: ignore[misc]
+        return sum(2.0 * choice.density * weight.numel() for weight in weights)
 
     formats = dict.fromkeys([*table.formats, reference])
     return CostTable(

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...formats import Compression
 from ...formats.base import PackedWeight
 from ...spec import ValueSpec
 from ..patterns import Pattern
 from .hessian import InputStatistics
-from .problem import Solution, make_problem
-from .quantizer import fit_grid
-from .selection import chooser
-from .sweep import sweep
-
-DAMPING = 0.01
-_COLUMNS = 128
+from .solvers import Method, SolvedLinear, SolverOptions, solve
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,8 @@ class LayerFormat:
         structure, _, values = text.strip().partition(" ")
         if not values:
             raise ValueError(
-                f"format {text!r}: expected a pattern and values, such as 'dense int8' or '2:4 int8'"
+                f"format {text!r}: expected a pattern and values, such as 'dense int8' or "
+                "'2:4 int8'"
             )
         pattern = None if structure == "dense" else Pattern.parse(structure)
         return cls(pattern, ValueSpec.parse(values.strip(), "row"))
@@ -64,28 +58,22 @@ class LayerFormat:
         )
 
     def solve(
-        self, name: str, weight: Tensor, statistics: InputStatistics, *, damping: float = DAMPING
-    ) -> Solution:
-        """The weight of this format by one optimal-brain-surgeon sweep.
-
-        Args:
-            name: the layer's name in ``statistics.cross``.
-            weight: float [out, in].
-            statistics: of the layer's inputs.
-            damping: share of the hessian's mean diagonal.
-        """
-        problem = make_problem(name, weight, statistics, damping=damping, centred=False)
-        grid = None
-        if self.values.is_integer:
-            grid = fit_grid(problem.target, self.values, problem.hessian.diagonal())
-        if self.pattern is None:
-            if grid is None:
-                return Solution(problem.target, torch.ones_like(weight, dtype=torch.bool))
-            return sweep(problem, _keep_all, _COLUMNS, grid)
-        shape = (weight.shape[0], weight.shape[1])
-        choose, step = chooser(self.pattern, shape, _COLUMNS)
-        return sweep(problem, choose, step, grid)
-
-
-def _keep_all(weight: Tensor, inverse: Tensor, start: int) -> Tensor:
-    return torch.ones_like(weight, dtype=torch.bool)
+        self,
+        name: str,
+        linear: nn.Linear,
+        statistics: InputStatistics,
+        *,
+        method: Method = "obs",
+        options: SolverOptions | None = None,
+    ) -> SolvedLinear:
+        """The layer in this format, by :func:`~.solvers.solve`."""
+        return solve(
+            name,
+            linear.weight,
+            statistics,
+            self.pattern,
+            method=method,
+            values=self.values,
+            options=options,
+            has_bias=linear.bias is not None,
+        )

