@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .commands import bench, convert, export, information, inspection, run, tuning, verify
+from .commands import bench, convert, export, information, inspection, prune, run, tuning, verify
 from .errors import Group
 from .options import example
 
@@ -48,6 +48,12 @@ app.command("inspect", epilog=example("inspect ./my-pruned-bert"))(inspection.in
 app.command("convert", epilog=example("convert ./my-bert ./packed --structure 2:4"))(
     convert.convert
 )
+app.command(
+    "prune",
+    epilog=example(
+        "prune --model ./my-bert --out ./sparse --to 2:4 --values int8 --data texts.txt"
+    ),
+)(prune.prune)
 app.command(
     "verify", epilog=example("verify ./packed ./my-bert --pairs sts.tsv --min-cosine 0.995")
 )(verify.verify)
