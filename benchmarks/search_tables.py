@@ -33,8 +33,8 @@ from sparse_runtime.compress.oneshot.allocation import (
 )
 from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, walk
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
-from sparse_runtime.compress.oneshot.heterogeneous import compress_layers
 from sparse_runtime.compress.oneshot.layer_format import LayerFormat
+from sparse_runtime.compress.oneshot.layerwise import compress_layers
 from sparse_runtime.compress.oneshot.permutation import permute
 from sparse_runtime.compress.oneshot.sensitivity import (
     Sensitivity,
@@ -187,7 +187,9 @@ def _losses(model: PreTrainedModel, setting: Setting, pattern: Pattern) -> dict[
         walk(pruned, setting.batches, visit)
         for part in ("attention_output", "ffn_out"):
             found[f"{method} {part} error"] = round(sum(errors[part]) / len(errors[part]), 4)
-        compress_layers(pruned, setting.batches, dict.fromkeys(linears, choice), method=method)
+        compress_layers(
+            pruned, setting.batches, dict.fromkeys(linears, choice.wanted), method=method
+        )
         found[f"{method} spearman"] = round(setting.spearman(pruned), 4)
     return found
 
@@ -315,7 +317,8 @@ def _report(
     costs: CostTable | None,
 ) -> None:
     model = setting.copy()
-    compress_layers(model, setting.batches, formats)
+    wanted = {one: choice.wanted for one, choice in formats.items()}
+    compress_layers(model, setting.batches, wanted)
     weights = {one: linear.weight.detach() for one, linear in encoder_linears(model).items()}
     row = {
         "name": name,

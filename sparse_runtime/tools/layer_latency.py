@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -53,7 +53,8 @@ def pack_model(model: nn.Module, formats: Mapping[str, LayerFormat]) -> PackedMo
         weight = state.pop(f"{name}.weight")
         bias = state.pop(f"{name}.bias", None)
         packed[name] = PackedLinear(formats[name].pack(weight), bias)
-    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    settings: Any = model.config
+    config = {**settings.to_dict(), "architectures": [type(model).__name__]}
     return PackedModel(config, packed, state)
 
 

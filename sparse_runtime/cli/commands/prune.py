@@ -9,6 +9,14 @@ import typer
 from ..options import BatchSize, Debug, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot
+from .prune_search import (
+    FormatsOption,
+    KeepFlopsOption,
+    PermuteOption,
+    ShapeOption,
+    TargetOption,
+    search_plan,
+)
 
 
 def prune(
@@ -25,6 +33,11 @@ def prune(
     ] = None,
     method: Annotated[str, typer.Option(help="magnitude, wanda, obs or alps.")] = "obs",
     values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
+    target: TargetOption = None,
+    formats: FormatsOption = None,
+    shape: ShapeOption = "8x128",
+    permute: PermuteOption = False,
+    keep_flops: KeepFlopsOption = None,
     scales: Annotated[
         str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
     ] = "row",
@@ -60,10 +73,15 @@ def prune(
 ) -> None:
     """Prune and quantize a checkpoint in view of some text; convert packs the result."""
     quiet_transformers()
+    progress = False if quiet else None
     report = one_shot(
         model,
         out,
         data,
+        target=target,
+        formats=formats,
+        shape=shape,
+        plan=search_plan(keep_flops, permute, progress),
         texts=texts,
         damping=damping,
         to=to,
@@ -76,7 +94,7 @@ def prune(
         max_length=max_length,
         batch_size=batch_size,
         state_dir=state,
-        progress=False if quiet else None,
+        progress=progress,
         revision=revision,
         local_files_only=local_files_only,
     )

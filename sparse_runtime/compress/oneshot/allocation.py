@@ -168,10 +168,10 @@ def allocate(table: SensitivityTable, costs: CostTable, target: Target) -> Alloc
     errors = [[table.error(unit, choice) for choice in formats] for unit in units]
     least = costs.fixed + sum(min(options) for options in priced)
     if least > budget:
+        cheapest, allowed = (amount_text(amount, costs.kind) for amount in (least, budget))
         raise ValueError(
-            f"target {target}: the cheapest formats of all layers cost "
-            f"{_amount(least, costs.kind)} and {_amount(budget, costs.kind)} are allowed; allow "
-            "more, or add sparser formats"
+            f"target {target}: the cheapest formats of all layers cost {cheapest} and {allowed} "
+            "are allowed; allow more, or add sparser formats"
         )
     picked = choose_options(errors, priced, budget - costs.fixed)
     chosen = {unit: formats[option] for unit, option in zip(units, picked, strict=True)}
@@ -204,7 +204,8 @@ def _static_costs(
     )
 
 
-def _amount(cost: float, kind: Kind) -> str:
+def amount_text(cost: float, kind: Kind) -> str:
+    """A cost with its unit."""
     if kind == "size":
         return f"{cost / 1e6:.3f} MB"
     return f"{cost * 1e3:.3f} ms" if kind == "latency" else f"{cost / 1e6:.1f} MFLOP a token"

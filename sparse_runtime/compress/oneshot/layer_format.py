@@ -11,6 +11,7 @@ from ...formats.base import PackedWeight
 from ...spec import ValueSpec
 from ..patterns import Pattern
 from .hessian import InputStatistics
+from .layerwise import Format
 from .solvers import Method, SolvedLinear, SolverOptions, solve
 
 
@@ -57,6 +58,11 @@ class LayerFormat:
             values=self.values.dtype,
         )
 
+    @property
+    def wanted(self) -> Format:
+        """What the solver is asked for; float values stay as they are."""
+        return Format(self.pattern, self.values if self.values.is_integer else None)
+
     def solve(
         self,
         name: str,
@@ -66,14 +72,14 @@ class LayerFormat:
         method: Method = "obs",
         options: SolverOptions | None = None,
     ) -> SolvedLinear:
-        """The layer in this format, by :func:`~.solvers.solve`."""
+        """A layer in this format, by :func:`~.solvers.solve`."""
         return solve(
             name,
             linear.weight,
             statistics,
             self.pattern,
             method=method,
-            values=self.values,
+            values=self.wanted.values,
             options=options,
             has_bias=linear.bias is not None,
         )
