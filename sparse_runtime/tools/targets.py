@@ -121,6 +121,7 @@ def prune_to_target(
         keep_flops=base.keep_flops,
         tuning=base.tuning,
         reorder=base.reorder,
+        smooth=base.smooth,
         target=wanted,
         candidates=tuple(map(LayerFormat.parse, formats)) or base.candidates,
         measure=measure,

@@ -157,6 +157,54 @@ def test_units_go_without_any_other_format(
     assert converted.cropped
 
 
+@needs_extension
+@pytest.mark.parametrize("ranges", ["min-max", "percentile", "mse"])
+def test_static_inputs_are_stated_and_run(
+    model: nn.Module, tokenizer: Any, tmp_path: Path, ranges: Any
+) -> None:
+    prune(
+        model,
+        tmp_path / "out",
+        values="int8",
+        calibration=TEXTS,
+        tokenizer=tokenizer,
+        ranges=ranges,
+        plan=SearchPlan(smooth=True, progress=False),
+        progress=False,
+    )
+    sr.convert(tmp_path / "out", tmp_path / "packed", progress=False)
+    packed = SparseModel.from_pretrained(tmp_path / "packed")
+    specs = {linear.packed.spec.activations for linear in packed.packed.linears.values()}
+    assert all(spec is not None and spec.scheme == "static" for spec in specs)
+    batch = tokenizer(TEXTS[:4], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**batch)[0][batch["attention_mask"].bool()]
+    found = packed(**batch)[0][batch["attention_mask"].bool()]
+    assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_ranges_exclude_other_ways(model: nn.Module, tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="exclude each other"):
+        prune(
+            model,
+            None,
+            values="int8",
+            calibration=TEXTS,
+            tokenizer=tokenizer,
+            ranges="mse",
+            activations="symmetric",
+        )
+    with pytest.raises(ValueError, match="ranges 'max'"):
+        prune(
+            model,
+            None,
+            values="int8",
+            calibration=TEXTS,
+            tokenizer=tokenizer,
+            ranges="max",  # type: ignore[arg-type]
+        )
+
+
 def test_plans_that_contradict_are_refused(model: nn.Module, tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="leave keep_flops"):
         SearchPlan(keep_flops=0.5, reorder=True)

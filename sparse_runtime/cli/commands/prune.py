@@ -13,7 +13,9 @@ from .prune_search import (
     FormatsOption,
     KeepFlopsOption,
     PermuteOption,
+    RangesOption,
     ShapeOption,
+    SmoothOption,
     TargetOption,
     search_plan,
 )
@@ -38,6 +40,8 @@ def prune(
     shape: ShapeOption = "8x128",
     permute: PermuteOption = False,
     keep_flops: KeepFlopsOption = None,
+    smooth: SmoothOption = False,
+    ranges: RangesOption = None,
     scales: Annotated[
         str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
     ] = "row",
@@ -81,7 +85,8 @@ def prune(
         target=target,
         formats=formats,
         shape=shape,
-        plan=search_plan(keep_flops, permute, progress),
+        plan=search_plan(keep_flops, permute, smooth, progress),
+        ranges=ranges,
         texts=texts,
         damping=damping,
         to=to,

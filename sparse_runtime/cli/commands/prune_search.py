@@ -32,6 +32,17 @@ ShapeOption = Annotated[
 PermuteOption = Annotated[
     bool, typer.Option("--permute", help="First reorder channels so that the pattern keeps more.")
 ]
+SmoothOption = Annotated[
+    bool,
+    typer.Option("--smooth", help="First even out channels, where no bit of a float changes."),
+]
+RangesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantize inputs alike for all tokens, by min-max, percentile or mse.",
+        show_default="token by token",
+    ),
+]
 KeepFlopsOption = Annotated[
     float | None,
     typer.Option(
@@ -42,14 +53,14 @@ KeepFlopsOption = Annotated[
 
 
 def search_plan(
-    keep_flops: float | None, permute: bool, progress: bool | None
+    keep_flops: float | None, permute: bool, smooth: bool, progress: bool | None
 ) -> SearchPlan | None:
     """What the options ask for besides a target, or None."""
-    if keep_flops is None and not permute:
+    if keep_flops is None and not permute and not smooth:
         return None
     from ...compress.oneshot.plans import SearchPlan
 
-    return SearchPlan(keep_flops=keep_flops, reorder=permute, progress=progress)
+    return SearchPlan(keep_flops=keep_flops, reorder=permute, smooth=smooth, progress=progress)
 
 
 def read_shape(text: str) -> Shape:

@@ -13,6 +13,7 @@ from .layer_format import LayerFormat
 from .layerwise import Format
 from .permutation import Kept, permute
 from .sensitivity import SensitivityTable, sensitivity, units_of
+from .smoothing import input_maxima, smooth
 from .structured import StructuredReport, Tuning, prune_structured
 
 Batches = Sequence[dict[str, Tensor]]
@@ -40,12 +41,13 @@ class Plan(Protocol):
 
 @dataclass
 class SearchPlan:
-    """Removes units, reorders channels, or chooses formats for a target; in this order.
+    """Removes units, reorders and smooths channels, chooses formats for a target; in this order.
 
     Attributes:
         keep_flops: share of the multiply-adds to keep by removing heads and neurons, or None.
         tuning: what is fitted after that, see ``prune_structured``.
         reorder: permute channels for the pattern that layers get.
+        smooth: even out channels of layers' inputs where no bit of a float result changes.
         target: what the layers may cost; None leaves the formats that were asked for.
         candidates: formats to choose from for a target.
         measure: costs for a latency target.
@@ -60,6 +62,7 @@ class SearchPlan:
     keep_flops: float | None = None
     tuning: Tuning = "columns"
     reorder: bool = False
+    smooth: bool = False
     target: Target | None = None
     candidates: tuple[LayerFormat, ...] = tuple(map(LayerFormat.parse, CANDIDATES))
     measure: Measure | None = None
@@ -85,6 +88,7 @@ class SearchPlan:
             "keep_flops": self.keep_flops,
             "tuning": self.tuning,
             "permute": self.reorder,
+            "smooth": self.smooth,
             "target": None if self.target is None else str(self.target),
             "candidates": [str(choice) for choice in self.candidates],
             "seed": self.seed,
@@ -115,6 +119,8 @@ class SearchPlan:
             )
         if self.reorder:
             self._reorder(model, formats)
+        if self.smooth:
+            smooth(model, input_maxima(model, batches, progress=self.progress))
         if self.target is None:
             return dict(formats)
         return self._allocate(model, batches, self.target)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ..patterns import Pattern
 from ..statement import LinearQuantization
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
+from .activation_ranges import RANGE_METHODS, RangeMethod, activation_ranges
 from .calibrate import calibration_batches
 from .layerwise import Format, LayerwiseResult, compress_layers
 from .loading import load_model, load_tokenizer
@@ -50,6 +51,7 @@ def prune(
     options: SolverOptions | None = None,
     follow_dense: bool = True,
     plan: Plan | None = None,
+    ranges: RangeMethod | None = None,
     include: str | None = None,
     exclude: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -83,6 +85,9 @@ def prune(
         follow_dense: see :func:`~.layerwise.compress_layers`.
         plan: reorders or removes channels before, or gives layers formats of their own; see
             :mod:`.plans`. Without ``to`` and ``values`` layers that it gives none stay as they are.
+        ranges: quantize inputs with one scale and zero point for all tokens, from what the
+            compressed model's layers read of the texts: "min-max", "percentile" or "mse". None
+            quantizes them as ``activations`` says.
         include: regular expression; only layers in whose names it is found.
         exclude: regular expression; no layers in whose names it is found.
         tokenizer: of a model that is given as such.
@@ -102,6 +107,8 @@ def prune(
     """
     start = time.perf_counter()
     wanted, inputs = _wanted(plan, to, values, scales, activations)
+    if ranges is not None:
+        _check_ranges(ranges, activations)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
     _check_target(out_dir)
@@ -120,6 +127,7 @@ def prune(
         "exclude": exclude,
         "max_length": max_length,
         "plan": None if plan is None else plan.to_dict(),
+        "ranges": ranges,
     }
     texts = list(calibration) if not isinstance(calibration, str) else calibration
     batches = calibration_batches(
@@ -141,12 +149,17 @@ def prune(
         states=states,
         progress=progress,
     )
+    stated = statements(result, formats, inputs)
+    if ranges is not None:
+        read = {name: linears[name] for name in stated}
+        specs = activation_ranges(opened.model, read, batches, method=ranges, progress=progress)
+        stated = {name: replace(one, activations=specs[name]) for name, one in stated.items()}
     if out_dir is not None:
         write_checkpoint(
             opened.model,
             opened.tokenizer,
             out_dir,
-            quantization=statements(result, formats, inputs),
+            quantization=stated,
             record={"one_shot": {**arguments, "texts": len(texts)}, "source": opened.name},
             extra_files=opened.files,
         )
@@ -190,6 +203,18 @@ def statements(
         assert values is not None  # floats have no scales
         stated[name] = LinearQuantization(values, scales, inputs)
     return stated
+
+
+def _check_ranges(ranges: RangeMethod, activations: str) -> None:
+    if ranges not in RANGE_METHODS:
+        raise ValueError(
+            f"ranges {ranges!r}: expected one of {', '.join(map(repr, RANGE_METHODS))}"
+        )
+    if activations != "auto":
+        raise ValueError(
+            f"ranges {ranges!r} and activations {activations!r} exclude each other: inputs are "
+            "quantized by ranges or token by token; leave one out"
+        )
 
 
 def _wanted(

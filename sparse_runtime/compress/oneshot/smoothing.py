@@ -9,15 +9,52 @@ they are refused, not approximated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..targets import EncoderLayer, layers
+from ..targets import Component, EncoderLayer, layers
+from .calibrate import Stage, walk
 
 STRENGTH = 0.5
+
+
+class InputMaxima:
+    """The largest magnitude of each input of a stage.
+
+    Attributes:
+        largest: float [in].
+    """
+
+    def __init__(self, features: int) -> None:
+        self.largest = torch.zeros(features)
+
+    def add(
+        self, inputs: Tensor, mask: Tensor | None, missing: dict[str, Tensor] | None = None
+    ) -> None:
+        """Count a batch in, padding left out."""
+        tokens = inputs.flatten(0, -2) if mask is None else inputs[mask]
+        self.largest = torch.maximum(self.largest, tokens.abs().amax(0).to(self.largest))
+
+
+def input_maxima(
+    model: nn.Module, batches: Sequence[dict[str, Tensor]], *, progress: bool | None = None
+) -> dict[str, Tensor]:
+    """Module name -> float [in], the largest magnitude of each input of every linear layer."""
+    found: dict[str, Tensor] = {}
+
+    def visit(stage: Stage, maxima: InputMaxima) -> None:
+        found.update(dict.fromkeys(stage.linears, maxima.largest))
+
+    walk(
+        model,
+        batches,
+        visit,
+        collect=lambda stage: InputMaxima(stage.features),
+        progress=progress,
+    )
+    return found
 
 
 def smooth_values(
@@ -82,7 +119,11 @@ def smooth(
 
 
 def _smooth(
-    layer: EncoderLayer, maker: Any, reader: Any, largest: Tensor | None, strength: float
+    layer: EncoderLayer,
+    maker: Component,
+    reader: Component,
+    largest: Tensor | None,
+    strength: float,
 ) -> Tensor:
     if not 0 <= strength <= 1:
         raise ValueError(f"strength {strength}: expected a number from 0 to 1")
