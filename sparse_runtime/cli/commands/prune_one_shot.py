@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..text_files import read_texts
+from ..text_files import read_calibration
 from .prune_search import read_formats, read_shape
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def one_shot(
     from ...compress.oneshot.prune import prune
     from ...compress.oneshot.solvers import SolverOptions
 
-    lines = [line for line in read_texts(data) if line.strip()]
-    if not lines:
-        raise ValueError(f"--data {data}: expected one text a line, got empty lines only")
-    options |= {"calibration": lines[:texts], "options": SolverOptions(damping=damping)}
+    options |= {
+        "calibration": read_calibration(data)[:texts],
+        "options": SolverOptions(damping=damping),
+    }
     if target is None:
         if formats is not None:
             raise ValueError("--formats: belongs to --target; leave it out, or give a target")
