@@ -13,7 +13,7 @@ import copy
 import csv
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +32,7 @@ from sparse_runtime.compress.oneshot.allocation import (
     size_costs,
 )
 from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, walk
+from sparse_runtime.compress.oneshot.fisher import mask_gradients
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
 from sparse_runtime.compress.oneshot.layer_format import LayerFormat
 from sparse_runtime.compress.oneshot.layerwise import compress_layers
@@ -42,7 +43,12 @@ from sparse_runtime.compress.oneshot.sensitivity import (
     sensitivity,
     units_of,
 )
-from sparse_runtime.compress.oneshot.structured import TUNINGS, prune_structured
+from sparse_runtime.compress.oneshot.structured import (
+    TUNINGS,
+    choose_units,
+    remove_units,
+    unit_costs,
+)
 from sparse_runtime.compress.patterns import Pattern
 from sparse_runtime.compress.targets import component, encoder_linears
 
@@ -91,6 +97,14 @@ class Setting:
         scores = torch.tensor([score for score, _, _ in self._pairs])
         return spearman((firsts * seconds).sum(1), scores)
 
+    def distance(self, model: PreTrainedModel) -> float:
+        """Mean squared distance of normalised embeddings from the dense model's."""
+        total = 0.0
+        with torch.no_grad():
+            for batch in self.evaluation:
+                total += squared_distance(model(**batch), self.dense(**batch), batch)
+        return total
+
     def _embed(self, model: PreTrainedModel, texts: list[str]) -> Tensor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found = torch.empty(len(texts), model.config.hidden_size)
@@ -138,23 +152,18 @@ def _stsb(part: str) -> list[tuple[float, str, str]]:
 
 
 @app.command()
-def permutation() -> None:
-    """2:4 and blocks with and without reordered channels."""
+def permutation(pattern: str = "2:4", method: str = "permuted") -> None:
+    """A pattern with channels as they are ("plain"), "permuted", or "permuted by inputs"."""
     setting = Setting()
-    print(f"dense: {setting.spearman(setting.dense):.4f}")
-    for text in ("2:4", "1:4", "block:1x4@0.8", "block:4x4@0.7"):
-        pattern = Pattern.parse(text)
-        for method in ("plain", "permuted", "permuted by inputs"):
-            model = setting.copy()
-            begin = time.perf_counter()
-            kept = []
-            if method != "plain":
-                norms = input_norms(model, setting) if "inputs" in method else None
-                kept = permute(model, pattern, importance=norms)
-            seconds = time.perf_counter() - begin
-            row = {"pattern": text, "method": method, "search_seconds": round(seconds, 1)}
-            row |= _kept(kept) | _losses(model, setting, pattern)
-            print(json.dumps(row), flush=True)
+    model, parsed = setting.copy(), Pattern.parse(pattern)
+    begin = time.perf_counter()
+    kept = []
+    if method != "plain":
+        norms = input_norms(model, setting) if "inputs" in method else None
+        kept = permute(model, parsed, importance=norms)
+    row = {"pattern": pattern, "method": method}
+    row["search_seconds"] = f"{time.perf_counter() - begin:.0f}"
+    print(json.dumps(row | _kept(kept) | _losses(model, setting, parsed)), flush=True)
 
 
 def _kept(kept: Sequence[Any]) -> dict[str, Any]:
@@ -206,32 +215,29 @@ def input_norms(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
 
 
 @app.command()
-def structured() -> None:
-    """Heads and neurons at several shares of FLOPs, with and without tuning."""
+def structured(flops: float = 0.5, embedding: bool = False) -> None:
+    """Heads and neurons at a share of FLOPs, chosen once, with and without tuning."""
     setting = Setting()
     print(f"dense: {setting.spearman(setting.dense):.4f}")
-    objectives: dict[str, Callable[..., Tensor] | None] = {
-        "tokens": None,
-        "embedding": _EmbeddingProjection(),
+    objective = _EmbeddingProjection() if embedding else None
+    gradients = mask_gradients(setting.dense, setting.batches, objective)
+    lengths = torch.cat([batch["attention_mask"].sum(1) for batch in setting.batches])
+    costs = unit_costs(setting.dense, float(lengths.double().mean()))
+    units = choose_units(setting.dense, gradients, costs, flops)
+    row: dict[str, Any] = {
+        "flops": flops,
+        "embedding": embedding,
+        "heads": [int(layer.heads.sum()) for layer in units],
+        "neurons": [int(layer.neurons.sum()) for layer in units],
     }
-    for flops in (0.75, 0.5):
-        for name, objective in objectives.items():
-            for tuning in TUNINGS:
-                model = setting.copy()
-                begin = time.perf_counter()
-                report = prune_structured(
-                    model, setting.batches, flops=flops, tuning=tuning, objective=objective
-                )
-                row = {
-                    "flops": round(report.flops, 4),
-                    "objective": name,
-                    "tuning": tuning,
-                    "spearman": round(setting.spearman(model), 4),
-                    "seconds": round(time.perf_counter() - begin, 1),
-                    "heads": [int(layer.heads.sum()) for layer in report.layers],
-                    "neurons": [int(layer.neurons.sum()) for layer in report.layers],
-                }
-                print(json.dumps(row), flush=True)
+    for tuning in TUNINGS:
+        model = setting.copy()
+        begin = time.perf_counter()
+        remove_units(model, setting.batches, units, tuning=tuning)
+        row[f"{tuning} seconds"] = round(time.perf_counter() - begin, 1)
+        row[f"{tuning} distance"] = round(setting.distance(model), 5)
+        row[f"{tuning} spearman"] = round(setting.spearman(model), 4)
+    print(json.dumps(row), flush=True)
 
 
 class _EmbeddingProjection:
