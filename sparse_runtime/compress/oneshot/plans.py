@@ -23,6 +23,9 @@ Measure = Callable[
 """(model, units, formats, reference) -> what each choice costs; tools/layer_latency.py has one."""
 
 CANDIDATES = ("dense int8", "2:4 int8", "dense int4", "2:4 int4")
+EVALUATED = 4
+"""Batches, about, on which outputs are compared."""
+
 REFERENCE = LayerFormat.parse("dense int8")
 """What relative targets are a share of."""
 
@@ -138,7 +141,13 @@ class SearchPlan:
     def _allocate(self, model: nn.Module, batches: Batches, target: Target) -> dict[str, Format]:
         units = units_of(model, fused=target.kind == "latency")
         self.table = sensitivity(
-            model, batches, self.candidates, units=units, progress=self.progress
+            model,
+            batches,
+            self.candidates,
+            units=units,
+            # Every choice is a pass over these; batches are sorted by length, so take some of each.
+            evaluation=batches[:: max(1, len(batches) // EVALUATED)],
+            progress=self.progress,
         )
         if target.kind == "latency":
             assert self.measure is not None  # checked when the plan was made

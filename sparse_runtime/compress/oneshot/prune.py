@@ -138,7 +138,10 @@ def prune(
         formats = plan(opened.model, batches, formats)
     states = None
     if state_dir is not None:
-        states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
+        # A latency target may choose otherwise the next time: what is measured varies.
+        chosen = {name: str(one) for name, one in formats.items()}
+        made = fingerprint(opened.model, texts, formats=chosen, **arguments)
+        states = LayerStates(state_dir, made)
     result = compress_layers(
         opened.model,
         batches,
