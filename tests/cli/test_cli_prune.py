@@ -57,7 +57,10 @@ def test_errors_are_one_line(command: Command, source: Make, tmp_path: Path, tex
     empty.write_text("\n  \n")
     common = ["prune", "--model", source("base"), "--out", tmp_path / "sparse"]
     for arguments, message in (
-        (["--data", empty, "--to", "2:4"], "empty.txt: expected one text a line, got empty lines only"),
+        (
+            ["--data", empty, "--to", "2:4"],
+            "empty.txt: expected one text a line, got empty lines only",
+        ),
         (["--data", texts], "error: prune: nothing to do; give to (--to 2:4)"),
         (
             ["--data", texts, "--to", "2:4", "--damping", "0"],
