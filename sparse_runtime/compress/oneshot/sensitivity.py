@@ -15,7 +15,7 @@ from ..targets import Component, component, layers
 from .calibrate import Stage, walk
 from .hessian import InputStatistics
 from .layer_format import LayerFormat
-from .solvers import Method, SolvedLinear
+from .solvers import Method, SolvedLinear, SolverOptions
 
 Metric = Callable[[Any, Any, dict[str, Tensor]], float]
 """(outputs, outputs of the unchanged model, inputs) -> a number that adds up over batches"""
@@ -101,6 +101,7 @@ def sensitivity(
     *,
     units: dict[str, tuple[str, ...]] | None = None,
     method: Method = "obs",
+    options: SolverOptions | None = None,
     metric: Metric | None = None,
     evaluation: Sequence[dict[str, Tensor]] | None = None,
     progress: bool | None = None,
@@ -116,6 +117,7 @@ def sensitivity(
         formats: at least one.
         units: of :func:`units_of`; None takes every linear layer by itself.
         method: how weights are found, as in :func:`~.solvers.solve`.
+        options: of the solver.
         metric: None is :func:`squared_change` over the sum of squares of the outputs themselves.
         evaluation: inputs to compare outputs on; None takes ``batches``.
         progress: show a progress bar; None shows it where stderr is a terminal.
@@ -136,7 +138,8 @@ def sensitivity(
             for choice in formats:
                 before = [clone_parameters(linear) for linear in linears.values()]
                 for name, linear in linears.items():
-                    install(linear, choice.solve(name, linear, statistics, method=method))
+                    solved = choice.solve(name, linear, statistics, method=method, options=options)
+                    install(linear, solved)
                 rows.append(Sensitivity(unit, choice, compare()))
                 for linear, state in zip(linears.values(), before, strict=True):
                     linear.load_state_dict(state)
