@@ -107,7 +107,7 @@ def test_convert_solves_as_prune_does(source: Path, tmp_path: Path) -> None:
         assert torch.equal(one.linears[name].packed.unpack(), linear.packed.unpack()), name
         assert linear.bias is not None
         assert torch.equal(one.linears[name].bias, linear.bias), name
-    assert report.arguments["prune_method"] == "obs"
+    assert report.arguments["prune_method"] == "alps"
     assert report.arguments["calibration"] == len(TEXTS)
     assert all(layer.error > 0.1 for layer in report.layers)
     assert report.zeroed >= 12 * 32 * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_runtime.compress import encoder_linears
-from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, walk
+from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, longest, walk
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
 from sparse_runtime.compress.oneshot.problem import Problem, bias_shift, make_problem
 
@@ -197,3 +198,23 @@ def test_batches_refuse_no_texts() -> None:
     for texts in ([], "one text", [1]):
         with pytest.raises(ValueError, match="expected a list of at least one text"):
             calibration_batches(None, texts)  # type: ignore[arg-type]
+
+
+# BERT holds 512 positions; RoBERTa's and MPNet's first two are the padding's.
+@pytest.mark.parametrize(("family", "most"), [("bert", 512), ("roberta", 510), ("mpnet", 510)])
+def test_no_text_is_longer_than_the_model_reads(
+    make_model: MakeModel, family: str, most: int
+) -> None:
+    model = make_model(family)
+    assert longest(model, SimpleNamespace(model_max_length=10**30), 1000) == most
+    assert longest(model, SimpleNamespace(model_max_length=128), 1000) == 128
+    assert longest(model, SimpleNamespace(model_max_length=128), 64) == 64
+    ids = torch.randint(5, 60, (1, most))
+    model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.randint(5, 60, (1, most + 1)))
+
+
+def test_other_dtypes_are_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"expected float32 on the CPU, got torch.bfloat16"):
+        walk(make_model("bert").bfloat16(), batches(), lambda stage, seen: None)

@@ -59,7 +59,7 @@ def convert(
     prune_method: Annotated[
         str | None,
         typer.Option(
-            help="With --calibration: magnitude, wanda, obs or alps.", show_default="alps"
+            help="With --calibration: alps, obs, wanda or magnitude.", show_default="alps"
         ),
     ] = None,
     crop: Annotated[

@@ -33,7 +33,7 @@ def prune(
             help="N:M, block:RxC@SPARSITY or unstructured@SPARSITY.", show_default="prune nothing"
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="magnitude, wanda, obs or alps.")] = "obs",
+    method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
     values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
     target: TargetOption = None,
     formats: FormatsOption = None,

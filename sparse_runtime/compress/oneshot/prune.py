@@ -18,7 +18,7 @@ from ..statement import LinearQuantization
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
 from .activation_ranges import RANGE_METHODS, RangeMethod, activation_ranges
-from .calibrate import calibration_batches
+from .calibrate import calibration_batches, longest
 from .layerwise import Format, LayerwiseResult, compress_layers
 from .loading import load_model, load_tokenizer
 from .plans import Plan
@@ -44,7 +44,7 @@ def prune(
     *,
     calibration: Sequence[str],
     to: str | None = None,
-    method: Method = "obs",
+    method: Method = "alps",
     values: str | None = None,
     scales: str = "row",
     activations: str = "auto",
@@ -76,7 +76,7 @@ def prune(
         out_dir: a new or an empty directory; None writes nothing.
         calibration: texts like those the model will read; a few hundred do, more do better.
         to: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; None prunes nothing.
-        method: "magnitude", "wanda", "obs", "alps"; see docs/compress/one_shot.md.
+        method: "alps", "obs", "wanda" or "magnitude"; see docs/compress/one_shot.md.
         values: "int8" or "int4"; None keeps floats.
         scales: weights that share a scale: "row", "tensor", "chunk:R" or "group:G".
         activations: how inputs are quantized at run time: "auto" is "dynamic" for integer values
@@ -130,9 +130,8 @@ def prune(
         "ranges": ranges,
     }
     texts = list(calibration) if not isinstance(calibration, str) else calibration
-    batches = calibration_batches(
-        opened.tokenizer, texts, max_length=max_length, batch_size=batch_size
-    )
+    length = longest(opened.model, opened.tokenizer, max_length)
+    batches = calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size)
     formats = {} if wanted is None else dict.fromkeys(linears, wanted)
     if plan is not None:
         formats = plan(opened.model, batches, formats)
