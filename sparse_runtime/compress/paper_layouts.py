@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import open_checkpoint
 from ..checkpoints.errors import listed
+from ..spec import ValueSpec
 from ..testing.exporters.directory import write_directory
 from ..testing.exporters.intel_masks import RAW_FILE, export_intel_masks
 from ..testing.exporters.intel_qat import export_intel_qat
@@ -95,9 +96,7 @@ def export_paper_layout(
     cap-structured       dense weights, ``head_mask`` and ``intermediate_mask``
     ===================  ==========================================================================
 
-    NxMiFormer's scale differs from ours where only a negative weight is the largest, so that
-    integers may too: what is checked of ``nxm`` is the pattern. Its integers are those that the
-    paper's code computes from the trained weights.
+    Of quantized ``nxm`` the pattern is checked: its integers are by the paper's scales, not ours.
 
     Args:
         model: of transformers, with our masks and quantizers still on it; without them its zeros
@@ -138,14 +137,13 @@ def _prune_ofa_qat(trained: _Trained, directory: Path) -> dict[str, Any]:
     stated = {}
     for name, one in trained.quantization.items():
         inputs = one.activations
-        if inputs is None or inputs.scheme != "static" or one.values.scales != "tensor":
+        is_int8 = one.values == ValueSpec("int8", "tensor")
+        if inputs is None or inputs.scheme != "static" or not is_int8:
             raise ValueError(
-                f"layout 'prune-ofa-qat': {name}: expected int8 weights with one scale a tensor "
-                f"and static inputs, got scales {one.values.scales!r} and "
+                f"layout 'prune-ofa-qat': {name}: expected int8 with one scale a tensor and static "
+                f"inputs, got {one.values.dtype}, scales {one.values.scales!r} and "
                 f"{'float' if inputs is None else inputs.scheme} inputs"
             )
-        if one.values.dtype != "int8":
-            raise ValueError(f"layout 'prune-ofa-qat': {name}: expected int8, got int4")
         stated[name] = (float(one.scales), inputs, one.outputs)
     export_intel_qat(directory, trained.config, trained.tensors, stated)
     return {}
@@ -237,8 +235,7 @@ def _common_share(masks: Mapping[str, Tensor], block: tuple[int, int]) -> float 
 def _cap_structured(trained: _Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("cap-structured")
     heads, neurons = _structured_masks(trained)
-    tensors = trained.with_dense()
-    export_mask_buffers(directory, trained.config, tensors, heads, neurons)
+    export_mask_buffers(directory, trained.config, trained.with_dense(), heads, neurons)
     return {}
 
 
