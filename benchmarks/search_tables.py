@@ -231,20 +231,17 @@ def structured(flops: float = 0.5, embedding: bool = False) -> None:
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in setting.batches])
     costs = unit_costs(setting.dense, float(lengths.double().mean()))
     units = choose_units(setting.dense, gradients, costs, flops)
-    row: dict[str, Any] = {
-        "flops": flops,
-        "embedding": embedding,
-        "heads": [int(layer.heads.sum()) for layer in units],
-        "neurons": [int(layer.neurons.sum()) for layer in units],
-    }
+    heads = [int(layer.heads.sum()) for layer in units]
+    neurons = [int(layer.neurons.sum()) for layer in units]
+    print(f"flops {flops}, embedding {embedding}, heads {heads}, neurons {neurons}", flush=True)
     for tuning in TUNINGS:
         model = setting.copy()
         begin = time.perf_counter()
         remove_units(model, setting.batches, units, tuning=tuning)
-        row[f"{tuning} seconds"] = round(time.perf_counter() - begin, 1)
-        row[f"{tuning} distance"] = round(setting.distance(model), 5)
-        row[f"{tuning} spearman"] = round(setting.spearman(model), 4)
-    print(json.dumps(row), flush=True)
+        row: dict[str, Any] = {"tuning": tuning, "seconds": round(time.perf_counter() - begin, 1)}
+        row["distance"] = round(setting.distance(model), 5)
+        row["spearman"] = round(setting.spearman(model), 4)
+        print(json.dumps(row), flush=True)
 
 
 class _EmbeddingProjection:
