@@ -52,6 +52,7 @@ from sparse_runtime.compress.oneshot.structured import (
     remove_units,
     unit_costs,
 )
+from sparse_runtime.compress.oneshot.unit_tuning import DAMPING
 from sparse_runtime.compress.patterns import Pattern
 from sparse_runtime.compress.targets import component, encoder_linears
 from sparse_runtime.encoders import SparseModel
@@ -159,7 +160,7 @@ def _stsb(part: str) -> list[tuple[float, str, str]]:
 
 
 @app.command()
-def permutation(pattern: str = "2:4", method: str = "permuted") -> None:
+def permutation(pattern: str = "2:4", method: str = "permuted", rounds: int = 10) -> None:
     """A pattern with channels as they are ("plain"), "permuted", or "permuted by inputs"."""
     setting = Setting()
     model, parsed = setting.copy(), Pattern.parse(pattern)
@@ -167,7 +168,7 @@ def permutation(pattern: str = "2:4", method: str = "permuted") -> None:
     kept = []
     if method != "plain":
         norms = input_norms(model, setting) if "inputs" in method else None
-        kept = permute(model, parsed, importance=norms)
+        kept = permute(model, parsed, importance=norms, rounds=rounds)
     row = {"pattern": pattern, "method": method}
     row["search_seconds"] = f"{time.perf_counter() - begin:.0f}"
     print(json.dumps(row | _kept(kept) | _losses(model, setting, parsed)), flush=True)
@@ -222,7 +223,7 @@ def input_norms(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
 
 
 @app.command()
-def structured(flops: float = 0.5, embedding: bool = False) -> None:
+def structured(flops: float = 0.5, embedding: bool = False, damping: float = DAMPING) -> None:
     """Heads and neurons at a share of FLOPs, chosen once, with and without tuning."""
     setting = Setting()
     print(f"dense: {setting.spearman(setting.dense):.4f}")
@@ -237,7 +238,7 @@ def structured(flops: float = 0.5, embedding: bool = False) -> None:
     for tuning in TUNINGS:
         model = setting.copy()
         begin = time.perf_counter()
-        remove_units(model, setting.batches, units, tuning=tuning)
+        remove_units(model, setting.batches, units, tuning=tuning, damping=damping)
         row: dict[str, Any] = {"tuning": tuning, "seconds": round(time.perf_counter() - begin, 1)}
         row["distance"] = round(setting.distance(model), 5)
         row["spearman"] = round(setting.spearman(model), 4)
