@@ -304,21 +304,22 @@ def load_table(path: Path) -> SensitivityTable:
 
 
 @app.command()
-def sizes(out: Out = OUT) -> None:
-    """Formats layer by layer at the size, and at the FLOPs, of uniform 2:4 INT8."""
+def sizes(out: Out = OUT, factor: float = 1.0, kind: str = "size") -> None:
+    """Formats layer by layer at a multiple of the cost of uniform 2:4 INT8, and that one."""
     setting = Setting()
     table = load_table(out / "sensitivity.json")
     names = list(encoder_linears(setting.dense))
-    _report(setting, "uniform", dict.fromkeys(names, UNIFORM), table, None)
-    _report(setting, "uniform", dict.fromkeys(names, DENSE), table, None)
-    for make in (size_costs, flop_costs):
-        costs = make(setting.dense, table, DENSE)
-        share = costs.total(dict.fromkeys(table.units, UNIFORM)) / costs.total(
-            dict.fromkeys(table.units, DENSE)
-        )
-        for factor in (1.0, 0.8):
-            found = allocate(table, costs, Target(costs.kind, share * factor, True))
-            _report(setting, f"{costs.kind} {factor:g}", found.by_layer(), table, costs)
+    make = {"size": size_costs, "flops": flop_costs}[kind]
+    costs = make(setting.dense, table, DENSE)
+    amount = factor * costs.total(dict.fromkeys(table.units, UNIFORM))
+    found = allocate(table, costs, Target(costs.kind, amount, False))
+    chosen = {
+        f"{i} {component(n)}": str(f) for n, f in found.by_layer().items() for i in n if i.isdigit()
+    }
+    print(json.dumps(chosen), flush=True)
+    _report(setting, f"{costs.kind} {factor:g}", found.by_layer(), table, costs)
+    if factor == 1 and kind == "size":
+        _report(setting, "uniform", dict.fromkeys(names, UNIFORM), table, None)
 
 
 def _report(
