@@ -5,14 +5,53 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from click.core import ParameterSource
 
 from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot
 from .prune_recipe import by_recipe
+from .prune_search import (
+    FormatsOption,
+    KeepFlopsOption,
+    PermuteOption,
+    RangesOption,
+    ShapeOption,
+    SmoothOption,
+    TargetOption,
+    search_plan,
+)
+
+_ONE_SHOT = frozenset(
+    [
+        "to",
+        "method",
+        "values",
+        "target",
+        "formats",
+        "shape",
+        "permute",
+        "keep_flops",
+        "smooth",
+        "ranges",
+        "scales",
+        "activations",
+        "damping",
+        "include",
+        "exclude",
+        "texts",
+        "max_length",
+        "batch_size",
+        "state",
+        "revision",
+        "local_files_only",
+    ]
+)
+_RECIPE = frozenset(["changes", "given", "dev", "test", "seed", "resume", "save_every", "device"])
 
 
 def prune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="Hugging Face checkpoint to compress: a directory or a hub id.")
     ],
@@ -36,6 +75,13 @@ def prune(
     ] = None,
     method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
     values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
+    target: TargetOption = None,
+    formats: FormatsOption = None,
+    shape: ShapeOption = "8x128",
+    permute: PermuteOption = False,
+    keep_flops: KeepFlopsOption = None,
+    smooth: SmoothOption = False,
+    ranges: RangesOption = None,
     scales: Annotated[
         str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
     ] = "row",
@@ -107,7 +153,9 @@ def prune(
     """
     quiet_transformers()
     if recipe is not None:
-        _refuse_one_shot(to=to, values=values, state=state, include=include, exclude=exclude)
+        _refuse(
+            context, _ONE_SHOT, "a recipe says this itself; change it with --set STAGE.KEY=VALUE"
+        )
         trained = by_recipe(
             model,
             out,
@@ -125,12 +173,17 @@ def prune(
         )
         show(trained, as_json)
         return
-    if changes or given or resume:
-        raise ValueError("--set, --stage and --resume belong to training: give --recipe")
+    _refuse(context, _RECIPE, "belongs to training; give --recipe")
+    progress = False if quiet else None
     report = one_shot(
         model,
         out,
         data,
+        target=target,
+        formats=formats,
+        shape=shape,
+        plan=search_plan(keep_flops, permute, smooth, progress),
+        ranges=ranges,
         texts=texts,
         damping=damping,
         to=to,
@@ -143,16 +196,16 @@ def prune(
         max_length=max_length,
         batch_size=batch_size,
         state_dir=state,
-        progress=False if quiet else None,
+        progress=progress,
         revision=revision,
         local_files_only=local_files_only,
     )
     show(report, as_json)
 
 
-def _refuse_one_shot(**options: str | None) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(
-                f"--{name} {value}: a recipe says this itself; change it with --set STAGE.KEY=VALUE"
-            )
+def _refuse(context: typer.Context, names: frozenset[str], why: str) -> None:
+    """Refuse what the command line states of one half of the command while the other runs."""
+    for option in context.command.params:
+        stated = context.get_parameter_source(option.name or "")
+        if option.name in names and stated is ParameterSource.COMMANDLINE:
+            raise ValueError(f"{option.opts[0]}: {why}")
