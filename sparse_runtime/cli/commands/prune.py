@@ -22,32 +22,13 @@ from .prune_search import (
     search_plan,
 )
 
-_ONE_SHOT = frozenset(
-    [
-        "to",
-        "method",
-        "values",
-        "target",
-        "formats",
-        "shape",
-        "permute",
-        "keep_flops",
-        "smooth",
-        "ranges",
-        "scales",
-        "activations",
-        "damping",
-        "include",
-        "exclude",
-        "texts",
-        "max_length",
-        "batch_size",
-        "state",
-        "revision",
-        "local_files_only",
-    ]
+# Which half of the command an option belongs to.
+_ONE_SHOT = (
+    *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
+    *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
+    *("batch_size", "state", "revision", "local_files_only"),
 )
-_RECIPE = frozenset(["changes", "given", "dev", "test", "seed", "resume", "save_every", "device"])
+_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "device")
 
 
 def prune(
@@ -153,9 +134,7 @@ def prune(
     """
     quiet_transformers()
     if recipe is not None:
-        _refuse(
-            context, _ONE_SHOT, "a recipe says this itself; change it with --set STAGE.KEY=VALUE"
-        )
+        _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
             model,
             out,
@@ -203,7 +182,7 @@ def prune(
     show(report, as_json)
 
 
-def _refuse(context: typer.Context, names: frozenset[str], why: str) -> None:
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse what the command line states of one half of the command while the other runs."""
     for option in context.command.params:
         stated = context.get_parameter_source(option.name or "")
