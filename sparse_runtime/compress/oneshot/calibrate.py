@@ -1,0 +1,265 @@
+"""A walk over a model's encoder layers, each seeing what the ones before it have become."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..targets import Component, EncoderLayer, layers
+from .hessian import InputStatistics
+
+STAGES: tuple[tuple[Component, ...], ...] = (
+    ("query", "key", "value"),
+    ("attention_output",),
+    ("ffn_in",),
+    ("ffn_out",),
+)
+"""Components by the input they share, in the order of computation."""
+
+_RESIDUAL: dict[Component, Component] = {"attention_output": "query", "ffn_out": "ffn_in"}
+"""Whose input is added to a component's output, in layers that normalise after the sum."""
+
+
+class Collector(Protocol):
+    """What is gathered of the inputs of a stage; ``InputStatistics`` is one."""
+
+    def add(
+        self, inputs: Tensor, mask: Tensor | None, missing: dict[str, Tensor] | None = None
+    ) -> None:
+        """Count a batch in: inputs [batch, tokens, in], mask bool [batch, tokens]."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Linear layers that read the same input.
+
+    Attributes:
+        layer: the encoder layer they belong to.
+        components: which of its linear layers these are, one or three.
+    """
+
+    layer: EncoderLayer
+    components: tuple[Component, ...]
+
+    @property
+    def linears(self) -> dict[str, nn.Linear]:
+        """The linear layers by module name."""
+        return {self.layer.names[part]: self.layer.linears[part] for part in self.components}
+
+    @property
+    def features(self) -> int:
+        """Inputs of the layers."""
+        return next(iter(self.linears.values())).in_features
+
+
+Visit = Callable[[Stage, Any], None]
+
+
+@dataclass
+class _Batch:
+    """One batch between two layers."""
+
+    hidden: Tensor
+    mask: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    dense: Tensor | None = None
+
+
+@dataclass
+class _Watch:
+    """Inputs and outputs of modules during one forward pass."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+class _Stop(Exception):
+    """Ends a forward pass as soon as what was wanted is there."""
+
+
+def calibration_batches(
+    tokenizer: Any, texts: Sequence[str], *, max_length: int = 256, batch_size: int = 32
+) -> list[dict[str, Tensor]]:
+    """Tokenize texts into batches of near equal length, the longest first.
+
+    Raises:
+        ValueError: there are no texts, or one is not a string.
+    """
+    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError("calibration: expected a list of at least one text")
+    ordered = sorted(texts, key=len, reverse=True)
+    encoded = [tokenizer(text, truncation=True, max_length=max_length) for text in ordered]
+    encoded.sort(key=lambda item: -len(item["input_ids"]))
+    return [
+        dict(tokenizer.pad(encoded[start : start + batch_size], return_tensors="pt"))
+        for start in range(0, len(encoded), batch_size)
+    ]
+
+
+def walk(
+    model: nn.Module,
+    batches: Sequence[dict[str, Tensor]],
+    visit: Visit,
+    *,
+    collect: Callable[[Stage], Collector] = lambda stage: InputStatistics(stage.features),
+    follow_dense: bool = False,
+    resume: Callable[[EncoderLayer], bool] | None = None,
+    finish: Callable[[EncoderLayer], None] | None = None,
+    progress: bool | None = None,
+) -> None:
+    """Visit every group of linear layers in order with what was collected of its inputs.
+
+    A visit may change the weights and biases of its stage; what follows, in the same layer and in
+    later ones, sees the outputs of the changed layer. In memory at a time: the texts' hidden states
+    between two layers, and one stage's collector.
+
+    Args:
+        model: a transformers encoder, with or without a head, in eval mode.
+        batches: as :func:`calibration_batches` gives them, with "attention_mask".
+        visit: called with each stage and its collector.
+        collect: makes the collector of a stage.
+        follow_dense: run the unchanged layers beside the changed ones, on their own hidden states,
+            and tell collectors what each output misses: the unchanged network's output, residual
+            sum included, minus the one that the current weights give.
+        resume: called before a layer; True says that it has restored the layer's finished weights,
+            and the layer is passed through without a visit.
+        finish: called after the last visit of a layer.
+        progress: show a progress bar; None shows it where stderr is a terminal.
+    """
+    encoder = layers(model)
+    disable = None if progress is None else not progress
+    with torch.no_grad():
+        states = _first_states(model, encoder[0], batches, follow_dense)
+        for layer in tqdm(encoder, desc="calibrating", unit="layer", disable=disable):
+            dense = copy.deepcopy(layer.module) if follow_dense else None
+            if resume is None or not resume(layer):
+                for stage in stages(layer):
+                    collector = collect(stage)
+                    _collect(stage, states, collector, dense)
+                    visit(stage, collector)
+                if finish is not None:
+                    finish(layer)
+            _advance(layer, states, dense)
+
+
+def stages(layer: EncoderLayer) -> Iterator[Stage]:
+    """The groups of a layer's linear modules that read the same input."""
+    for group in STAGES:
+        yield Stage(layer, group)
+
+
+def _first_states(
+    model: nn.Module,
+    first: EncoderLayer,
+    batches: Sequence[dict[str, Tensor]],
+    follow_dense: bool,
+) -> list[_Batch]:
+    """What enters the first encoder layer, batch by batch."""
+    states: list[_Batch] = []
+    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append((args, kwargs))
+        raise _Stop
+
+    handle = first.module.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        for batch in batches:
+            try:
+                model(**batch)
+            except _Stop:
+                args, kwargs = caught.pop()
+                hidden = args[0]
+                dense = hidden if follow_dense else None
+                states.append(
+                    _Batch(hidden, batch["attention_mask"].bool(), args[1:], kwargs, dense)
+                )
+    finally:
+        handle.remove()
+    return states
+
+
+def _collect(
+    stage: Stage, states: list[_Batch], collector: Collector, dense: nn.Module | None
+) -> None:
+    inside = {part: _inside(stage.layer, part) for part in stage.layer.names}
+    names = {stage.layer.names[part]: inside[part] for part in stage.components}
+    read = inside[stage.components[0]]
+    added = _RESIDUAL.get(stage.components[0])
+    residual = [inside[added]] if added else []
+    for batch in states:
+        writes = list(names.values()) if dense else []
+        seen = _watch(stage.layer.module, batch, batch.hidden, [read, *residual], writes)
+        if dense is None:
+            collector.add(seen.inputs[read], batch.mask)
+            continue
+        assert batch.dense is not None
+        wanted = _watch(dense, batch, batch.dense, residual, writes)
+        missing = {name: wanted.outputs[i] - seen.outputs[i] for name, i in names.items()}
+        for module in residual:
+            for short in missing.values():
+                short += wanted.inputs[module] - seen.inputs[module]
+        collector.add(seen.inputs[read], batch.mask, missing)
+
+
+def _inside(layer: EncoderLayer, part: Component) -> str:
+    """Name of a linear layer within its encoder layer."""
+    return layer.names[part].removeprefix(f"{layer.path}.")
+
+
+def _watch(
+    module: nn.Module, batch: _Batch, hidden: Tensor, reads: list[str], writes: list[str]
+) -> _Watch:
+    """Run an encoder layer until the inputs of ``reads`` and outputs of ``writes`` are there."""
+    seen = _Watch()
+    left = len(set(reads)) + len(writes)
+
+    def arrived() -> None:
+        if len(seen.inputs) + len(seen.outputs) == left:
+            raise _Stop
+
+    def keep_input(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen.inputs[name] = args[0]
+            arrived()
+
+        return hook
+
+    def keep_output(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            seen.outputs[name] = output
+            arrived()
+
+        return hook
+
+    handles = [module.get_submodule(n).register_forward_pre_hook(keep_input(n)) for n in set(reads)]
+    handles += [module.get_submodule(n).register_forward_hook(keep_output(n)) for n in writes]
+    try:
+        module(hidden, *batch.args, **batch.kwargs)
+    except _Stop:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _advance(layer: EncoderLayer, states: list[_Batch], dense: nn.Module | None) -> None:
+    """Replace every batch's hidden states by the layer's outputs."""
+    for batch in states:
+        batch.hidden = _output(layer.module, batch, batch.hidden)
+        if dense is not None:
+            assert batch.dense is not None
+            batch.dense = _output(dense, batch, batch.dense)
+
+
+def _output(module: nn.Module, batch: _Batch, hidden: Tensor) -> Tensor:
+    output = module(hidden, *batch.args, **batch.kwargs)
+    return output[0] if isinstance(output, tuple) else output
