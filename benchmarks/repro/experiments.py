@@ -1,0 +1,42 @@
+"""The table of experiments: what is done, on which tasks, against which ablation, and its goal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+CLASSIFICATION = ("banking77", "mr")
+DENSE = "dense FP32"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One way to a compressed model.
+
+    It starts from the dense model fine-tuned with the same seed, or trains by a recipe in which
+    that model is the teacher. With neither ``one_shot`` nor ``recipe`` the dense model is packed.
+
+    Attributes:
+        name: unique.
+        group: heading in the table: a paper, or "one-shot".
+        one_shot: arguments of ``prune``, calibration aside.
+        recipe: name of a recipe that comes along, or of a file in benchmarks/repro/recipes.
+        changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.
+        quick: further changes for the quick mode.
+        convert: arguments of ``convert``; what a checkpoint states about quantization needs none.
+        tasks: to run it on.
+        against: experiment that lacks the one thing whose worth is asked.
+        goal: least share of the dense FP32 metric; of "stsb_open" the largest loss in Spearman.
+    """
+
+    name: str
+    group: str
+    one_shot: Mapping[str, Any] | None = None
+    recipe: str | None = None
+    changes: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+    convert: Mapping[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] = CLASSIFICATION
+    against: str | None = None
+    goal: float | None = None
