@@ -26,6 +26,8 @@ _METADATA = (
     "head_mask.pt",
     "neuron_mask.pt",
     "zs.pt",
+    # What states the integers of a float checkpoint (layouts/stated_quantization.py).
+    "quantization.safetensors",
 )
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")

@@ -40,31 +40,54 @@ def cast_values(weight: Tensor, values: ValueSpec) -> tuple[Tensor, Tensor | Non
                 f"{values.dtype}; use bf16 or fp32"
             )
         return cast, None
-    limit = INTEGER_RANGES[values.dtype][1]
     single = weight.float()
     if not bool(torch.isfinite(single).all()):
         raise ValueError(
             f"weight: largest magnitude {weight.abs().max().item():g} overflows the float32 that "
             f"{values.dtype} scales are in"
         )
+    scales = symmetric_scales(single, values)
+    return to_integers(single, scales, values).to(torch.int8), scales
+
+
+def symmetric_scales(weight: Tensor, values: ValueSpec) -> Tensor:
+    """``max|w| / 127`` (int4: 7) over the weights that share a scale; 1 where all are zero.
+
+    Args:
+        weight: float32 [out, in], finite.
+        values: integers.
+
+    Returns:
+        float32 [``values.scale_count(out, in)``].
+    """
     rows, cols = weight.shape
     # Maxima of [rows, groups]; only "group" has more than one in a row.
     length = min(values.group_cols or cols, cols)
-    maxima = pad(single.abs(), (0, -cols % length)).view(rows, -1, length).amax(2)
-    group = _scale_of_group(rows, maxima.shape[1], values).to(maxima.device)
-    largest = maxima.new_zeros(values.scale_count(rows, cols))
-    largest.scatter_reduce_(0, group.flatten(), maxima.flatten(), "amax")
-    # The smallest normal number keeps w / scale finite when max|w| is subnormal.
-    scales = (largest / limit).clamp_min(torch.finfo(torch.float32).tiny)
-    scales = torch.where(largest == 0, torch.ones_like(scales), scales)
-    column = torch.arange(cols, device=single.device) // length
-    quantized = torch.round(single / scales[group][:, column]).clamp_(-limit, limit)
-    return quantized.to(torch.int8), scales
-
-
-def _scale_of_group(rows: int, groups: int, values: ValueSpec) -> Tensor:
-    """int64 [rows, groups]: which scale each group of a row uses."""
+    maxima = pad(weight.abs(), (0, -cols % length)).view(rows, -1, length).amax(2)
     if values.granularity == "tensor":
-        return torch.zeros(rows, groups, dtype=torch.int64)
-    group = torch.arange(rows * groups).view(rows, groups)
-    return group // values.chunk_rows if values.granularity == "chunk" else group
+        largest = maxima.amax().view(1)
+    elif values.granularity == "chunk":
+        height = min(values.chunk_rows, rows)
+        largest = pad(maxima.flatten(), (0, -rows % height)).view(-1, height).amax(1)
+    else:
+        largest = maxima.flatten()
+    # The smallest normal number keeps w / scale finite when max|w| is subnormal.
+    limit = INTEGER_RANGES[values.dtype][1]
+    scales = (largest / limit).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(largest == 0, torch.ones_like(scales), scales)
+
+
+def to_integers(weight: Tensor, scales: Tensor, values: ValueSpec) -> Tensor:
+    """``clamp(round_half_even(w / scale), -127, 127)`` (int4: 7), zeros stay zeros.
+
+    Args:
+        weight: float32 [out, in].
+        scales: float32 [``values.scale_count(out, in)``].
+        values: integers.
+
+    Returns:
+        float32 [out, in] of whole numbers.
+    """
+    limit = INTEGER_RANGES[values.dtype][1]
+    spread = values.spread(scales, weight.shape[0], weight.shape[1])
+    return torch.round(weight / spread).clamp_(-limit, limit)

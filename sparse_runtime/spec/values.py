@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from .text import NUMBER
 
@@ -112,3 +113,22 @@ class ValueSpec:
         if self.granularity == "group":
             return rows * -(-cols // self.group_cols)
         return rows if self.granularity == "row" else -(-rows // self.chunk_rows)
+
+    def spread(self, scales: Tensor, rows: int, cols: int) -> Tensor:
+        """The scales, or zero points, of a weight [rows, cols], to be broadcast over it.
+
+        Args:
+            scales: [``scale_count(rows, cols)``].
+            rows: outputs of the weight.
+            cols: inputs of the weight.
+
+        Returns:
+            [1, 1] for "tensor", [rows, 1] for "row" and "chunk", [rows, cols] for "group".
+        """
+        # Not repeat_interleave: a group may name far more inputs than there are.
+        if self.granularity == "group":
+            group = torch.arange(cols, device=scales.device) // self.group_cols
+            return scales.view(rows, -1)[:, group]
+        if self.granularity == "chunk":
+            scales = scales[torch.arange(rows, device=scales.device) // self.chunk_rows]
+        return scales.unsqueeze(1)

@@ -50,7 +50,7 @@ TABLE = {
         "spec layers ops store", f"{TENSORS} transformers tokenizers huggingface_hub tqdm"
     ),
     "compress": rule(
-        "spec checkpoints formats kernels ops testing",
+        "spec checkpoints formats store kernels ops testing",
         f"{TENSORS} transformers safetensors tqdm yaml",
     ),
     "testing": rule("spec formats kernels", f"{TENSORS} onnx"),

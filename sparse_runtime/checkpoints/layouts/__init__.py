@@ -22,6 +22,7 @@ from . import (
     prune_pairs,
     removed_heads,
     sparseml_qat,
+    stated_quantization,
     torchao,
     unused_layers,
 )
@@ -50,6 +51,8 @@ LAYOUTS: tuple[Layout, ...] = (
     cofi.LAYOUT,
     removed_heads.LAYOUT,
     nxm.LAYOUT,
+    # States integers of plain floats, so that nothing may change them any more.
+    stated_quantization.LAYOUT,
 )
 
 

@@ -7,6 +7,7 @@ may hold ``texts.txt`` for what needs no labels. A single file is the training p
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,10 @@ class Data:
     def plain(self) -> Part:
         """Texts for what needs no labels."""
         return self.unlabelled if self.unlabelled is not None else self.train.plain()
+
+    def fingerprint(self) -> str:
+        """A digest of every text and label."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:

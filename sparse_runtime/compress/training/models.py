@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ...checkpoints import kind_of
 from .recipe import Task
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from .data import Data
 
 _POOLING_FILE = Path("1_Pooling") / "config.json"
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+"""Of hidden states and attention, in BERT and RoBERTa and in DistilBERT."""
+_HEAD = re.compile(r"\w*classifier|cls|lm_head|pooler|score|vocab_\w+|generator_\w+")
 _POOLING_KEYS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -28,7 +32,7 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
         source: directory or hub id.
         task: what head it needs.
         data: names the classes.
-        dropout: of hidden states and attention; None leaves the checkpoint's.
+        dropout: of hidden states and attention while training; None leaves the checkpoint's.
 
     Returns:
         The model; its attribute ``new_parameters`` lists what the checkpoint did not hold.
@@ -51,13 +55,20 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     elif task == "regression":
         settings = {"num_labels": 1, "problem_type": "regression"}
     config = AutoConfig.from_pretrained(source, **settings)
-    if dropout is not None:
-        _set_dropout(config, dropout)
+    usual = {name: getattr(config, name) for name in _DROPOUTS if hasattr(config, name)}
+    for name in usual if dropout is not None else ():
+        setattr(config, name, dropout)
     model, report = _model_class(task).from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True, **_sizes(settings)
     )
+    for name, value in usual.items():
+        # Modules have taken theirs; what is written later is the checkpoint's own.
+        setattr(model.config, name, value)
     model.new_parameters = sorted(_missing(report))
-    _refuse_new(model, model.new_parameters, str(source))
+    _refuse_new(model.new_parameters, str(source))
+    if task == "embedding" and any("pooler" in name for name in model.new_parameters):
+        # Sentence vectors do not go through it, and a random one must not be written.
+        model.pooler, model.new_parameters = None, []
     return model
 
 
@@ -81,7 +92,7 @@ def continue_from(model: nn.Module, earlier: nn.Module) -> None:
             with torch.no_grad():
                 tensor.copy_(other)
             copied.append(place)
-        elif kind_of(place, tuple(tensor.shape)) != "head":
+        elif not _of_head(place):
             raise ValueError(
                 f"{place}: expected a tensor {list(tensor.shape)} in the model of the earlier "
                 f"stage, got {'none' if other is None else list(other.shape)}; both stages need "
@@ -150,24 +161,18 @@ def _missing(report: dict[str, Any]) -> set[str]:
     return set(report["missing_keys"]) | mismatched
 
 
-def _refuse_new(model: nn.Module, names: list[str], source: str) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+def _refuse_new(names: Iterable[str], source: str) -> None:
     for name in names:
-        inside = {"pooler", "classifier", "pre_classifier", "cls", "lm_head", "score"}
-        head = kind_of(name, shapes.get(name, ())) == "head" or inside & set(name.split("."))
-        if not head and not name.startswith(("vocab_", "cls.", "lm_head.", "predictions.")):
+        if not _of_head(name):
             raise ValueError(
                 f"{source}: the checkpoint lacks {name}, which is no part of a head; it would be "
                 "random: give a complete checkpoint"
             )
 
 
-def _set_dropout(config: Any, value: float) -> None:
-    # BERT and RoBERTa; DistilBERT. Heads keep theirs out of these unless they name their own.
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-    for name in names:
-        if hasattr(config, name):
-            setattr(config, name, value)
+def _of_head(name: str) -> bool:
+    """Whether a tensor belongs to a head or pooler, norms and biases in it included."""
+    return any(_HEAD.fullmatch(part) for part in name.split("."))
 
 
 def _by_place(model: nn.Module) -> dict[str, torch.Tensor]:

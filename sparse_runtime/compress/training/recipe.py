@@ -113,8 +113,11 @@ class Quantization:
         scales: weights that share a scale: "tensor", "row", "chunk:R" or "group:G".
         activations: "static" (uint8, learned range), "dynamic" (uint8, per token), "symmetric"
             (int8, per token) or "none".
-        start: fraction of the stage at which quantization begins.
-        freeze: fraction at which static ranges stop moving.
+        outputs: components or regular expressions of layers whose output is quantized again, static
+            activations only; Prune Once For All does so for query, key and ffn_in.
+        start: static only, fraction of the stage at which inputs begin to be quantized; until then
+            their ranges are only observed.
+        freeze: static only, fraction at which ranges stop moving.
         pooler: quantize the pooler's matrix as well.
         include: regular expression; only linears in whose name it is found.
         exclude: regular expression; never those.
@@ -125,6 +128,7 @@ class Quantization:
     weights: str = "int8"
     scales: str = "tensor"
     activations: Literal["static", "dynamic", "symmetric", "none"] = "static"
+    outputs: tuple[str, ...] = ()
     start: float = 0.0
     freeze: float = 0.5
     pooler: bool = False
@@ -165,7 +169,7 @@ class Stage:
         length_grouping: put texts of like length into a batch.
         bf16: autocast to bfloat16 while training; evaluation is always float32.
         mask_probability: masked LM only, share of the tokens that are masked.
-        freeze: regular expressions of parameters that are not trained, whole name.
+        freeze: regular expressions; parameters in whose name one is found are not trained.
         start: "model", or the stage whose model this one starts from; null is the stage before,
             or "model" for the first.
         teacher: "model" or a stage; null for none.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ class StageReport:
         steps: optimizer steps; 0 where the model was given.
         seconds: spent training, those before an interruption not counted.
         metrics: on the test part, empty where there is none.
-        sparsity: share of zeros over the compressed matrices.
+        layers: name of a matrix of the encoder -> its share of zeros.
+        quantized: names of the matrices whose values are integers times scales.
         new_parameters: parameters that began random, for the checkpoint has none: a head.
         history: the trainer's log, a dict an entry.
     """
@@ -31,9 +33,21 @@ class StageReport:
     steps: int
     seconds: float
     metrics: dict[str, float]
-    sparsity: float
+    layers: dict[str, float]
+    quantized: tuple[str, ...] = ()
     new_parameters: tuple[str, ...] = ()
     history: tuple[dict[str, float], ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StageReport:
+        """Take back what ``asdict`` gave and JSON kept."""
+        lists = ("quantized", "new_parameters", "history")
+        return cls(**{key: tuple(item) if key in lists else item for key, item in data.items()})
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros, mean over the matrices of the encoder."""
+        return sum(self.layers.values()) / len(self.layers)
 
     @property
     def steps_per_second(self) -> float:
@@ -50,8 +64,6 @@ class TrainReport:
         out_dir: where the result is.
         seed: of the run.
         stages: one a stage.
-        layers: name of a matrix -> its share of zeros, in the result.
-        quantized: names of the matrices whose values are integers times scales.
         seconds: of everything, evaluation and writing too.
     """
 
@@ -59,14 +71,17 @@ class TrainReport:
     out_dir: Path
     seed: int
     stages: tuple[StageReport, ...]
-    layers: dict[str, float] = field(default_factory=dict)
-    quantized: tuple[str, ...] = ()
-    seconds: float = 0.0
+    seconds: float
 
     @property
     def metrics(self) -> dict[str, float]:
         """Of the result on the test part."""
         return self.stages[-1].metrics
+
+    @property
+    def layers(self) -> dict[str, float]:
+        """Of the result, name of a matrix -> its share of zeros."""
+        return self.stages[-1].layers
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,44 +13,39 @@ from ..patterns import Pattern
 from ..targets import COMPONENTS, component, encoder_linears
 from .recipe import Pruning, Quantization
 
+T = TypeVar("T")
 
-def pruned_linears(model: nn.Module, settings: Pruning) -> dict[str, nn.Linear]:
-    """The matrices that a section selects, without those that ``per`` leaves dense.
+
+def pruning_targets(
+    model: nn.Module, settings: Pruning, needs_pattern: bool
+) -> tuple[dict[str, nn.Linear], dict[str, Pattern]]:
+    """The matrices that a section selects and, for methods that need them, their patterns.
 
     Raises:
-        ValueError: nothing is selected, or a key of ``per`` fits nothing.
+        ValueError: nothing is selected, a key of ``per`` fits nothing, a pattern is missing, or
+            given to a method without any.
     """
     linears = encoder_linears(
         model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
     )
-    chosen = _resolved("pruning", linears, settings.per, settings.structure)
-    dense = {name for name, text in chosen.items() if text is None and name in _named(
-        linears, settings.per
-    )}
-    return {name: linear for name, linear in linears.items() if name not in dense}
-
-
-def patterns(linears: Iterable[str], settings: Pruning, needed: bool) -> dict[str, Pattern]:
-    """Name -> pattern, for methods that need one.
-
-    Raises:
-        ValueError: a pattern is missing, or given to a method without any.
-    """
-    names = list(linears)
-    if not needed:
+    if not needs_pattern:
         if settings.structure is not None or settings.per:
             raise ValueError(
                 f"pruning.method {settings.method}: takes no structure; leave structure and per out"
             )
-        return {}
-    chosen = _resolved("pruning", names, settings.per, settings.structure)
-    missing = [name for name, text in chosen.items() if text is None]
-    if missing:
-        raise ValueError(
-            f"pruning.method {settings.method}: needs a structure, such as 2:4 or "
-            f"unstructured@0.9; {missing[0]} has none"
-        )
-    return {name: Pattern.parse(text) for name, text in chosen.items() if text is not None}
+        return linears, {}
+    own = _own("pruning.per", linears, settings.per)
+    patterns = {}
+    for name in linears:
+        text = own.get(name, settings.structure)
+        if text is not None:
+            patterns[name] = Pattern.parse(text)
+        elif name not in own:
+            raise ValueError(
+                f"pruning.method {settings.method}: needs a structure, such as 2:4 or "
+                f"unstructured@0.9; {name} has none"
+            )
+    return {name: linears[name] for name in patterns}, patterns
 
 
 def quantized_linears(
@@ -63,37 +59,37 @@ def quantized_linears(
     linears = encoder_linears(
         model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
     )
-    chosen = _resolved("quantization", linears, settings.per, settings.weights)
+    own = _own("quantization.per", linears, settings.per)
     groups: dict[ValueSpec, dict[str, nn.Linear]] = {}
-    for name, values in chosen.items():
+    for name, linear in linears.items():
+        values = own.get(name, settings.weights)
         if values is not None:
-            spec = ValueSpec.parse(values, settings.scales)
-            groups.setdefault(spec, {})[name] = linears[name]
+            groups.setdefault(ValueSpec.parse(values, settings.scales), {})[name] = linear
     return groups
 
 
-def _resolved(
-    section: str, names: Iterable[str], per: Mapping[str, str | None], default: str | None
-) -> dict[str, str | None]:
+def fitting(section: str, names: Iterable[str], keys: Iterable[str]) -> set[str]:
+    """The names that one of the components or regular expressions fits.
+
+    Raises:
+        ValueError: one fits nothing.
+    """
+    return set(_own(section, names, dict.fromkeys(keys)))
+
+
+def _own(section: str, names: Iterable[str], per: Mapping[str, T]) -> dict[str, T]:
+    """What ``per`` says of each matrix that a key fits; the first key that fits holds."""
     names = list(names)
-    own = _named(names, per)
-    for key in per:
-        if not any(_fits(key, name) for name in names):
+    found: dict[str, T] = {}
+    for key, value in per.items():
+        hits = [name for name in names if _fits(key, name)]
+        if not hits:
             raise ValueError(
-                f"{section}.per: {key!r} fits none of {len(names)} matrices such as {names[0]}; "
+                f"{section}: {key!r} fits none of {len(names)} matrices such as {names[0]}; "
                 f"expected a component ({', '.join(COMPONENTS)}) or a regular expression"
             )
-    return {name: own.get(name, default) for name in names}
-
-
-def _named(names: Iterable[str], per: Mapping[str, str | None]) -> dict[str, str | None]:
-    """What ``per`` says of each matrix that a key fits; the first key holds."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        for key, value in per.items():
-            if _fits(key, name):
-                found[name] = value
-                break
+        for name in hits:
+            found.setdefault(name, value)
     return found
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..fake_quant import attach_fake_quant, freeze_ranges
 from .context import Batch, LossTerm
 from .encoding import EncodedTexts
 from .evaluation import EvaluationTexts, evaluate
 from .forward import Outputs, evaluating, run
 from .recipe import Stage
+from .selection import fitting, quantized_linears
 from .task_loss import task_loss
 
 _TEACHER_BATCH = 64
@@ -40,7 +42,6 @@ class StageTraining:
         self,
         stage: Stage,
         models: Models,
-        linears: Mapping[str, nn.Linear],
         texts: EncodedTexts,
         development: EvaluationTexts | None,
         terms: Sequence[LossTerm],
@@ -50,7 +51,7 @@ class StageTraining:
         self.models = models
         self.model = models.student
         self.teacher = models.teacher
-        self.linears = linears
+        self.linears: Mapping[str, nn.Linear] = {}
         self.texts = texts
         self.development = development
         self.terms = list(terms)
@@ -59,6 +60,7 @@ class StageTraining:
         self.labels = texts.labels
         self.steps_per_epoch = -(-len(texts) // stage.batch_size)
         self.total_steps = stage.steps or max(1, round((stage.epochs or 0) * self.steps_per_epoch))
+        self.freeze_at: int | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.last_parts: dict[str, Tensor] = {}
         self._hidden = any(term.needs_hidden for term in self.terms)
@@ -90,6 +92,32 @@ class StageTraining:
         inside = self._hidden or self._attention
         if needed and not inside and self.stage.task != "masked_lm":
             self._kept = self._teacher_answers()
+
+    def quantize(self) -> None:
+        """Attach fake quantization, after all masks, where the stage asks for it."""
+        settings = self.stage.quantization
+        if settings is None:
+            return
+        groups = quantized_linears(self.model, settings)
+        names = [name for group in groups.values() for name in group]
+        outputs = fitting("quantization.outputs", names, settings.outputs)
+        delay = round(settings.start * self.total_steps)
+        for values, linears in groups.items():
+            attach_fake_quant(
+                linears,
+                weights=values,
+                activations=settings.activations,
+                outputs=outputs & linears.keys(),
+                delay=delay * self.stage.accumulation,
+            )
+        if settings.activations == "static":
+            # One step at least is trained with quantized inputs, and read with a known range.
+            self.freeze_at = max(round(settings.freeze * self.total_steps), delay + 1)
+
+    def begin_step(self, step: int) -> None:
+        """Static ranges stop moving where the stage says so."""
+        if step == self.freeze_at:
+            freeze_ranges(self.model)
 
     def loss(self, inputs: Mapping[str, Tensor], indices: Tensor, labels: Tensor | None) -> Tensor:
         """Loss of one batch, without the pruner's penalty; its parts go to ``last_parts``."""

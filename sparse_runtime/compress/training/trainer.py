@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .batches import GroupedBatches, TrainingLoader
 from .learning_rates import learning_rates
@@ -46,6 +53,8 @@ class CompressionTrainer(Trainer):
             train_dataset=training.texts,
             callbacks=[PrunerCallback(training, pruner)],
         )
+        # What is logged stays in the state's history, which the report keeps.
+        self.remove_callback(PrinterCallback)
         # The loss is the mean of each part of a batch; the trainer divides by their number.
         self.model_accepts_loss_kwargs = False
 
@@ -153,7 +162,8 @@ class PrunerCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Masks move."""
+        """Masks move, ranges stop to."""
+        self.training.begin_step(state.global_step)
         if self.pruner is not None:
             self.pruner.begin_step(state.global_step, self.training.total_steps)
 

@@ -1,0 +1,76 @@
+"""Run a recipe: stage by stage, resumable, to a plain Hugging Face directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Data, load_data
+from .reading import load_recipe
+from .recipe import Recipe
+from .report import TrainReport
+from .stage_run import Pace, StageRunner
+from .workspace import Workspace
+
+
+def train(
+    model: str | Path,
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    data: str | Path | Data,
+    out_dir: str | Path,
+    *,
+    seed: int = 0,
+    changes: Iterable[str] = (),
+    resume: bool = False,
+    given: Mapping[str, str | Path] | None = None,
+    device: str | torch.device = "cpu",
+    save_every: int | None = None,
+    log_every: int = 50,
+    progress: bool = False,
+) -> TrainReport:
+    """Compress a model by training.
+
+    Args:
+        model: Hugging Face checkpoint, a directory or a hub id.
+        recipe: name, file, content, or recipe.
+        data: file, folder (see :func:`~.data.load_data`), or data.
+        out_dir: for the result, a Hugging Face directory; must not exist. Beside it, while the
+            training runs, lies ``<out_dir>.training``.
+        seed: of new heads, batches, dropout and masks; the same seed gives the same result on one
+            machine.
+        changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
+        resume: go on with an unfinished training, to the very result it would have had.
+        given: stage -> directory of a model that stands for the stage's; it is not trained.
+        device: where to train.
+        save_every: optimizer steps between checkpoints; None keeps whole stages alone.
+        log_every: optimizer steps between entries of the log.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: the recipe, the data and the model do not fit each other, or ``out_dir`` exists.
+        ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
+    """
+    started = time.perf_counter()
+    out_dir = Path(out_dir).expanduser()
+    if out_dir.exists():
+        raise ValueError(f"{out_dir}: exists already; give a new directory")
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, changes)
+    elif list(changes):
+        raise ValueError("changes: a Recipe is complete; change it before, or give its content")
+    if not isinstance(data, Data):
+        data = load_data(data)
+    runner = StageRunner(model, recipe, data, seed, torch.device(device), given or {})
+    plan = {"recipe": recipe.to_dict(), "seed": seed, "data": data.fingerprint()}
+    workspace = Workspace(out_dir, plan, resume=resume)
+    pace = Pace(save_every, log_every, progress)
+    stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+    os.replace(workspace.model(recipe.stages[-1].name), out_dir)
+    workspace.remove()
+    seconds = time.perf_counter() - started
+    return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds)

@@ -1,0 +1,233 @@
+"""One stage after another: models loaded, trained, evaluated and written."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..fake_quant import read_quantization
+from ..masks import baked_weight
+from ..patterns import sparsity
+from ..targets import encoder_linears
+from ..writing import write_checkpoint
+from .data import Data
+from .evaluation import evaluate
+from .models import continue_from, load_model, load_tokenizer, sentence_pooling
+from .pruners import PRUNERS, Pruner
+from .recipe import MODEL, Recipe, Stage
+from .report import StageReport
+from .selection import pruning_targets
+from .stage_training import Models, StageTraining
+from .task_data import evaluation_texts, training_texts
+from .terms import distillation_terms
+from .workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often things are kept and shown.
+
+    Attributes:
+        save_every: optimizer steps between checkpoints; None keeps none.
+        log_every: optimizer steps between entries of the log.
+        progress: show a progress bar.
+    """
+
+    save_every: int | None = None
+    log_every: int = 50
+    progress: bool = False
+
+
+class StageRunner:
+    """Runs the stages of one recipe on one model and one set of data.
+
+    Args:
+        source: the checkpoint that the recipe is applied to.
+        recipe: its stages.
+        data: to train and evaluate on.
+        seed: of the run.
+        device: where to train.
+        given: stage -> directory of a model that stands for the stage's.
+
+    Raises:
+        ValueError: a given stage is not in the recipe, or is its last.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        recipe: Recipe,
+        data: Data,
+        seed: int,
+        device: torch.device,
+        given: Mapping[str, str | Path],
+    ) -> None:
+        self.source = source
+        self.recipe = recipe
+        self.data = data
+        self.seed = seed
+        self.device = device
+        self.given = {name: Path(path).expanduser() for name, path in given.items()}
+        earlier = [stage.name for stage in recipe.stages[:-1]]
+        for name in self.given:
+            if name not in earlier:
+                raise ValueError(
+                    f"stage {name!r}: a model can be given for {', '.join(earlier) or 'none'} "
+                    f"of recipe {recipe.name!r}; the last stage makes the result"
+                )
+        self.tokenizer = load_tokenizer(source)
+        self._stages = {stage.name: stage for stage in recipe.stages}
+        embeds = any(stage.task == "embedding" for stage in recipe.stages)
+        self.pooling = sentence_pooling(source, recipe.pooling) if embeds else "mean"
+
+    def stage(self, stage: Stage, workspace: Workspace, pace: Pace) -> StageReport:
+        """Train one stage, or take it as it is where it is given or done already."""
+        done = workspace.result(stage.name)
+        if done is not None:
+            return StageReport.from_dict(done)
+        if stage.name in self.given:
+            report = self._report(stage, self._model(stage.name, stage), 0, 0.0)
+        else:
+            report = self._train(stage, workspace, pace)
+        workspace.finish(stage.name, asdict(report))
+        return report
+
+    def prepare(self, stage: Stage, workspace: Workspace) -> tuple[StageTraining, Pruner | None]:
+        """Student, teacher, data, terms and pruner of a stage, ready to train."""
+        from transformers import set_seed
+
+        set_seed(self.seed)
+        student = load_model(self.source, stage.task, self.data, stage.dropout)
+        start = self.recipe.start_of(stage)
+        if start != MODEL:
+            continue_from(student, self._model(start, self._stages[start], workspace))
+        _freeze(student, stage)
+        student.to(self.device)
+        models = Models(student, self._teacher(stage, workspace), self.pooling)
+        terms = distillation_terms(stage.distillation, stage.task) if stage.distillation else []
+        training = StageTraining(
+            stage,
+            models,
+            training_texts(stage, self.data, self.tokenizer, self.seed),
+            evaluation_texts(stage, self.data.dev, self.tokenizer),
+            terms,
+            self.seed,
+        )
+        training.attach()
+        pruner = None
+        if stage.pruning is not None:
+            kind = PRUNERS[stage.pruning.method]
+            linears, patterns = pruning_targets(student, stage.pruning, kind.needs_pattern)
+            training.linears = linears
+            pruner = kind(stage.pruning, patterns)
+            pruner.attach(student, linears, training)
+        training.quantize()
+        return training, pruner
+
+    def _train(self, stage: Stage, workspace: Workspace, pace: Pace) -> StageReport:
+        from .trainer import CompressionTrainer, training_arguments
+
+        training, pruner = self.prepare(stage, workspace)
+        arguments = training_arguments(
+            training,
+            workspace.checkpoints(stage.name),
+            save_every=pace.save_every,
+            log_every=pace.log_every,
+            progress=pace.progress,
+        )
+        trainer = CompressionTrainer(training, pruner, arguments)
+        last = workspace.last_checkpoint(stage.name)
+        began = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        seconds = time.perf_counter() - began
+        model = training.model.eval()
+        if pruner is not None:
+            pruner.finish()
+        history = tuple(dict(entry) for entry in trainer.state.log_history)
+        report = self._report(stage, model, training.total_steps, seconds, history)
+        self._write(model, stage, workspace.model(stage.name))
+        return report
+
+    def _write(self, model: nn.Module, stage: Stage, folder: Path) -> None:
+        record = {
+            "recipe": self.recipe.name,
+            "stage": stage.name,
+            "arguments": self.recipe.to_dict(),
+            "seed": self.seed,
+        }
+        source = Path(self.source)
+        write_checkpoint(
+            model,
+            self.tokenizer,
+            folder,
+            record=record,
+            extra_files=source if source.is_dir() else None,
+        )
+
+    def _report(
+        self,
+        stage: Stage,
+        model: nn.Module,
+        steps: int,
+        seconds: float,
+        history: tuple[dict[str, float], ...] = (),
+    ) -> StageReport:
+        part = evaluation_texts(stage, self.data.test, self.tokenizer)
+        # Masked tokens say little of the result, and a vocabulary is slow to predict.
+        skipped = stage.task == "masked_lm" and stage is not self.recipe.stages[-1]
+        return StageReport(
+            name=stage.name,
+            task=stage.task,
+            steps=steps,
+            seconds=seconds,
+            metrics={}
+            if part is None or skipped
+            else evaluate(model, part, stage.task, self.pooling),
+            layers={
+                name: sparsity(baked_weight(linear)) for name, linear in encoder_linears(model).items()
+            },
+            quantized=tuple(read_quantization(model)),
+            new_parameters=tuple(getattr(model, "new_parameters", ())),
+            history=history,
+        )
+
+    def _teacher(self, stage: Stage, workspace: Workspace) -> nn.Module | None:
+        if stage.teacher is None:
+            return None
+        if stage.teacher == MODEL:
+            teacher = load_model(self.source, stage.task, self.data)
+        else:
+            teacher = self._model(stage.teacher, self._stages[stage.teacher], workspace, stage.task)
+        if teacher.new_parameters:
+            raise ValueError(
+                f"stage {stage.name!r}: its teacher {stage.teacher!r} has no head for task "
+                f"{stage.task} ({teacher.new_parameters[0]} would be random); expected a stage of "
+                "that task"
+            )
+        return teacher.to(self.device).eval().requires_grad_(False)
+
+    def _model(
+        self, name: str, stage: Stage, workspace: Workspace | None = None, task: str | None = None
+    ) -> Any:
+        """The model of an earlier stage, with the head of its own task or of another one."""
+        given = self.given.get(name)
+        if given is None:
+            assert workspace is not None
+            given = workspace.model(name)
+        return load_model(given, task or stage.task, self.data).to(self.device)
+
+
+def _freeze(model: nn.Module, stage: Stage) -> None:
+    for pattern in stage.freeze:
+        fitting = [p for name, p in model.named_parameters() if re.search(pattern, name)]
+        if not fitting:
+            raise ValueError(f"stage {stage.name!r}: freeze {pattern!r} fits no parameter")
+        for parameter in fitting:
+            parameter.requires_grad_(False)

@@ -1,0 +1,64 @@
+"""A stage's view of the data: tokenized rows to train on and to evaluate on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .data import Data, Part
+from .encoding import EncodedTexts, Masking
+from .evaluation import EvaluationTexts
+from .recipe import Stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def training_texts(
+    stage: Stage, data: Data, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> EncodedTexts:
+    """What a stage trains on: labelled rows, or plain texts where the task has no labels."""
+    plain = stage.task in ("masked_lm", "embedding")
+    return EncodedTexts(
+        data.plain if plain else data.train,
+        tokenizer,
+        stage.max_length,
+        _masking(stage, tokenizer, seed),
+    )
+
+
+def evaluation_texts(
+    stage: Stage, part: Part | None, tokenizer: PreTrainedTokenizerBase
+) -> EvaluationTexts | None:
+    """What a stage is evaluated on; None where the part is missing or cannot say anything."""
+    if part is None:
+        return None
+    if stage.task == "masked_lm":
+        masking = _masking(stage, tokenizer, seed=0)
+        return EvaluationTexts(EncodedTexts(part.plain(), tokenizer, stage.max_length, masking))
+    if part.labels is None:
+        return None
+    if stage.task != "embedding":
+        return EvaluationTexts(EncodedTexts(part, tokenizer, stage.max_length))
+    if part.seconds is None:
+        return None
+    first = EncodedTexts(replace(part, seconds=None), tokenizer, stage.max_length)
+    second = EncodedTexts(Part(part.seconds), tokenizer, stage.max_length)
+    return EvaluationTexts(first, second)
+
+
+def _masking(stage: Stage, tokenizer: PreTrainedTokenizerBase, seed: int) -> Masking | None:
+    if stage.task != "masked_lm":
+        return None
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"stage {stage.name!r}: task masked_lm needs a tokenizer with a mask token, this one "
+            "has none"
+        )
+    return Masking(
+        stage.mask_probability,
+        tokenizer.mask_token_id,
+        len(tokenizer),
+        frozenset(tokenizer.all_special_ids),
+        seed,
+    )
