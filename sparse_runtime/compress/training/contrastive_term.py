@@ -1,0 +1,94 @@
+"""The contrastive losses as a term of a stage's loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .context import Batch, LossTerm, Training
+from .contrastive import ContrastiveBanks, ContrastiveSettings
+from .schema import build
+
+
+@dataclass(frozen=True)
+class ContrastiveSection(ContrastiveSettings):
+    """Section ``distillation.contrastive`` of a recipe.
+
+    Attributes:
+        pooling: how a text becomes one vector: "pooler" (the paper's, behind the tanh), "mean" or
+            "cls".
+    """
+
+    pooling: str = "mean"
+
+
+class ContrastiveTerm(LossTerm):
+    """Instance and label terms against the banks of pretrained, snapshot and finetuned vectors.
+
+    The pretrained bank is the student's as the stage begins, the finetuned one the teacher's.
+    """
+
+    name = "contrastive"
+
+    def __init__(self, section: ContrastiveSection) -> None:
+        self.section = section
+        self.needs_hidden = section.pooling != "pooler"
+        self.banks: ContrastiveBanks
+
+    def attach(self, training: Training) -> None:
+        """Encode all examples by student and teacher.
+
+        Raises:
+            ValueError: the finetuned bank is wanted and there is no teacher.
+        """
+        self._training = training
+        names = {field.name for field in fields(ContrastiveSettings)}
+        settings = ContrastiveSettings(**{name: getattr(self.section, name) for name in names})
+        labels = training.labels if self.section.label_weight else None
+        if labels is not None and labels.is_floating_point():
+            labels = None
+        self.banks = ContrastiveBanks(
+            training.examples, settings, labels=labels, seed=training.seed
+        )
+        if "pretrained" in settings.banks:
+            self.banks.fill("pretrained", training.encode(training.model, self.section.pooling))
+        if "finetuned" in settings.banks:
+            if training.teacher is None:
+                raise ValueError(
+                    "contrastive.banks: 'finetuned' holds the teacher's vectors, and this stage "
+                    "has no teacher; give one, or leave the bank out"
+                )
+            self.banks.fill("finetuned", training.encode(training.teacher, self.section.pooling))
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Take a snapshot of the student."""
+        if "snapshots" in self.section.banks:
+            model = self._training.model
+            self.banks.fill("snapshots", self._training.encode(model, self.section.pooling))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The weighted terms of all banks."""
+        pooled = batch.student.pooled(self.section.pooling).float()
+        return self.banks.loss(normalize(pooled, dim=-1), batch.indices)
+
+    def state_dict(self) -> dict[str, object]:
+        """The banks."""
+        return self.banks.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the banks back."""
+        self.banks.load_state_dict(dict(state))
+
+
+def contrastive_terms(section: Mapping[str, Any]) -> list[LossTerm]:
+    """The term of a recipe's section.
+
+    Raises:
+        ValueError: an unknown key or a value out of range.
+    """
+    settings = build(ContrastiveSection, section, "distillation.contrastive")
+    return [ContrastiveTerm(settings)]

@@ -1,0 +1,166 @@
+"""Gradual second-order pruning (oBERT): least rise of the loss first, and the rest makes up for it.
+
+Source: "The Optimal BERT Surgeon" (oBERT, arXiv 2203.07259). At each pruning event the Fisher
+inverse is computed anew from gradients at the present weights (see :mod:`.fisher`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...masks import Mask, attach_masks, original_weight
+from ...patterns import Pattern, global_masks
+from ...schedules import CubicSparsity
+from ..context import Training
+from .base import Pruner, cubic, mask_metrics
+from .fisher import FisherInverse, flat_order, matrix_order, matrix_saliency
+
+# Gradients that are added to the inverse in one pass over it.
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class ObertOptions:
+    """Options of oBERT.
+
+    Attributes:
+        fisher_block: neighbouring weights whose interplay is known; memory is weights * this * 4
+            bytes while an event lasts. For blocks a multiple of their size.
+        gradients: batches whose gradients make up the Fisher matrix.
+        batch_size: examples of each.
+        damp: added to its diagonal.
+        floor: scope global only, share of its weights or blocks that each matrix keeps.
+    """
+
+    fisher_block: int = 50
+    gradients: int = 1024
+    batch_size: int = 16
+    damp: float = 1e-7
+    floor: float = 0.01
+
+    def __post_init__(self) -> None:
+        if min(self.fisher_block, self.gradients, self.batch_size) < 1 or not self.damp > 0:
+            raise ValueError(
+                "obert: expected fisher_block, gradients and batch_size of at least 1 and damp "
+                f"above 0, got {self.fisher_block}, {self.gradients}, {self.batch_size} and "
+                f"{self.damp}"
+            )
+
+
+class ObertPruner(Pruner):
+    """Prunes by second-order saliency on a cubic schedule; what is pruned stays pruned."""
+
+    Options = ObertOptions
+    masks: dict[str, Mask]
+
+    def attach(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
+    ) -> None:
+        """Put masks that keep everything on the weights.
+
+        Raises:
+            ValueError: blocks do not fit the Fisher blocks, or patterns differ in scope global.
+        """
+        super().attach(model, linears, training)
+        block = self.settings.options.fisher_block
+        for name, pattern in self.patterns.items():
+            size = pattern.structure.rows * pattern.structure.cols or 1
+            if block % size:
+                raise ValueError(
+                    f"{name}: fisher_block {block} is no multiple of the {size} weights of a block "
+                    f"of {pattern}; give one, such as {size * max(1, 32 // size)}"
+                )
+        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
+            raise ValueError(
+                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
+                "say scope uniform"
+            )
+        self.masks = attach_masks(self.linears)
+        self._schedules: dict[Pattern, CubicSparsity] = {
+            pattern: cubic(self.settings.schedule, pattern.final_sparsity, training.total_steps)
+            for pattern in set(self.patterns.values())
+        }
+
+    def begin_step(self, step: int, total: int) -> None:
+        """Prune where the schedule asks for more zeros than there are."""
+        if any(
+            schedule.is_update(step) and step <= self._last_change(schedule)
+            for schedule in self._schedules.values()
+        ):
+            self._prune(step)
+
+    def metrics(self) -> dict[str, float]:
+        """Share of zeros over all matrices."""
+        return mask_metrics(self.masks)
+
+    def _last_change(self, schedule: CubicSparsity) -> int:
+        """First update at which the final sparsity holds; later ones would change nothing."""
+        updates = -(-(schedule.end - schedule.begin) // schedule.every)
+        return min(schedule.begin + updates * schedule.every, schedule.last)
+
+    def _prune(self, step: int) -> None:
+        fishers = self._fishers(self.training.seed + step)
+        scores = {}
+        for name, mask in self.masks.items():
+            weight = mask(original_weight(self.linears[name]).detach())
+            saliency = matrix_saliency(weight, self.patterns[name].structure, fishers[name])
+            scores[name] = torch.where(mask.mask, saliency, -1.0)
+        for name, keep in self._keep(scores, step).items():
+            mask, linear = self.masks[name], self.linears[name]
+            keep = keep & mask.mask
+            self._compensate(mask(original_weight(linear).detach()), keep, name, fishers.pop(name))
+            mask.update(keep)
+
+    def _keep(self, scores: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        if self.settings.scope == "global":
+            pattern = self._at(next(iter(self._schedules)), step)
+            floor = self.settings.options.floor
+            return global_masks(scores, pattern, floor=floor, reduce="sum")
+        return {
+            name: self._at(self.patterns[name], step).mask(one, reduce="sum")
+            for name, one in scores.items()
+        }
+
+    @torch.no_grad()
+    def _compensate(self, weight: Tensor, keep: Tensor, name: str, fisher: FisherInverse) -> None:
+        structure = self.patterns[name].structure
+        # The edges of blocks are filled with False, which the weights there, 0, fit.
+        flat = fisher.prune(flat_order(weight, structure), flat_order(keep, structure))
+        moved = matrix_order(flat, structure, (weight.shape[0], weight.shape[1]))
+        original_weight(self.linears[name]).copy_(moved)
+
+    def _at(self, pattern: Pattern, step: int) -> Pattern:
+        schedule = self._schedules[pattern]
+        return pattern if step >= schedule.end else pattern.at(schedule.value(step))
+
+    def _fishers(self, seed: int) -> dict[str, FisherInverse]:
+        options = self.settings.options
+        made = {
+            name: FisherInverse(
+                self._flat(name, original_weight(linear).detach()).numel(),
+                block=options.fisher_block,
+                damp=options.damp,
+                gradients=options.gradients,
+                device=original_weight(linear).device,
+            )
+            for name, linear in self.linears.items()
+        }
+        waiting: dict[str, list[Tensor]] = {name: [] for name in made}
+        batches = self.training.gradients(options.gradients, options.batch_size, seed)
+        for count, _ in enumerate(batches, start=1):
+            for name, linear in self.linears.items():
+                gradient = original_weight(linear).grad
+                assert gradient is not None  # Training.gradients has just computed it
+                waiting[name].append(self._flat(name, gradient.detach().clone()))
+            if count % _AT_ONCE == 0 or count == options.gradients:
+                for name, fisher in made.items():
+                    fisher.add(torch.stack(waiting[name]))
+                    waiting[name].clear()
+        return made
+
+    def _flat(self, name: str, matrix: Tensor) -> Tensor:
+        return flat_order(matrix, self.patterns[name].structure)
