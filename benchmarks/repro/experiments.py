@@ -8,6 +8,8 @@ from typing import Any
 
 CLASSIFICATION = ("banking77", "mr")
 DENSE = "dense FP32"
+TEACHER = "teacher"
+"""Stage of the recipes that fine-tunes the dense model; it is trained once and given to them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Experiment:
         group: heading in the table: a paper, or "one-shot".
         one_shot: arguments of ``prune``, calibration aside.
         recipe: name of a recipe that comes along, or of a file in benchmarks/repro/recipes.
+        given: stage of the recipe -> experiment whose checkpoint stands for it.
         changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.
         quick: further changes for the quick mode.
         convert: arguments of ``convert``; what a checkpoint states about quantization needs none.
@@ -34,9 +37,17 @@ class Experiment:
     group: str
     one_shot: Mapping[str, Any] | None = None
     recipe: str | None = None
+    given: Mapping[str, str] = field(default_factory=lambda: {TEACHER: DENSE})
     changes: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     convert: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = CLASSIFICATION
     against: str | None = None
     goal: float | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Experiments whose runs come first: they are gone on from, or measured against."""
+        if self.name == DENSE:
+            return ()
+        return tuple(dict.fromkeys((DENSE, *(self.given.values() if self.recipe else ()))))
