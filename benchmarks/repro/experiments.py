@@ -26,6 +26,7 @@ class Experiment:
         recipe: name of a recipe that comes along, or of a file in benchmarks/repro/recipes.
         given: stage of the recipe -> experiment whose checkpoint stands for it.
         changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.
+        per_task: task -> further changes.
         quick: further changes for the quick mode.
         convert: arguments of ``convert``; what a checkpoint states about quantization needs none.
         tasks: to run it on.
@@ -39,6 +40,7 @@ class Experiment:
     recipe: str | None = None
     given: Mapping[str, str] = field(default_factory=lambda: {TEACHER: DENSE})
     changes: tuple[str, ...] = ()
+    per_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     quick: tuple[str, ...] = ()
     convert: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = CLASSIFICATION

@@ -18,8 +18,12 @@ from sparse_runtime.benchmarks.repro.measure import Packed, packed_metric
 from sparse_runtime.benchmarks.repro.records import Run
 from sparse_runtime.benchmarks.repro.tasks import METRICS, calibration_texts, load_task
 from sparse_runtime.compress.training.data import Data
+from sparse_runtime.compress.training.evaluation import evaluate
+from sparse_runtime.compress.training.models import load_model, load_tokenizer, sentence_pooling
 from sparse_runtime.compress.training.reading import recipe_names
+from sparse_runtime.compress.training.recipe import MODEL, Stage
 from sparse_runtime.compress.training.run import train
+from sparse_runtime.compress.training.task_data import evaluation_texts
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 MADE = "made.json"
@@ -118,7 +122,7 @@ class Maker:
     def changes(self) -> tuple[str, ...]:
         """Of the recipe, at this scale."""
         quick = self.experiment.quick if self.bench.scale == "quick" else ()
-        return (*self.experiment.changes, *quick)
+        return (*self.experiment.changes, *self.experiment.per_task.get(self.task, ()), *quick)
 
     def settings(self) -> list[str]:
         """What a reader needs to know to repeat the run."""
@@ -160,7 +164,7 @@ class Maker:
             changes=self.changes(),
             given=given,
             resume=True,
-            save_every=200,
+            save_every=500,
         )
         seconds = sum(stage.seconds for stage in report.stages)
         steps = sum(stage.steps for stage in report.stages)
@@ -177,7 +181,22 @@ class Maker:
         return Made(None, time.perf_counter() - began, 0, _weights(out))
 
     def _as_it_is(self) -> Made:
-        return Made(None, 0.0, 0, _weights(self.dense))
+        metric = None
+        if self.experiment.name == DENSE:
+            metric = dense_metric(self.dense, self.task, self.data)
+        return Made(metric, 0.0, 0, _weights(self.dense))
+
+
+def dense_metric(checkpoint: Path, task: str, data: Data) -> float:
+    """Of a sentence encoder that nobody trains, run by transformers in float32."""
+    model = load_model(checkpoint, "embedding", data)
+    assert data.test is not None and data.test.seconds is not None
+    texts = load_tokenizer(checkpoint)
+    stage = Stage(name="dense", task="embedding", steps=1, teacher=MODEL)
+    part = evaluation_texts(stage, data.test, texts)
+    assert part is not None
+    found = evaluate(model, part, "embedding", sentence_pooling(checkpoint, "auto"))
+    return found[METRICS[task]]
 
 
 def _weights(checkpoint: Path) -> int:
