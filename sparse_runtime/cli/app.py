@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .commands import bench, convert, export, information, inspection, run, tuning, verify
+from .commands import bench, convert, export, information, inspection, prune, run, tuning, verify
 from .errors import Group
 from .options import example
 
@@ -54,6 +54,10 @@ app.command(
 app.command("run", epilog=example('run ./packed "A first text." "A second one."'))(run.run)
 app.command("export", epilog=example("export ./packed ./dense --form hugging-face"))(export.export)
 app.command("tune", epilog=example("tune ./packed --dtype bfloat16"))(tuning.tune)
+app.command(
+    "prune",
+    epilog=example("prune --recipe sparsebert --model ./my-bert --data ./texts --out ./sparse"),
+)(prune.prune)
 app.add_typer(bench.app, name="bench")
 
 

@@ -50,9 +50,9 @@ class Training(Protocol):
     def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
         """Stops ``batches`` times with the gradients of one random batch's loss in ``.grad``.
 
-        The loss is that of the stage (task and distillation, no penalty), its dropout off. Gradients
-        are cleared before each batch and after the last. Batches of size 1 give per-sample
-        gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or ``begin_step``.
+        The loss is that of the stage (task and distillation, no penalty), dropout off.
+        Gradients are cleared before each batch and after the last. Batches of size 1 give
+        per-sample gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or ``begin_step``.
         """
         ...
 

@@ -34,9 +34,7 @@ class EvaluationTexts:
         return EvaluationTexts(self.texts.first(rows), seconds)
 
 
-def evaluate(
-    model: nn.Module, part: EvaluationTexts, task: Task, pooling: str
-) -> dict[str, float]:
+def evaluate(model: nn.Module, part: EvaluationTexts, task: Task, pooling: str) -> dict[str, float]:
     """Metrics of a model on a part of the data.
 
     Args:

@@ -126,8 +126,8 @@ def _watching(model: nn.Module, attention: bool) -> Iterator[_Seen]:
         if name.rpartition(".")[2] == "pooler"
     ]
     for layer in layers(model) if attention else ():
-        for part, kept in (("query", seen.queries), ("key", seen.keys)):
-            handles.append(layer.linears[part].register_forward_hook(_keep(kept)))
+        handles.append(layer.linears["query"].register_forward_hook(_keep(seen.queries)))
+        handles.append(layer.linears["key"].register_forward_hook(_keep(seen.keys)))
     try:
         yield seen
     finally:

@@ -183,7 +183,7 @@ def _of_head(name: str) -> bool:
 
 
 def _by_place(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State by name without the base model's prefix, which some heads add and bare encoders lack."""
+    """State by name, without the prefix that the encoder has under a head and lacks alone."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     return {
         name.removeprefix(prefix): tensor

@@ -141,9 +141,7 @@ def _load_yaml(text: str) -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise ImportError(
-            "recipes need PyYAML: pip install 'sparse-runtime[train]'"
-        ) from error
+        raise ImportError("recipes need PyYAML: pip install 'sparse-runtime[train]'") from error
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:

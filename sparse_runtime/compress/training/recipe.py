@@ -269,5 +269,3 @@ class Recipe:
             if stage["pruning"] is not None:
                 stage["pruning"].update(stage["pruning"].pop("options") or {})
         return data
-
-

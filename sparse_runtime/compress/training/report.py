@@ -41,8 +41,8 @@ class StageReport:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StageReport:
         """Take back what ``asdict`` gave and JSON kept."""
-        lists = ("quantized", "new_parameters", "history")
-        return cls(**{key: tuple(item) if key in lists else item for key, item in data.items()})
+        lists = {key: tuple(data[key]) for key in ("quantized", "new_parameters", "history")}
+        return cls(**{**data, **lists})
 
     @property
     def sparsity(self) -> float:

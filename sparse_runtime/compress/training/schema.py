@@ -14,9 +14,9 @@ T = TypeVar("T")
 def build(kind: type[T], data: Any, where: str) -> T:
     """An instance of the dataclass ``kind`` from a mapping.
 
-    Values that are dataclasses already pass as they are. Fields may be str, int, float, bool, Literal, another dataclass, ``tuple[X, ...]`` of these,
-    ``Mapping[str, X]``, ``Any``, or each of them or None. An int passes as a float, and a float
-    that is whole not as an int.
+    Fields may be str, int, float, bool, Literal, another dataclass, ``tuple[X, ...]`` of these,
+    ``Mapping[str, X]``, ``Any``, or each of them or None. An int passes as a float, a float never
+    as an int, and a dataclass that is built already as it is.
 
     Args:
         kind: the dataclass.

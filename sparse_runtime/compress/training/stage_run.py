@@ -21,7 +21,7 @@ from .data import Data
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
 from .pruners import PRUNERS, Pruner
-from .recipe import MODEL, Recipe, Stage
+from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
 from .selection import pruning_targets
 from .stage_training import Models, StageTraining
@@ -191,7 +191,8 @@ class StageRunner:
             if part is None or skipped
             else evaluate(model, part, stage.task, self.pooling),
             layers={
-                name: sparsity(baked_weight(linear)) for name, linear in encoder_linears(model).items()
+                name: sparsity(baked_weight(linear))
+                for name, linear in encoder_linears(model).items()
             },
             quantized=tuple(read_quantization(model)),
             new_parameters=tuple(getattr(model, "new_parameters", ())),
@@ -214,7 +215,7 @@ class StageRunner:
         return teacher.to(self.device).eval().requires_grad_(False)
 
     def _model(
-        self, name: str, stage: Stage, workspace: Workspace | None = None, task: str | None = None
+        self, name: str, stage: Stage, workspace: Workspace | None = None, task: Task | None = None
     ) -> Any:
         """The model of an earlier stage, with the head of its own task or of another one."""
         given = self.given.get(name)

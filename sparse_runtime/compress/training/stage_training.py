@@ -211,7 +211,8 @@ class StageTraining:
             return None
         if self._kept:
             kept = {name: one[indices] for name, one in self._kept.items()}
-            return Outputs(attention_mask=inputs["attention_mask"].bool(), **kept)
+            mask = inputs["attention_mask"].bool()
+            return Outputs(mask, logits=kept.get("logits"), sentence=kept.get("sentence"))
         with torch.no_grad():
             return run(
                 self.teacher,

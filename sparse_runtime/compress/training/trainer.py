@@ -109,14 +109,14 @@ class CompressionTrainer(Trainer):
     ) -> LRScheduler:
         """The stage's schedule."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = learning_rates(
-                self.training.stage, optimizer or self.optimizer, num_training_steps
-            )
+            chosen = optimizer or self.optimizer
+            assert chosen is not None  # the trainer makes it first
+            self.lr_scheduler = learning_rates(self.training.stage, chosen, num_training_steps)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.training.model.state_dict(), folder / _MODEL_FILE)
         state = {

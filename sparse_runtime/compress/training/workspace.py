@@ -74,7 +74,8 @@ class Workspace:
             int(match[1]): path
             for path in folder.iterdir()
             # The trainer writes this file last.
-            if (match := _CHECKPOINT.fullmatch(path.name)) and (path / "trainer_state.json").exists()
+            if (match := _CHECKPOINT.fullmatch(path.name))
+            and (path / "trainer_state.json").exists()
         }
         return steps[max(steps)] if steps else None
 

@@ -70,7 +70,9 @@ class Pruner:
         self.settings = settings
         self.patterns = dict(patterns)
 
-    def attach(self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training) -> None:
+    def attach(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
+    ) -> None:
         """Prepare the model. Overrides call this first."""
         self.model = model
         self.linears = dict(linears)
