@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...formats.quantize import cast_values
+from ...formats.quantize import symmetric_scales, to_integers
 from ...spec import INTEGER_RANGES, ValueSpec
 
 _PERCENTS = range(100, 40, -2)
@@ -40,7 +40,7 @@ class Grid:
 
     def integers(self, weight: Tensor) -> Tensor:
         """int8 [out, in] of a weight on the grid."""
-        return (weight / self.expanded).round().clamp(-self.limit, self.limit).to(torch.int8)
+        return to_integers(weight, self.scales.to(weight.dtype), self.spec).to(torch.int8)
 
 
 def fit_grid(
@@ -60,37 +60,25 @@ def fit_grid(
     """
     if not spec.is_integer or spec.zero_points:
         raise ValueError(f"values {spec}: expected symmetric integers, int8 or int4")
-    _, largest = cast_values(weight.float(), spec)
-    assert largest is not None
-    index = scale_index(weight.shape[0], weight.shape[1], spec)
-    grid = _grid(weight, spec, largest, index)
+    largest = symmetric_scales(weight.float(), spec)
+    grid = _grid(spec, largest, weight)
     if not search:
         return grid
     weights = torch.ones_like(weight[0]) if importance is None else importance.to(weight)
+    index = spec.spread(torch.arange(len(largest)), weight.shape[0], weight.shape[1])
+    index = index.expand(weight.shape).flatten()
     best = weight.new_full(largest.shape, torch.inf)
     chosen = largest.clone()
     for percent in _PERCENTS:
-        tried = _grid(weight, spec, largest * (percent / 100), index)
+        tried = _grid(spec, largest * (percent / 100), weight)
         lost = (tried.round(weight) - weight).square() * weights
-        total = torch.zeros_like(best).scatter_add_(0, index.flatten(), lost.flatten())
+        total = torch.zeros_like(best).scatter_add_(0, index, lost.flatten())
         better = total < best
         best = torch.where(better, total, best)
         chosen = torch.where(better, tried.scales, chosen)
-    return _grid(weight, spec, chosen, index)
+    return _grid(spec, chosen, weight)
 
 
-def scale_index(rows: int, cols: int, spec: ValueSpec) -> Tensor:
-    """int64 [rows, cols]: which scale each weight uses."""
-    row = torch.arange(rows).unsqueeze(1).expand(rows, cols)
-    if spec.granularity == "tensor":
-        return torch.zeros(rows, cols, dtype=torch.int64)
-    if spec.granularity == "chunk":
-        return row // spec.chunk_rows
-    if spec.granularity == "group":
-        groups = -(-cols // spec.group_cols)
-        return row * groups + torch.arange(cols) // spec.group_cols
-    return row.contiguous()
-
-
-def _grid(weight: Tensor, spec: ValueSpec, scales: Tensor, index: Tensor) -> Grid:
-    return Grid(spec, scales, scales[index].to(weight.dtype))
+def _grid(spec: ValueSpec, scales: Tensor, weight: Tensor) -> Grid:
+    spread = spec.spread(scales, weight.shape[0], weight.shape[1]).to(weight.dtype)
+    return Grid(spec, scales, spread.expand(weight.shape))

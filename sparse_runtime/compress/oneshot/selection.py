@@ -103,7 +103,7 @@ Choose = Callable[[Tensor, Tensor, int], Tensor]
 """(weight [out, k], inverse [k, k], first column) -> bool [out, k]"""
 
 
-def chooser(pattern: Pattern, shape: tuple[int, int], step: int) -> tuple[Choose, int]:
+def chooser(pattern: Pattern, step: int) -> tuple[Choose, int]:
     """How a sweep chooses, and how many columns it chooses for at a time.
 
     N:M chooses a group at a time. Other patterns choose ``step`` columns at a time, and reach the

@@ -59,6 +59,11 @@ def sweep(
     return Solution(weight, mask, None if grid is None else grid.scales)
 
 
+def fixed(mask: Tensor) -> Choose:
+    """A choice that is made already: bool [out, in]."""
+    return lambda weight, inverse, start: mask[:, start : start + weight.shape[1]]
+
+
 def _sweep_block(
     weight: Tensor,
     factor: Tensor,
@@ -77,10 +82,10 @@ def _sweep_block(
             free = factor[ahead, ahead].double()
             # Of the inverse hessian of the columns that are still free, those ahead.
             mask[:, ahead] = choose(weight[:, ahead], free.T @ free, start + j)
-        fixed = torch.where(mask[:, j], weight[:, j], 0.0)
+        value = torch.where(mask[:, j], weight[:, j], 0.0)
         if scale is not None:
-            fixed = (fixed / scale[:, j]).round().clamp(-limit, limit) * scale[:, j]
-        errors[:, j] = (weight[:, j] - fixed) / factor[j, j]
-        weight[:, j] = fixed
+            value = (value / scale[:, j]).round().clamp(-limit, limit) * scale[:, j]
+        errors[:, j] = (weight[:, j] - value) / factor[j, j]
+        weight[:, j] = value
         weight[:, j + 1 :] -= torch.outer(errors[:, j], factor[j, j + 1 :])
     return errors

@@ -1,0 +1,86 @@
+"""A checkpoint of any layout as a model of transformers, with the head that its config names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...checkpoints import Checkpoint, CheckpointError
+from ...checkpoints.errors import listed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
+
+def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The checkpoint's network in float32, in transformers' own class and eval mode.
+
+    Raises:
+        CheckpointError: the layers are integers already or smaller than the config says, the
+            config names no class, or weights are missing, which would be made up at random.
+    """
+    import transformers
+
+    where = checkpoint.directory.name
+    if checkpoint.linears:
+        raise CheckpointError(
+            f"{where}: its linear layers are integers already ({checkpoint.layout}); prune the "
+            "float checkpoint that it was made from"
+        )
+    if checkpoint.absent or checkpoint.head_size is not None:
+        raise CheckpointError(
+            f"{where}: lacks heads or halves of layers ({checkpoint.layout}), which transformers' "
+            "own classes cannot hold; prune the checkpoint that it was made from"
+        )
+    cls = _class_of(checkpoint, transformers)
+    config = transformers.AutoConfig.for_model(**checkpoint.config)
+    state = dict(checkpoint.tensors)
+    state |= {other: state[kept] for other, kept in checkpoint.aliases.items()}
+    try:
+        model, found = cls.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
+        )
+    except RuntimeError as error:
+        raise CheckpointError(f"{where}: its tensors do not fit its config: {error}") from error
+    missing = set(found["missing_keys"])
+    if missing and all(name.startswith("pooler.") for name in missing):
+        # A bare encoder is used by its hidden states; a random pooler must not be written.
+        model.pooler, missing = None, set()
+    if missing:
+        raise CheckpointError(
+            f"{where}: lacks the weights {listed(sorted(missing), 6)} of a {cls.__name__}; give a "
+            "complete checkpoint"
+        )
+    return model.eval()
+
+
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    # Without files, transformers makes an empty tokenizer that knows no word.
+    if not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), which calibration "
+            "texts need; save the tokenizer into the model's directory"
+        )
+    return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+
+
+def _class_of(checkpoint: Checkpoint, transformers: Any) -> Any:
+    names = checkpoint.config.get("architectures") or []
+    found = getattr(transformers, str(names[0]), None) if len(names) == 1 else None
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.directory.name}: config.json: expected architectures to name one class "
+            f"of transformers, such as ['BertModel'], got {names!r}"
+        )
+    return found

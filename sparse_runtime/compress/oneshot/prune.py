@@ -1,0 +1,202 @@
+"""prune(): a dense encoder and some text in, a pruned and quantized checkpoint out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ...checkpoints import open_checkpoint, source_name
+from ...formats import Compression
+from ...spec import ActivationSpec, ValueSpec
+from ..patterns import Pattern
+from ..statement import LinearQuantization
+from ..targets import encoder_linears
+from ..writing import write_checkpoint
+from .calibrate import calibration_batches
+from .layerwise import Format, LayerwiseResult, compress_layers
+from .loading import load_model, load_tokenizer
+from .report import PruneReport
+from .solvers import METHODS, Method, SolverOptions
+from .state import LayerStates, fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    files: Path | None
+
+
+def prune(
+    source: str | Path | nn.Module,
+    out_dir: str | Path | None,
+    *,
+    calibration: Sequence[str],
+    to: str | None = None,
+    method: Method = "obs",
+    values: str | None = None,
+    scales: str = "row",
+    activations: str = "auto",
+    options: SolverOptions | None = None,
+    follow_dense: bool = True,
+    include: str | None = None,
+    exclude: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int = 256,
+    batch_size: int = 32,
+    state_dir: str | Path | None = None,
+    progress: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> PruneReport:
+    """Prune and quantize an encoder's linear layers in one pass over some text, without labels.
+
+    Layer by layer, the outputs of the unchanged network are reconstructed as well as the format
+    allows, from inputs that have gone through the layers already compressed. Writes a plain
+    Hugging Face directory that ``inspect`` recognises and ``convert`` packs as it is.
+
+    Args:
+        source: a directory or hub id in any layout of docs/checkpoints.md, or a model of
+            transformers in float32, which is changed in place.
+        out_dir: a new or an empty directory; None writes nothing.
+        calibration: texts like those the model will read; a few hundred do, more do better.
+        to: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; None prunes nothing.
+        method: "magnitude", "wanda", "obs", "alps"; see docs/compress/one_shot.md.
+        values: "int8" or "int4"; None keeps floats.
+        scales: weights that share a scale: "row", "tensor", "chunk:R" or "group:G".
+        activations: how inputs are quantized at run time: "auto" is "dynamic" for integer values
+            and "none" for floats; or "symmetric".
+        options: of the solver.
+        follow_dense: see :func:`~.layerwise.compress_layers`.
+        include: regular expression; only layers in whose names it is found.
+        exclude: regular expression; no layers in whose names it is found.
+        tokenizer: of a model that is given as such.
+        max_length: tokens to truncate a text to.
+        batch_size: texts run at a time.
+        state_dir: keep finished layers there, and go on from those that it holds.
+        progress: show a progress bar; None shows it where stderr is a terminal.
+        revision: hub only, a branch, tag or commit.
+        token: hub only, the access token, or True for the one that is logged in.
+        cache_dir: hub only, where downloads are kept.
+        local_files_only: hub only, use what is cached and never the network.
+
+    Raises:
+        ValueError: arguments that are not understood or contradict each other, or a layer that
+            cannot be solved.
+        FileExistsError: there is something in ``out_dir``.
+    """
+    start = time.perf_counter()
+    wanted, inputs = parse_format(to, values, scales, activations)
+    if method not in METHODS:
+        raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
+    _check_target(out_dir)
+    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    opened = _open(source, tokenizer, local_files_only=local_files_only, **hub)
+    linears = encoder_linears(opened.model, include=include, exclude=exclude)
+    arguments: dict[str, Any] = {
+        "to": to,
+        "method": method,
+        "values": values,
+        "scales": scales,
+        "activations": activations,
+        "options": asdict(options or SolverOptions()),
+        "follow_dense": follow_dense,
+        "include": include,
+        "exclude": exclude,
+        "max_length": max_length,
+    }
+    texts = list(calibration) if not isinstance(calibration, str) else calibration
+    states = None
+    if state_dir is not None:
+        states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
+    result = compress_layers(
+        opened.model,
+        calibration_batches(opened.tokenizer, texts, max_length=max_length, batch_size=batch_size),
+        dict.fromkeys(linears, wanted),
+        method=method,
+        options=options,
+        follow_dense=follow_dense,
+        states=states,
+        progress=progress,
+    )
+    if out_dir is not None:
+        write_checkpoint(
+            opened.model,
+            opened.tokenizer,
+            out_dir,
+            quantization=statements(result, wanted.values, inputs),
+            record={"one_shot": {**arguments, "texts": len(texts)}, "source": opened.name},
+            extra_files=opened.files,
+        )
+    return PruneReport(
+        source=opened.name,
+        directory=None if out_dir is None else str(out_dir),
+        arguments=arguments,
+        layers=result.rows,
+        texts=len(texts),
+        tokens=result.tokens,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def parse_format(
+    to: str | None, values: str | None, scales: str, activations: str
+) -> tuple[Format, ActivationSpec | None]:
+    """The strings as what a layer becomes, and how its input is quantized.
+
+    Raises:
+        ValueError: a string is not understood, two contradict, or nothing is asked for.
+    """
+    policy = Compression.parse(
+        values=values or "fp32", scales=scales, activations=activations, prune=to
+    )
+    if values is not None and not policy.values.is_integer:
+        raise ValueError(f"values {values!r}: expected 'int8' or 'int4', or none for floats")
+    if to is None and values is None:
+        raise ValueError("prune: nothing to do; give to (--to 2:4) or values (--values int8)")
+    pattern = None if to is None else Pattern.parse(to)
+    return Format(pattern, policy.values if values else None), policy.activations
+
+
+def statements(
+    result: LayerwiseResult, values: ValueSpec | None, inputs: ActivationSpec | None
+) -> Mapping[str, LinearQuantization]:
+    """How the solved layers are quantized, by name; empty for floats."""
+    if values is None:
+        return {}
+    scales: dict[str, Tensor] = result.scales
+    return {name: LinearQuantization(values, scale, inputs) for name, scale in scales.items()}
+
+
+def _open(source: str | Path | nn.Module, tokenizer: Any, **hub: Any) -> _Source:
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ValueError("tokenizer: a model that is given as such needs its tokenizer too")
+        return _Source(type(source).__name__, source.eval(), tokenizer, None)
+    checkpoint = open_checkpoint(source, **hub)
+    return _Source(
+        source_name(source, checkpoint.directory),
+        load_model(checkpoint),
+        tokenizer or load_tokenizer(checkpoint.directory),
+        checkpoint.directory,
+    )
+
+
+def _check_target(out_dir: str | Path | None) -> None:
+    """Refuse early what writing would refuse after minutes of solving."""
+    if out_dir is None:
+        return
+    target = Path(out_dir).expanduser()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise FileExistsError(f"out_dir {target}: expected a new or an empty directory")

@@ -1,0 +1,114 @@
+"""Finished layers on disk, so that a run that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..targets import EncoderLayer, encoder_linears
+
+_RUN_FILE = "run.json"
+_SCALES = ".scales"
+
+
+class LayerStates:
+    """A directory with one file a finished encoder layer.
+
+    Args:
+        directory: made where it is missing.
+        run: what makes two runs the same, see :func:`fingerprint`.
+
+    Raises:
+        ValueError: the directory holds the layers of another run.
+    """
+
+    def __init__(self, directory: str | Path, run: Mapping[str, Any]) -> None:
+        self._directory = Path(directory).expanduser()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        path = self._directory / _RUN_FILE
+        wanted = json.dumps(dict(run), indent=2, sort_keys=True) + "\n"
+        if path.is_file():
+            _check_same(path, wanted)
+        else:
+            _write(path, wanted)
+
+    def has(self, index: int) -> bool:
+        """Whether a layer is finished."""
+        return self._path(index).is_file()
+
+    def keep(
+        self, layer: EncoderLayer, rows: Sequence[Mapping[str, Any]], scales: Mapping[str, Tensor]
+    ) -> None:
+        """Write a finished layer: weights, biases, scales and its rows of the report."""
+        tensors = {f"{name}{_SCALES}": scale for name, scale in scales.items()}
+        for part, name in layer.names.items():
+            for key, value in layer.linears[part].state_dict().items():
+                tensors[f"{name}.{key}"] = value.contiguous()
+        path = self._path(layer.index)
+        staging = path.with_suffix(".partial")
+        save_file(tensors, staging, metadata={"rows": json.dumps(list(rows))})
+        staging.replace(path)
+
+    def restore(self, layer: EncoderLayer) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+        """Put a finished layer's weights back; returns its rows and scales.
+
+        Raises:
+            ValueError: the file does not fit the layer.
+        """
+        path = self._path(layer.index)
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            rows = json.loads((file.metadata() or {})["rows"])
+        for part, name in layer.names.items():
+            linear = layer.linears[part]
+            state = {key: tensors.get(f"{name}.{key}") for key in linear.state_dict()}
+            if any(value is None for value in state.values()):
+                raise ValueError(
+                    f"{path.name}: lacks tensors of {name}; remove the state directory and start "
+                    "again"
+                )
+            linear.load_state_dict(state)
+        scales = {
+            key.removesuffix(_SCALES): value
+            for key, value in tensors.items()
+            if key.endswith(_SCALES)
+        }
+        return rows, scales
+
+    def _path(self, index: int) -> Path:
+        return self._directory / f"layer-{index}.safetensors"
+
+
+def fingerprint(model: nn.Module, texts: Sequence[str], **arguments: Any) -> dict[str, Any]:
+    """What a run was made from: its arguments, and hashes of the weights and the texts."""
+    weights = hashlib.sha256()
+    for name, linear in encoder_linears(model).items():
+        weights.update(name.encode())
+        weights.update(linear.weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    said = hashlib.sha256(json.dumps(list(texts)).encode())
+    return {**arguments, "weights": weights.hexdigest(), "texts": said.hexdigest()}
+
+
+def _check_same(path: Path, wanted: str) -> None:
+    held = json.loads(path.read_text(encoding="utf-8"))
+    asked = json.loads(wanted)
+    other = sorted(key for key in held.keys() | asked.keys() if held.get(key) != asked.get(key))
+    if other:
+        raise ValueError(
+            f"state {path.parent}: holds the layers of another run, which differs in "
+            f"{', '.join(other)}; give another directory, or remove this one"
+        )
+
+
+def _write(path: Path, text: str) -> None:
+    staging = path.with_suffix(".partial")
+    staging.write_text(text, encoding="utf-8")
+    staging.replace(path)
