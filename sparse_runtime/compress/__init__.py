@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from .fake_quant import attach_fake_quant, freeze_ranges, read_quantization, remove_fake_quant
 from .masks import Mask, attach_masks, bake, lock_masks, masks_of
 from .patterns import Pattern, global_masks, sparsity
 from .schedules import CubicSparsity
+from .statement import LinearQuantization
 from .targets import COMPONENTS, Component, EncoderLayer, component, encoder_linears, layers
+from .writing import write_checkpoint
 
 __all__ = [
     "COMPONENTS",
     "Component",
     "CubicSparsity",
     "EncoderLayer",
+    "LinearQuantization",
     "Mask",
     "Pattern",
+    "attach_fake_quant",
     "attach_masks",
     "bake",
     "component",
     "encoder_linears",
+    "freeze_ranges",
     "global_masks",
     "layers",
     "lock_masks",
     "masks_of",
+    "read_quantization",
+    "remove_fake_quant",
     "sparsity",
+    "write_checkpoint",
 ]

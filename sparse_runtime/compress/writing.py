@@ -84,12 +84,11 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     Tied tensors stay tied; nothing else is copied.
     """
-    inner = {name for name, module in model.named_modules() if _is_ours(module)}
+    ours = {f"{name}." for name, module in model.named_modules() if _is_ours(module)}
     tensors = {
         name: tensor
         for name, tensor in model.state_dict().items()
-        if not any(name.startswith(f"{module}.") for module in _prefixes(name) & inner)
-        and ".parametrizations." not in f".{name}"
+        if ".parametrizations." not in f".{name}" and not any(map(name.startswith, ours))
     }
     for name, module in model.named_modules():
         if transforms(module):
@@ -99,11 +98,6 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _is_ours(module: nn.Module) -> bool:
     return isinstance(module, ActivationFakeQuant)
-
-
-def _prefixes(name: str) -> set[str]:
-    parts = name.split(".")
-    return {".".join(parts[:count]) for count in range(1, len(parts))}
 
 
 def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuantization]) -> None:
@@ -117,7 +111,8 @@ def _check_statement(tensors: dict[str, Tensor], stated: Mapping[str, LinearQuan
 
 
 def _save_model(model: Any, tensors: dict[str, Tensor], staging: Path) -> None:
-    model.save_pretrained(staging, state_dict=tensors)
+    # A copy, for it takes tensors out of the mapping while it writes them.
+    model.save_pretrained(staging, state_dict=dict(tensors))
     path = staging / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     # Where the model was loaded from, which is a path of this machine as often as not.

@@ -31,6 +31,7 @@ def _family(config: str, model: str) -> Callable[[], nn.Module]:
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "bert": _family("BertConfig", "BertForSequenceClassification"),
+    "bert_mlm": _family("BertConfig", "BertForMaskedLM"),
     "roberta": _family("RobertaConfig", "RobertaForSequenceClassification"),
     "electra": _family("ElectraConfig", "ElectraForSequenceClassification"),
     "mpnet": _family("MPNetConfig", "MPNetModel"),
