@@ -24,6 +24,7 @@ class Experiment:
         group: heading in the table: a paper, or "one-shot".
         one_shot: arguments of ``prune``, calibration aside.
         recipe: name of a recipe that comes along, or of a file in benchmarks/repro/recipes.
+        until: last stage of the recipe that is run; None for all.
         given: stage of the recipe -> experiment whose checkpoint stands for it.
         changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.
         per_task: task -> further changes.
@@ -38,6 +39,7 @@ class Experiment:
     group: str
     one_shot: Mapping[str, Any] | None = None
     recipe: str | None = None
+    until: str | None = None
     given: Mapping[str, str] = field(default_factory=lambda: {TEACHER: DENSE})
     changes: tuple[str, ...] = ()
     per_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from sparse_runtime.benchmarks.repro.tasks import METRICS, calibration_texts, lo
 from sparse_runtime.compress.training.data import Data
 from sparse_runtime.compress.training.evaluation import evaluate
 from sparse_runtime.compress.training.models import load_model, load_tokenizer, sentence_pooling
-from sparse_runtime.compress.training.reading import recipe_names
-from sparse_runtime.compress.training.recipe import MODEL, Stage
+from sparse_runtime.compress.training.reading import load_recipe, recipe_names
+from sparse_runtime.compress.training.recipe import MODEL, Recipe, Stage
 from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.task_data import evaluation_texts
 
@@ -147,8 +147,6 @@ class Maker:
         return checkpoint, made
 
     def _train(self, out: Path) -> Made:
-        recipe = self.experiment.recipe
-        assert recipe is not None
         # The note is written last: a checkpoint without one is of a run that was cut off.
         shutil.rmtree(out, ignore_errors=True)
         given = {
@@ -157,11 +155,10 @@ class Maker:
         }
         report = train(
             self.bench.model,
-            recipe if recipe in recipe_names() else RECIPES / f"{recipe}.yaml",
+            self._recipe(),
             self.data,
             out,
             seed=self.seed,
-            changes=self.changes(),
             given=given,
             resume=True,
             save_every=500,
@@ -169,6 +166,17 @@ class Maker:
         seconds = sum(stage.seconds for stage in report.stages)
         steps = sum(stage.steps for stage in report.stages)
         return Made(report.metrics[METRICS[self.task]], seconds, steps, _weights(out))
+
+    def _recipe(self) -> Recipe:
+        name = self.experiment.recipe
+        assert name is not None
+        source = name if name in recipe_names() else RECIPES / f"{name}.yaml"
+        recipe = load_recipe(source, self.changes())
+        if self.experiment.until is None:
+            return recipe
+        names = [stage.name for stage in recipe.stages]
+        last = names.index(self.experiment.until)
+        return replace(recipe, stages=recipe.stages[: last + 1])
 
     def _one_shot(self, out: Path) -> Made:
         from sparse_runtime.compress.oneshot.prune import prune
