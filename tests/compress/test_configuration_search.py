@@ -48,7 +48,8 @@ def tiny(layers: int = 2) -> dict[str, nn.Linear]:
 def distance(linears: dict[str, nn.Linear], dense: dict[str, Tensor]) -> float:
     """A score: 0 for dense weights, lower the further they are from them."""
     return -sum(
-        float((linear.weight - dense[name]).square().sum()) for name, linear in linears.items()
+        float((linear.weight.detach() - dense[name]).square().sum())
+        for name, linear in linears.items()
     )
 
 

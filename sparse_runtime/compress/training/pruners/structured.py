@@ -85,7 +85,7 @@ class StructuredPruner(Pruner):
     """Takes out heads and neurons in steps of rising ratios, with training between them.
 
     A head that goes takes its rows of query, key and value and its columns of the attention's
-    output along, a neuron its row and its column. ``finish`` zeroes their biases as well, so that packing
+    output along, a neuron its row and its column. ``finish`` zeroes their biases, so that packing
     crops them.
     """
 
@@ -139,7 +139,7 @@ class StructuredPruner(Pruner):
             for layer, heads, neurons in self._by_layer():
                 gone = ~heads.repeat_interleave(self._head_size(layer))
                 for part in ("query", "key", "value"):
-                    _zero_bias(layer.linears[part], gone)  # type: ignore[index]
+                    _zero_bias(layer.linears[part], gone)
                 _zero_bias(layer.linears["ffn_in"], ~neurons)
 
     def metrics(self) -> dict[str, float]:
