@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 from .context import Batch, LossTerm, Training
 from .contrastive import ContrastiveBanks, ContrastiveSettings
+from .forward import POOLINGS
 from .schema import build
 
 
@@ -21,9 +22,19 @@ class ContrastiveSection(ContrastiveSettings):
     Attributes:
         pooling: how a text becomes one vector: "pooler" (the paper's, behind the tanh), "mean" or
             "cls".
+        snapshot_epochs: epochs from one snapshot to the next, the first as training begins.
     """
 
     pooling: str = "mean"
+    snapshot_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in POOLINGS or self.snapshot_epochs < 1:
+            raise ValueError(
+                f"contrastive: expected pooling to be one of {', '.join(POOLINGS)} and "
+                f"snapshot_epochs of at least 1, got {self.pooling!r} and {self.snapshot_epochs}"
+            )
 
 
 class ContrastiveTerm(LossTerm):
@@ -65,8 +76,8 @@ class ContrastiveTerm(LossTerm):
             self.banks.fill("finetuned", training.encode(training.teacher, self.section.pooling))
 
     def begin_epoch(self, epoch: int) -> None:
-        """Take a snapshot of the student."""
-        if "snapshots" in self.section.banks:
+        """Take a snapshot of the student where it is time."""
+        if "snapshots" in self.section.banks and epoch % self.section.snapshot_epochs == 0:
             model = self._training.model
             self.banks.fill("snapshots", self._training.encode(model, self.section.pooling))
 
@@ -84,11 +95,10 @@ class ContrastiveTerm(LossTerm):
         self.banks.load_state_dict(dict(state))
 
 
-def contrastive_terms(section: Mapping[str, Any]) -> list[LossTerm]:
+def contrastive_term(section: Mapping[str, Any]) -> ContrastiveTerm:
     """The term of a recipe's section.
 
     Raises:
         ValueError: an unknown key or a value out of range.
     """
-    settings = build(ContrastiveSection, section, "distillation.contrastive")
-    return [ContrastiveTerm(settings)]
+    return ContrastiveTerm(build(ContrastiveSection, section, "distillation.contrastive"))

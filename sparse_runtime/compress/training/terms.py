@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .context import Batch, LossTerm
+from .contrastive_term import contrastive_term
 from .distillation import (
     attention_scores,
     hidden_states,
@@ -75,7 +76,10 @@ def distillation_terms(settings: Distillation, task: Task) -> list[LossTerm]:
         TeacherTerm("embedding", settings.embedding, _embedding),
         TeacherTerm("similarity", settings.similarity, _similarity),
     ]
-    return [term for term in made if term.weight]
+    terms: list[LossTerm] = [term for term in made if term.weight]
+    if settings.contrastive is not None:
+        terms.append(contrastive_term(settings.contrastive))
+    return terms
 
 
 def _logits(task: Task, temperature: float) -> Callable[[Outputs, Outputs], Tensor]:

@@ -84,25 +84,15 @@ class ToIntegers:
 
     def _errors(self, difference: Tensor) -> Tensor:
         """Sum of squares of the weights of each scale, [scale_count]."""
-        owners = self._spread(self._numbers(difference), difference).flatten()
-        sums = difference.new_zeros(self.values.scale_count(*difference.shape))
-        return sums.index_add(0, owners, difference.flatten().square())
-
-    def _numbers(self, like: Tensor) -> Tensor:
-        return torch.arange(self.values.scale_count(*like.shape), device=like.device)
+        count = self.values.scale_count(difference.shape[0], difference.shape[1])
+        owners = self._spread(torch.arange(count, device=difference.device), difference)
+        powers = difference.square().flatten()
+        return difference.new_zeros(count).index_add(0, owners.flatten(), powers)
 
     def _spread(self, scales: Tensor, weight: Tensor) -> Tensor:
         """One entry a scale [scale_count] -> that of each weight [out, in]."""
         rows, cols = weight.shape
-        kind = self.values.granularity
-        if kind == "tensor":
-            return scales.expand(rows, cols)
-        if kind == "group":
-            columns = torch.arange(cols, device=scales.device) // self.values.group_cols
-            return scales.view(rows, -1)[:, columns]
-        length = self.values.chunk_rows if kind == "chunk" else 1
-        lines = torch.arange(rows, device=scales.device) // length
-        return scales[lines].unsqueeze(1).expand(rows, cols)
+        return self.values.spread(scales, rows, cols).expand(rows, cols)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""Recipes of CAP, movement, group lasso, NxMiFormer and oBERT, from checkpoint to directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sparse_runtime as sr
+from sparse_runtime.compress.patterns import Pattern
+from sparse_runtime.compress.training.pruners import Pruner
+from sparse_runtime.compress.training.run import train
+
+SHORT = ["teacher.epochs=1", "*.batch_size=15"]
+# 90 rows in batches of 15: 6 steps an epoch.
+CASES: dict[str, list[str]] = {
+    "movement": ["prune.epochs=2", "prune.pruning.structure=unstructured@0.75"],
+    "soft-movement": ["prune.epochs=2", "prune.pruning.score_learning_rate=0.5"],
+    "cap": ["prune.epochs=2", "prune.pruning.structure=unstructured@0.75"],
+    "cap-structured": ["prune.epochs=2", "prune.pruning.ratios=[0.25,0.5]", "prune.lr_cycles=2"],
+    "obert": [
+        "prune.epochs=2",
+        "prune.pruning.gradients=8",
+        "prune.pruning.batch_size=4",
+        "prune.pruning.structure=unstructured@0.75",
+        "prune.pruning.schedule.initial=0.4",
+    ],
+    "group-lasso": ["prune.epochs=2"],
+    "nxmiformer": ["compress.epochs=2"],
+}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The encoder's matrices."""
+    return {
+        name: tensor
+        for name, tensor in load_file(folder / "model.safetensors").items()
+        if ".layer." in name and tensor.ndim == 2
+    }
+
+
+def run(recipe: str, checkpoints: Any, labelled: Any, folder: Path, *extra: str) -> Path:
+    train(
+        checkpoints["bert"],
+        recipe,
+        labelled,
+        folder / "out",
+        changes=[*SHORT, *CASES[recipe], *extra],
+    )
+    return folder / "out"
+
+
+@pytest.mark.parametrize("recipe", CASES)
+def test_result_has_the_recipes_zeros(
+    recipe: str, checkpoints: Any, labelled: Any, tmp_path: Path
+) -> None:
+    out = run(recipe, checkpoints, labelled, tmp_path)
+    matrices = weights(out)
+    assert len(matrices) == 12
+    zeros = {name: float((one == 0).double().mean()) for name, one in matrices.items()}
+    assert not any((one == 0).logical_and(one.signbit()).any() for one in matrices.values())
+    total = sum(int((one == 0).sum()) for one in matrices.values()) / sum(
+        one.numel() for one in matrices.values()
+    )
+    if recipe in ("movement", "cap"):
+        assert all(share == pytest.approx(0.75, abs=0.001) for share in zeros.values())
+    elif recipe == "soft-movement":
+        assert 0.05 < total < 1
+    elif recipe == "cap-structured":
+        assert total == pytest.approx(0.5, abs=0.02)
+    elif recipe == "obert":
+        assert total == pytest.approx(0.75, abs=0.001) and len(set(zeros.values())) > 1
+    elif recipe == "group-lasso":
+        pattern = Pattern.parse("block:1x4@0.8")
+        assert all(torch.equal(pattern.mask(w.abs()), w != 0) for w in matrices.values())
+    else:
+        assert all((w.view(-1, 4) != 0).sum(1).max() <= 2 for w in matrices.values())
+    record = json.loads((out / "compression.json").read_text())
+    assert record["recipe"] == recipe and str(tmp_path) not in json.dumps(record)
+
+
+def test_packing_sees_what_each_method_left(
+    checkpoints: Any, labelled: Any, tmp_path: Path
+) -> None:
+    nxm = run("nxmiformer", checkpoints, labelled, tmp_path / "nxm")
+    report = sr.convert(nxm, tmp_path / "packed-nxm")
+    assert {str(layer.structure) for layer in report.layers} == {"2:4"}
+    assert {layer.values for layer in report.layers} == {"int8"}
+    heads = run("cap-structured", checkpoints, labelled, tmp_path / "heads")
+    sr.convert(heads, tmp_path / "packed-heads", values="fp32")
+    cropped = sum(
+        tensor.numel()
+        for name, tensor in load_file(tmp_path / "packed-heads" / "model.safetensors").items()
+        if ".layer." in name
+    )
+    assert cropped < 0.6 * sum(one.numel() for one in weights(heads).values())
+
+
+def test_variants_of_nxmiformer(checkpoints: Any, labelled: Any, tmp_path: Path) -> None:
+    ste = "compress.pruning={method: masked-ste, structure: '2:4'}"
+    masked = run("nxmiformer", checkpoints, labelled, tmp_path / "ste", ste)
+    both = run(
+        "nxmiformer",
+        checkpoints,
+        labelled,
+        tmp_path / "both",
+        "compress.quantization=null",
+        "compress.pruning.values=int4",
+    )
+    for folder in (masked, both):
+        assert all((w.view(-1, 4) != 0).sum(1).max() <= 2 for w in weights(folder).values())
+    for weight in weights(both).values():
+        assert all(len(chunk.unique()) <= 15 for chunk in weight.split(32))
+    mixed = run(
+        "nxmiformer",
+        checkpoints,
+        labelled,
+        tmp_path / "mixed",
+        "compress.pruning.per={query: '2:4', key: null}",
+        "compress.quantization.per={query: null, key: int4}",
+    )
+    report = sr.convert(mixed, tmp_path / "packed")
+    by_name = {layer.name: layer for layer in report.layers}
+    key = by_name["bert.encoder.layer.0.attention.self.key"]
+    assert by_name["bert.encoder.layer.0.attention.self.query"].structure == "2:4"
+    assert key.values == "int4" and key.density > 0.75
+
+
+class Interrupted(Exception):
+    """Stands for a machine that goes away."""
+
+
+@pytest.mark.parametrize("recipe", ["cap", "cap-structured", "nxmiformer"])
+def test_interrupted_runs_end_as_if_they_had_not_been(
+    recipe: str, checkpoints: Any, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 12 steps, saved at 4 and 8; gone at 9. The second stage is the one that is resumed.
+    whole = weights(run(recipe, checkpoints, labelled, tmp_path / "whole"))
+    arguments = (checkpoints["bert"], recipe, labelled, tmp_path / "parts")
+    changes = [*SHORT, *CASES[recipe]]
+    with monkeypatch.context() as patch:
+        patch.setattr(Pruner, "before_optimizer", _gone)
+        with pytest.raises(Interrupted):
+            train(*arguments, changes=changes, save_every=4)
+    train(*arguments, changes=changes, save_every=4, resume=True)
+    for name, weight in weights(tmp_path / "parts").items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def _gone(_pruner: Pruner, step: int) -> None:
+    if step == 9:
+        raise Interrupted
