@@ -28,8 +28,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Make every run that has no line in the results yet."""
+    from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS, QUICK
     from sparse_runtime.benchmarks.repro.running import plan, run_all
-    from sparse_runtime.benchmarks.repro.table import EXPERIMENTS, QUICK
 
     scale = "quick" if options.quick else "full"
     found = [

@@ -102,7 +102,7 @@ def append(record: Run | Latency, path: Path) -> None:
 
 
 def read(path: Path) -> tuple[list[Run], list[Latency]]:
-    """Runs and latencies of a file; of one run, or one contender and batch, the last line counts."""
+    """Runs and latencies of a file; of what is there twice, the last line counts."""
     runs: dict[Any, Run] = {}
     latencies: dict[Any, Latency] = {}
     for line in _lines(path):

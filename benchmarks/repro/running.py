@@ -56,9 +56,7 @@ def run_all(
         What went wrong, a line a run.
     """
     known = {run.key: run for run in read(results)[0]}
-    waiting = [
-        job for job in jobs if (job.experiment.name, job.task, job.seed, scale) not in known
-    ]
+    waiting = [job for job in jobs if (job.experiment.name, job.task, job.seed, scale) not in known]
     failures: list[str] = []
     environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # for the processes that are begun
@@ -88,9 +86,7 @@ def run_all(
     return failures
 
 
-def make(
-    job: Job, model: Path, folder: Path, scale: str, dense_metric: float | None
-) -> Run:
+def make(job: Job, model: Path, folder: Path, scale: str, dense_metric: float | None) -> Run:
     """One run, in this process."""
     import torch
 
@@ -104,7 +100,7 @@ def make(
 def _ready(
     waiting: Sequence[Job], known: dict[tuple[str, str, int, str], Run], scale: str
 ) -> Iterator[Job]:
-    """Those whose dense model is there, which all are measured against, and what they go on from."""
+    """Those for which all is there that they go on from or are measured against."""
     for job in list(waiting):
         needed = job.experiment.needs
         if all((name, job.task, job.seed, scale) in known for name in needed):

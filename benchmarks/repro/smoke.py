@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
+from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS
 from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
 from sparse_runtime.benchmarks.repro.records import Run, read
 from sparse_runtime.benchmarks.repro.running import plan, run_all
-from sparse_runtime.benchmarks.repro.table import EXPERIMENTS, stage
+from sparse_runtime.benchmarks.repro.table import stage
 from sparse_runtime.benchmarks.repro.tasks import TINY
 from sparse_runtime.benchmarks.sentences import BUILT_IN
 
@@ -76,7 +77,7 @@ def findings(runs: Iterable[Run]) -> list[str]:
             wrong.append(f"{run.experiment}: accuracy {run.packed}, expected {LEAST_DENSE}")
         if run.trained is not None and abs(run.packed - run.trained) > MOST_APART:
             wrong.append(
-                f"{run.experiment}: our runtime's accuracy {run.packed}, the trainer's {run.trained}"
+                f"{run.experiment}: accuracy {run.packed} by our runtime, {run.trained} as trained"
             )
         least = {"2:4": 0.5, "90 %": 0.9}.get(re.split(r" (?!%)", run.experiment)[0], 0.0)
         if run.sparsity < least - 0.005:

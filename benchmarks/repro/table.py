@@ -136,6 +136,3 @@ DISTILLED = (
     after_one_shot("2:4 INT8, OBS, then trained", FLOAT_2_4, "int8", 0.995, OBS_2_4),
     after_one_shot("2:4 INT4, OBS, then trained", FLOAT_2_4, "int4", 0.98, INT4_2_4),
 )
-
-EXPERIMENTS: tuple[Experiment, ...] = (*BASE, *ONE_SHOT, *DISTILLED)
-QUICK = (DENSE, "dense INT8", MAGNITUDE_2_4, OBS_2_4, BLOCK_ONE_SHOT, "90 % INT8, distilled")

@@ -49,6 +49,12 @@ app.command("convert", epilog=example("convert ./my-bert ./packed --structure 2:
     convert.convert
 )
 app.command(
+    "prune",
+    epilog=example(
+        "prune --model ./my-bert --out ./sparse --to 2:4 --values int8 --data texts.txt"
+    ),
+)(prune.prune)
+app.command(
     "verify", epilog=example("verify ./packed ./my-bert --pairs sts.tsv --min-cosine 0.995")
 )(verify.verify)
 app.command("run", epilog=example('run ./packed "A first text." "A second one."'))(run.run)

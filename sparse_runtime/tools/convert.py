@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ..store import PackedLinear, PackedModel, save, size_report
 from .convert_report import ConvertReport, KeptTensor, LayerReport
 from .crop import Crop, plan_crop
 from .integers import pack_integers
+from .one_shot import METHOD, solve_checkpoint
 
 _FLOATS = {str(dtype).removeprefix("torch."): name for name, dtype in FLOAT_DTYPES.items()}
 
@@ -40,6 +41,8 @@ def convert(
     structure: str = "auto",
     values: str = "auto",
     prune: str | None = None,
+    calibration: Sequence[str] | None = None,
+    prune_method: str | None = None,
     scales: str = "row",
     activations: str = "auto",
     crop: str = "auto",
@@ -67,7 +70,11 @@ def convert(
             "unstructured" and "block:RxC" hold any matrix as it is; "N:M" prunes by magnitude
             what does not fit, and the report says how much.
         values: "auto" is int8; or "fp32", "bf16", "fp16", "int8", "int4".
-        prune: prune by magnitude first: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY".
+        prune: prune first: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; by magnitude
+            where no ``calibration`` is given.
+        calibration: texts like those the model will read, in view of which layers are pruned and
+            rounded so that their outputs change least (docs/compress/one_shot.md).
+        prune_method: with ``calibration``: "obs" (the default), "alps", "wanda" or "magnitude".
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.
@@ -96,6 +103,11 @@ def convert(
     policy = Compression.parse(
         structure=structure, values=values, scales=scales, activations=activations, prune=prune
     )
+    if prune_method is not None and calibration is None:
+        raise ValueError(
+            f"prune_method {prune_method!r}: needs texts; give calibration, or leave it out to "
+            "prune by magnitude"
+        )
     checkpoint = open_checkpoint(
         source,
         finalise=finalise,
@@ -110,6 +122,8 @@ def convert(
         "structure": structure,
         "values": values,
         "prune": prune,
+        "calibration": None if calibration is None else len(calibration),
+        "prune_method": prune_method if calibration is None else prune_method or METHOD,
         "scales": scales,
         "activations": activations,
         "crop": crop,
@@ -119,9 +133,21 @@ def convert(
         _refuse_requantizing(checkpoint, arguments)
     name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
+    solved = None
+    if calibration is not None:
+        solved = solve_checkpoint(
+            checkpoint,
+            encoder_modules(checkpoint),
+            policy,
+            calibration,
+            method=prune_method,
+            progress=progress,
+        )
+        checkpoint = solved.checkpoint
     cut = plan_crop(checkpoint, encoder_modules(checkpoint), policy, crop)
     provenance["cropped"] = cut.to_dict()
-    model, layers = _pack(checkpoint, policy, cut, provenance, progress)
+    notes = {} if solved is None else solved.notes
+    model, layers = _pack(checkpoint, policy, cut, provenance, progress, notes)
     save(model, target, overwrite=overwrite)
     return ConvertReport(
         source=name,
@@ -166,6 +192,7 @@ def _pack(
     cut: Crop,
     provenance: dict[str, Any],
     progress: bool | None,
+    notes: Mapping[str, CompressionNote],
 ) -> tuple[PackedModel, list[LayerReport]]:
     """Pack every encoder linear, one matrix in memory at a time."""
     # Heads that the file states in integers are packed too: no float would be what they are.
@@ -182,6 +209,8 @@ def _pack(
         if key not in done:
             done[key] = _pack_one(checkpoint, module, stored, policy, cut)
         packed, note, nbytes = done[key]
+        # What was solved before packing has lost something already.
+        note = notes.get(module, note)
         bias = cut.bias(module, _bias(checkpoint, module))
         linears[module] = PackedLinear(packed, bias)
         layers.append(LayerReport.of(module, packed, note, nbytes))
@@ -221,7 +250,13 @@ def _pack_one(
 
 def _refuse_requantizing(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
     """The file's own integers and their meaning are what is packed."""
-    plain = {"values": "auto", "scales": "row", "activations": "auto", "prune": None}
+    plain = {
+        "values": "auto",
+        "scales": "row",
+        "activations": "auto",
+        "prune": None,
+        "calibration": None,
+    }
     asked = [
         f"{name}={arguments[name]!r}" for name, value in plain.items() if arguments[name] != value
     ]
