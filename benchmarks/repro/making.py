@@ -155,7 +155,7 @@ class Maker:
         }
         report = train(
             self.bench.model,
-            self._recipe(),
+            self.recipe(),
             self.data,
             out,
             seed=self.seed,
@@ -167,7 +167,8 @@ class Maker:
         steps = sum(stage.steps for stage in report.stages)
         return Made(report.metrics[METRICS[self.task]], seconds, steps, _weights(out))
 
-    def _recipe(self) -> Recipe:
+    def recipe(self) -> Recipe:
+        """With its changes, as far as it is run."""
         name = self.experiment.recipe
         assert name is not None
         source = name if name in recipe_names() else RECIPES / f"{name}.yaml"
