@@ -57,10 +57,11 @@ def test_names_are_unique_and_partners_exist_on_the_same_tasks() -> None:
 
 
 def test_every_experiment_that_is_gone_on_from_has_a_checkpoint() -> None:
-    by_name = {e.name: e for e in EXPERIMENTS}
-    for experiment in EXPERIMENTS:
+    places = {(e.name, task): e for e in EXPERIMENTS for task in e.tasks}
+    for (_, task), experiment in places.items():
         for name in experiment.given.values() if experiment.recipe else ():
-            assert by_name[name].recipe or by_name[name].one_shot, f"{name} writes no checkpoint"
+            start = places[name, task]
+            assert start.recipe or start.one_shot, f"{name} writes no checkpoint"
 
 
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e.recipe], ids=lambda e: e.name)
@@ -147,12 +148,14 @@ def test_plot_needs_latencies(tmp_path: Path) -> None:
 def test_smoke_finds_a_packed_model_that_answers_otherwise() -> None:
     runs = [run_of(name, 0.95, trained=0.95, sparsity=0.91) for name in SMOKE]
     assert findings(runs) == []
-    assert "by our runtime" in findings([run_of(SMOKE_NAME, 0.8, trained=0.95), *runs[1:]])[0]
-    assert "zeros" in findings([*runs[:-1], run_of(SMOKE_LAST, 0.95, sparsity=0.4)])[0]
-    assert findings(runs[:-1]) == [f"{SMOKE_LAST}: did not run"]
-
-
-SMOKE_NAME, SMOKE_LAST = next(iter(SMOKE)), list(SMOKE)[-1]
+    last = list(SMOKE)[-1]
+    (apart,) = findings([*runs[:-1], run_of(last, 0.9, trained=0.95)])
+    assert "0.9 by our runtime" in apart
+    (filled,) = findings([*runs[:-1], run_of(last, 0.95, sparsity=0.4)])
+    assert "0.400 zeros" in filled
+    assert findings(runs[:-1]) == [f"{last}: did not run"]
+    (weak,) = findings([run_of(DENSE, 0.8), *runs[1:]])
+    assert "expected 0.9" in weak
 
 
 def test_tiny_task_needs_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
