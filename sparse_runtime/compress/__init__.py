@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .fake_quant import attach_fake_quant, freeze_ranges, read_quantization, remove_fake_quant
 from .masks import Mask, attach_masks, bake, lock_masks, masks_of
+from .paper_layouts import export_paper_layout
 from .patterns import Pattern, global_masks, sparsity
 from .schedules import CubicSparsity
 from .statement import LinearQuantization
@@ -23,6 +24,7 @@ __all__ = [
     "bake",
     "component",
     "encoder_linears",
+    "export_paper_layout",
     "freeze_ranges",
     "global_masks",
     "layers",

@@ -16,7 +16,8 @@ class WeightTransform(nn.Module):
     """What all parametrizations of this room derive from, so that :func:`bake` knows them.
 
     A subclass maps a weight [out, in] to the weight that the layer multiplies with. One that prunes
-    has an attribute ``mask``, bool [out, in], for :func:`masks_of`.
+    has an attribute ``mask``, bool [out, in], for :func:`masks_of`; one that learns what to prune,
+    ``scores``, float, one a weight or one a block.
     """
 
 

@@ -65,7 +65,7 @@ def write_checkpoint(
     tensors = plain_tensors(model)
     _check_statement(tensors, stated)
     target = Path(out_dir).expanduser()
-    with _new_directory(target) as staging:
+    with new_directory(target) as staging:
         _save_model(model, tensors, staging)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
@@ -173,7 +173,7 @@ def _without_paths(value: Any) -> Any:
 
 
 @contextmanager
-def _new_directory(out_dir: Path) -> Iterator[Path]:
+def new_directory(out_dir: Path) -> Iterator[Path]:
     """A directory beside ``out_dir`` that takes its name in the end, or is removed."""
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise FileExistsError(f"out_dir {out_dir}: expected a new or an empty directory")

@@ -5,7 +5,6 @@ A layer is held by a C++ object in the device layout, or layouts, that :mod:`.la
 
 from __future__ import annotations
 
-import weakref
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +15,7 @@ from ..spec import ActivationSpec
 from .calibration import panel_seconds
 from .layouts import LayoutChoice, choose_layouts
 from .native import address, extension, rows_of, unavailable
+from .prepared_op import prepared_linear, register
 from .types import Candidate, LinearRequest, PreparedLinear
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class PanelLinear(PreparedLinear):
             self.handle = _float_handle(request.name, weight, bias, self.choices)
         else:
             self.handle = _int8_handle(request, weight, bias, activations, self.choices)
-        self.key = _register(self)
+        self.key = register(self)
 
     @property
     def nbytes(self) -> int:
@@ -60,7 +60,7 @@ class PanelLinear(PreparedLinear):
     ) -> Tensor:
         # The dispatcher costs more than a small layer, so only traced calls go through it.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
-            return panel_linear_op(x, self.key, self.out_features, activation, residual)
+            return prepared_linear(x, self.key, self.out_features, activation, residual)
         return self.run(x, activation, residual)
 
     def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
@@ -165,40 +165,6 @@ def _unknown_arithmetic(request: LinearRequest) -> str | None:
         if values.zero_points and request.in_features > most:
             return f"takes up to {most} inputs with zero points of the weight"
     return None
-
-
-# The operator that torch.compile sees names a layer by a number: C++ objects cannot travel
-# through a traced graph.
-_LAYERS: weakref.WeakValueDictionary[int, PanelLinear] = weakref.WeakValueDictionary()
-_next_key = 0
-
-
-def _register(layer: PanelLinear) -> int:
-    global _next_key
-    _next_key += 1
-    _LAYERS[_next_key] = layer
-    return _next_key
-
-
-@torch.library.custom_op("sparse_runtime::panel_linear", mutates_args=(), device_types="cpu")
-def panel_linear_op(
-    x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
-) -> Tensor:
-    """A prepared layer of this process, as torch.compile and torch.export see it."""
-    layer = _LAYERS.get(key)
-    if layer is None or layer.out_features != out_features:
-        raise RuntimeError(
-            f"sparse_runtime::panel_linear: layer {key} is not alive in this process; trace the "
-            "module again"
-        )
-    return layer.run(x, activation, residual)
-
-
-@panel_linear_op.register_fake
-def _(
-    x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
-) -> Tensor:
-    return x.new_empty(x.shape[0], out_features)
 
 
 class CpuPanelsCandidate(Candidate):

@@ -111,7 +111,7 @@ def test_export_with_a_dynamic_batch(kind: str, strict: bool) -> None:
     program = torch.export.export(layer, (x,), dynamic_shapes=shapes, strict=strict)
     targets = {str(node.target) for node in program.graph.nodes}
     uses_kernel = kind.startswith("cpu.panels")
-    assert any("sparse_runtime.panel_linear" in target for target in targets) == uses_kernel
+    assert any("sparse_runtime.prepared_linear" in target for target in targets) == uses_kernel
     exported = program.module()
 
     def check(inputs: Tensor) -> None:

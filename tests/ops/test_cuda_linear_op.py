@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 
 import sparse_runtime as sr
 from sparse_runtime.ops import LinearRequest, LinearWeight
-from sparse_runtime.ops.cuda.custom_op import linear_op
 from sparse_runtime.ops.cuda.linear import CudaLinear
+from sparse_runtime.ops.prepared_op import prepared_linear
 from sparse_runtime.testing import make_activations, make_packed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,8 +41,8 @@ def test_the_operator_keeps_its_promises(activations: str, dtype: torch.dtype) -
     residual = make_activations(5, OUT, dtype=dtype).to(DEVICE)
     for activation, added in ((None, None), ("gelu", residual)):
         operands = (inputs(5, dtype), layer.key, OUT, activation, added)
-        torch.library.opcheck(linear_op, operands)
-        assert torch.equal(linear_op(*operands), layer(inputs(5, dtype), activation, added))
+        torch.library.opcheck(prepared_linear, operands)
+        assert torch.equal(prepared_linear(*operands), layer(inputs(5, dtype), activation, added))
 
 
 def test_the_operator_names_a_layer_that_is_gone() -> None:
@@ -51,7 +51,7 @@ def test_the_operator_names_a_layer_that_is_gone() -> None:
     del layer
     gc.collect()
     with pytest.raises(RuntimeError, match=f"layer {key} is not alive in this process"):
-        linear_op(inputs(2), key, OUT, None, None)
+        prepared_linear(inputs(2), key, OUT, None, None)
 
 
 def test_one_graph_without_breaks_serves_every_number_of_tokens() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sparse_runtime.ops import LinearWeight, choose
-from sparse_runtime.ops.cpu_panels import PanelLinear, panel_linear_op
+from sparse_runtime.ops.cpu_panels import PanelLinear
+from sparse_runtime.ops.prepared_op import prepared_linear
 from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.testing import make_activations, make_packed
 
@@ -37,7 +38,7 @@ def test_opcheck(kind: str, tokens: int) -> None:
     layer = prepared(kind)
     x, residual = make_activations(tokens, IN), make_activations(tokens, OUT)
     for operands in ((None, None), ("gelu", residual)):
-        torch.library.opcheck(panel_linear_op, (x, layer.key, OUT, *operands))
+        torch.library.opcheck(prepared_linear, (x, layer.key, OUT, *operands))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +66,7 @@ def test_a_layer_that_is_gone_is_named() -> None:
     del layer
     gc.collect()
     with pytest.raises(RuntimeError, match=f"layer {key} is not alive in this process"):
-        panel_linear_op(torch.ones(3, IN), key, OUT, None, None)
+        prepared_linear(torch.ones(3, IN), key, OUT, None, None)
 
 
 def test_memory_of_another_device_is_never_addressed() -> None:

@@ -52,7 +52,8 @@ class Training(Protocol):
 
         The loss is that of the stage (task and distillation, no penalty), dropout off.
         Gradients are cleared before each batch and after the last. Batches of size 1 give
-        per-sample gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or ``begin_step``.
+        per-sample gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or
+        ``begin_step``.
         """
         ...
 

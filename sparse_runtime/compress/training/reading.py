@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
@@ -15,6 +16,8 @@ from .recipe import Pruning, Recipe, Stage
 from .schema import build, refuse_unknown
 
 _SUFFIXES = (".yaml", ".yml")
+_INTEGER = re.compile(r"[-+]?[0-9]+$")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 
 
 def recipe_names() -> list[str]:
@@ -94,9 +97,9 @@ def _assign(stage: Any, keys: list[str], value: Any, change: str) -> None:
         stage.pop(other, None)
 
 
-def _stage_list(data: Any) -> list[dict[str, Any]]:
+def _stage_list(data: Any) -> Sequence[dict[str, Any]]:
     stages = data.get("stages") if isinstance(data, Mapping) else None
-    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+    if not isinstance(stages, list | tuple) or not all(isinstance(stage, dict) for stage in stages):
         raise ValueError("recipe: expected a mapping with a list of 'stages', each keys and values")
     return stages
 
@@ -142,7 +145,18 @@ def _load_yaml(text: str) -> Any:
         import yaml
     except ImportError as error:
         raise ImportError("recipes need PyYAML: pip install 'sparse-runtime[train]'") from error
+
+    class Loader(yaml.SafeLoader):
+        """YAML 1.2's numbers: 2:4 is a text and not 124, and 1e-4 is a number."""
+
+    numbers = {"tag:yaml.org,2002:int": _INTEGER, "tag:yaml.org,2002:float": _FLOAT}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in known if tag not in numbers]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for tag, form in numbers.items():
+        Loader.add_implicit_resolver(tag, form, list("-+.0123456789"))
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe: not YAML: {error}") from None
+        raise ValueError(f"recipe: not YAML: {' '.join(str(error).split())}") from None

@@ -97,12 +97,6 @@ def _one_of(kinds: list[Any], value: Any, where: str) -> Any:
 def _plain(kind: type[Any], value: Any, where: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # YAML 1.1 reads 1e-4 as a text, for it lacks a dot.
-    if kind is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"recipe: {where}: expected {_WORDS[kind]}, got {value!r}")
     return value

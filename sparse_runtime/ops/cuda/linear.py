@@ -11,9 +11,9 @@ from torch import Tensor
 from ...kernels.linear.configs import Workspace
 from ...kernels.linear.operands import Quantized, Target
 from ..native import rows_of
+from ..prepared_op import prepared_linear, register
 from ..types import LinearRequest, PreparedLinear
 from .choosing import Choice
-from .custom_op import linear_op, register
 from .inputs import InputQuantizer
 from .layer_choice import choices_for
 from .machine import machine_of
@@ -124,7 +124,7 @@ class CudaLinear(PreparedLinear):
     ) -> Tensor:
         # The dispatcher costs more than a small layer, so only traced calls go through it.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
-            return linear_op(x, self.key, self.out_features, activation, residual)
+            return prepared_linear(x, self.key, self.out_features, activation, residual)
         return self.run(x, activation, residual)
 
     def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:

@@ -19,6 +19,7 @@ def export_intel_masks(
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     *,
+    originals: Mapping[str, Tensor] | None = None,
     teacher: Mapping[str, Tensor] | None = None,
     file: str = RAW_FILE,
 ) -> None:
@@ -28,14 +29,19 @@ def export_intel_masks(
         directory: to write.
         config: of the model.
         tensors: of the pruned model; the zeros of its layers' matrices become masks.
+        originals: what lies below the masks, by the names of the pruned weights; None puts noise
+            below the zeros of every layer's matrix.
         teacher: tensors of a teacher to leave in the file.
         file: name of the weights file.
     """
     generator = torch.Generator().manual_seed(0)
+    if originals is None:
+        pruned = {name: tensor for name, tensor in tensors.items() if is_pruned(name, tensor)}
+        originals = {name: fill_zeros(tensor, generator) for name, tensor in pruned.items()}
     written: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if is_pruned(name, tensor):
-            written[f"{name}_original"] = fill_zeros(tensor, generator)
+        if name in originals:
+            written[f"{name}_original"] = originals[name]
             written[f"{name}_mask"] = (tensor != 0).float()
         else:
             written[name] = tensor

@@ -6,12 +6,17 @@ torch's own FakeQuantize, what the integers of such a checkpoint mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.ao.quantization import FakeQuantize, MinMaxObserver, MovingAverageMinMaxObserver
 from torch.nn import functional as F
+
+from ...spec import ActivationSpec
+from .directory import write_directory
 
 _MANTISSA_BITS = 16
 
@@ -118,3 +123,54 @@ def quantize(model: nn.Module, keeps_output: Callable[[str], bool]) -> list[str]
         assert isinstance(linear, nn.Linear)
         model.set_submodule(name, QuantizedLinear(linear, not keeps_output(name)))
     return names
+
+
+def export_intel_qat(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[float, ActivationSpec, ActivationSpec | None]],
+) -> None:
+    """Write a trained model with the quantizers that the library would have left in it.
+
+    Args:
+        directory: to write.
+        config: of the model.
+        tensors: of the model; weights of ``layers`` in float32.
+        layers: by name: the weight's scale, static uint8 quantizers of the input and of the output,
+            None where it is not requantized.
+    """
+    written = dict(tensors)
+    for module, (scale, inputs, outputs) in layers.items():
+        groups: dict[str, Tensor] = {"_step": torch.ones(1), "fake_quant_enabled": _flag(True)}
+        groups |= _group("weight_fake_quant", scale, 0, (-127.5, 127.5))
+        groups |= _group("input_fake_quant", inputs.scale, inputs.zero_point, (0, 255))
+        again = outputs or ActivationSpec("static", "uint8", 1.0)
+        groups |= _group("output_fake_quant", again.scale, again.zero_point, (0, 255))
+        requantize = _flag(outputs is not None)
+        groups |= {
+            "output_fake_quant.fake_quant_enabled": requantize,
+            "output_fake_quant.requantize": requantize,
+            "output_fake_quant.quant_enabled": _flag(True),
+        }
+        written |= {f"{module}.{name}": tensor for name, tensor in groups.items()}
+    write_directory(directory, config, written)
+
+
+def _group(
+    name: str, scale: float, zero_point: int, limits: tuple[float, float]
+) -> dict[str, Tensor]:
+    """A FakeQuantize whose observer has seen exactly its range."""
+    low, high = ((limit - zero_point) * scale for limit in limits)
+    return {
+        f"{name}.fake_quant_enabled": _flag(True),
+        f"{name}.observer_enabled": _flag(False),
+        f"{name}.scale": torch.tensor([scale]),
+        f"{name}.zero_point": torch.tensor([zero_point], dtype=torch.int32),
+        f"{name}.activation_post_process.min_val": torch.tensor(low),
+        f"{name}.activation_post_process.max_val": torch.tensor(high),
+    }
+
+
+def _flag(value: bool) -> Tensor:
+    return torch.tensor([value], dtype=torch.uint8)

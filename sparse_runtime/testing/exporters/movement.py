@@ -52,6 +52,29 @@ def export_movement(
     write_directory(directory, _masked_config(config, method, block), written)
 
 
+def export_scores(
+    directory: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    method: str,
+    scores: Mapping[str, Tensor],
+    *,
+    block: tuple[int, int] = (1, 1),
+) -> None:
+    """Write the weights and scores of a training run as they are.
+
+    Args:
+        directory: to write.
+        config: of the plain BERT.
+        tensors: of the model, its weights dense.
+        method: "topK", "sigmoied_threshold" or "threshold".
+        scores: by the name of the layer.
+        block: rows and columns of one score.
+    """
+    written = {f"{module}.mask_scores": one for module, one in scores.items()}
+    write_directory(directory, _masked_config(config, method, block), {**tensors, **written})
+
+
 def _masked_config(
     config: Mapping[str, Any], method: str, block: tuple[int, int]
 ) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The operator that torch.compile and torch.export see in place of a prepared layer.
 
-It names a layer by a number: what kernels read cannot travel through a traced graph.
+It names a layer by a number: what kernels read, and C++ objects, cannot travel through a traced
+graph.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ def register(layer: Runs) -> int:
     return key
 
 
-@torch.library.custom_op("sparse_runtime::cuda_linear", mutates_args=())
-def linear_op(
+@torch.library.custom_op("sparse_runtime::prepared_linear", mutates_args=())
+def prepared_linear(
     x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
 ) -> Tensor:
     """A prepared layer of this process."""
     layer = _LAYERS.get(key)
     if layer is None or layer.out_features != out_features:
         raise RuntimeError(
-            f"sparse_runtime::cuda_linear: layer {key} is not alive in this process; trace the "
+            f"sparse_runtime::prepared_linear: layer {key} is not alive in this process; trace the "
             "module again"
         )
     return layer.run(x, activation, residual)
 
 
-@linear_op.register_fake
+@prepared_linear.register_fake
 def _(
     x: Tensor, key: int, out_features: int, activation: str | None, residual: Tensor | None
 ) -> Tensor:

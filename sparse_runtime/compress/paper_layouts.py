@@ -1,0 +1,301 @@
+"""A trained model in the files that each paper's own code would have left."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoints import open_checkpoint
+from ..checkpoints.errors import listed
+from ..spec import ValueSpec
+from ..testing.exporters.directory import write_directory
+from ..testing.exporters.intel_masks import RAW_FILE, export_intel_masks
+from ..testing.exporters.intel_qat import export_intel_qat
+from ..testing.exporters.movement import export_scores
+from ..testing.exporters.nxm import export_nxm
+from ..testing.exporters.structured_masks import export_mask_buffers
+from ..testing.exporters.unused_layers import export_unused_layer
+from .fake_quant import read_quantization
+from .masks import masks_of, original_weight, transforms
+from .patterns import Pattern
+from .statement import LinearQuantization
+from .targets import encoder_linears, layers
+from .writing import new_directory, plain_tensors
+
+_NXM_FILE = "nxm_config.json"
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What the writers need of a model.
+
+    Attributes:
+        model: the model.
+        config: fields of config.json.
+        tensors: as it computes with them, zeros baked in.
+        masks: bool [out, in] of its pruned layers by name.
+        dense: the weights below the masks, by the name of the layer.
+        quantization: of its fake-quantized layers by name.
+    """
+
+    model: nn.Module
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    dense: dict[str, Tensor]
+    quantization: dict[str, LinearQuantization]
+
+    @classmethod
+    def of(cls, model: Any) -> _Trained:
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        config.pop("_name_or_path", None)
+        config["architectures"] = [type(model).__name__]
+        linears = encoder_linears(model)
+        masks = masks_of(model) or {n: original_weight(m) != 0 for n, m in linears.items()}
+        chosen = {name: model.get_submodule(name) for name in masks.keys() | linears.keys()}
+        dense = {name: original_weight(m).detach().clone() for name, m in chosen.items()}
+        return cls(model, config, plain_tensors(model), masks, dense, read_quantization(model))
+
+    def with_dense(self) -> dict[str, Tensor]:
+        """All tensors, what lies below the masks in the place of the masked weights."""
+        below = {f"{name}.weight": weight for name, weight in self.dense.items()}
+        return {**self.tensors, **below}
+
+    def refuse_quantized(self, layout: str) -> None:
+        if self.quantization:
+            raise ValueError(
+                f"layout {layout!r}: holds floats, and {listed(self.quantization, 2)} are "
+                "quantized; use 'prune-ofa-qat' or 'nxm', or write_checkpoint"
+            )
+
+
+def export_paper_layout(
+    model: nn.Module, out_dir: str | os.PathLike[str], *, layout: str
+) -> dict[str, Any]:
+    """Write a trained model as a paper's own code saves it, and check that it opens as the same.
+
+    ===================  ==========================================================================
+    layout               files
+    ===================  ==========================================================================
+    prune-ofa            Prune Once for All: ``weight_original`` and ``weight_mask`` in
+                         ``raw_pytorch_model.bin``, beside a plain ``pytorch_model.bin``
+    prune-ofa-qat        the same after quantization-aware training: weights beside the quantizers
+                         of weights (int8, one scale), inputs and outputs (static uint8)
+    sparsebert           zeros baked in, and the layer ``fit_dense`` that inference never calls
+    group-lasso          a plain checkpoint, zeros baked in
+    nxm                  NxMiFormer: weights before projection, and the JSON to project them by
+    cap                  contrastive and movement pruning: dense weights and ``mask_scores``
+    cap-structured       dense weights, ``head_mask`` and ``intermediate_mask``
+    ===================  ==========================================================================
+
+    Of quantized ``nxm`` the pattern is checked: its integers are by the paper's scales, not ours.
+
+    Args:
+        model: of transformers, with our masks and quantizers still on it; without them its zeros
+            are taken for masks.
+        out_dir: a new or an empty directory.
+        layout: one of the above.
+
+    Returns:
+        What ``finalise`` of ``convert`` and ``inspect`` must be told of the files.
+
+    Raises:
+        FileExistsError: there is something in ``out_dir``.
+        ValueError: the layout cannot hold the model; the message says what it cannot.
+    """
+    if layout not in _WRITERS:
+        raise ValueError(f"layout {layout!r}: expected one of {', '.join(_WRITERS)}")
+    trained, target = _Trained.of(model), Path(out_dir).expanduser()
+    with new_directory(target) as staging:
+        options = _WRITERS[layout](trained, staging)
+        _verify(trained, staging, options, layout)
+    return {
+        name: str(target / said.name) if isinstance(said, Path) else said
+        for name, said in options.items()
+    }
+
+
+def _prune_ofa(trained: _Trained, directory: Path) -> dict[str, Any]:
+    trained.refuse_quantized("prune-ofa")
+    originals = {f"{name}.weight": trained.dense[name] for name in trained.masks}
+    write_directory(directory, trained.config, trained.tensors)
+    export_intel_masks(directory, trained.config, trained.tensors, originals=originals)
+    return {"file": RAW_FILE}
+
+
+def _prune_ofa_qat(trained: _Trained, directory: Path) -> dict[str, Any]:
+    if not trained.quantization:
+        raise ValueError("layout 'prune-ofa-qat': expected fake-quantized layers, got none")
+    stated = {}
+    for name, one in trained.quantization.items():
+        inputs = one.activations
+        is_int8 = one.values == ValueSpec("int8", "tensor")
+        if inputs is None or inputs.scheme != "static" or not is_int8:
+            raise ValueError(
+                f"layout 'prune-ofa-qat': {name}: expected int8 with one scale a tensor and static "
+                f"inputs, got {one.values.dtype}, scales {one.values.scales!r} and "
+                f"{'float' if inputs is None else inputs.scheme} inputs"
+            )
+        stated[name] = (float(one.scales), inputs, one.outputs)
+    export_intel_qat(directory, trained.config, trained.tensors, stated)
+    return {}
+
+
+def _sparsebert(trained: _Trained, directory: Path) -> dict[str, Any]:
+    trained.refuse_quantized("sparsebert")
+    export_unused_layer(directory, trained.config, trained.tensors, "fit_dense")
+    return {}
+
+
+def _group_lasso(trained: _Trained, directory: Path) -> dict[str, Any]:
+    trained.refuse_quantized("group-lasso")
+    write_directory(directory, trained.config, trained.tensors)
+    return {}
+
+
+def _nxm(trained: _Trained, directory: Path) -> dict[str, Any]:
+    pattern = _group_of(trained)
+    arguments: dict[str, int] = {}
+    if pattern is not None:
+        arguments |= {"N": pattern.structure.m, "M": pattern.structure.n}
+    if trained.quantization:
+        found = {one.values for one in trained.quantization.values()}
+        if len(found) != 1 or trained.quantization.keys() != encoder_linears(trained.model).keys():
+            raise ValueError("layout 'nxm': expected every encoder layer quantized alike")
+        (values,) = found
+        if values.granularity not in ("tensor", "chunk"):
+            raise ValueError(
+                f"layout 'nxm': expected scales 'tensor' or 'chunk:R', got {values.scales!r}"
+            )
+        arguments |= {"precision": values.bits, "chunk_size": values.chunk_rows or -1}
+    kinds = {(True, True): "NxM_ADMM_STE", (True, False): "NxM", (False, True): "STE"}
+    kind = kinds.get((pattern is not None, bool(trained.quantization)))
+    if kind is None:
+        raise ValueError("layout 'nxm': expected N:M masks or quantized layers, got neither")
+    file = directory / _NXM_FILE
+    export_nxm(directory, trained.config, trained.with_dense(), kind, file, **arguments)
+    return {"nxm": file}
+
+
+def _group_of(trained: _Trained) -> Pattern | None:
+    """The N:M pattern that the masks are, by magnitude; None where nothing is masked."""
+    if all(bool(mask.all()) for mask in trained.masks.values()):
+        return None
+    for text in ("2:4", "1:4", "1:2", "4:8", "2:8"):
+        pattern = Pattern.parse(text)
+        if all(
+            torch.equal(pattern.mask(trained.dense[name].abs()), mask)
+            for name, mask in trained.masks.items()
+        ):
+            return pattern
+    raise ValueError(
+        "layout 'nxm': expected masks that keep the largest magnitudes of each group, 2:4, 1:4, "
+        "1:2, 4:8 or 2:8, which is how it finds them again; got others"
+    )
+
+
+def _cap(trained: _Trained, directory: Path) -> dict[str, Any]:
+    trained.refuse_quantized("cap")
+    scores, block = {}, (1, 1)
+    for name, mask in trained.masks.items():
+        # Without learned scores: on both sides of every threshold in use, sigmoid(-3) below 0.1.
+        scores[name] = torch.where(mask, 3.0, -3.0)
+        for transform in transforms(trained.model.get_submodule(name)):
+            learned = getattr(transform, "scores", None)
+            if isinstance(learned, Tensor):
+                scores[name] = learned.detach()
+        rows, cols = scores[name].shape
+        block = (mask.shape[0] // rows, mask.shape[1] // cols)
+    share = _common_share(trained.masks, block)
+    method = "sigmoied_threshold" if share is None else "topK"
+    threshold = 0.1 if share is None else share
+    tensors = trained.with_dense()
+    export_scores(directory, trained.config, tensors, method, scores, block=block)
+    return {"threshold": threshold}
+
+
+def _common_share(masks: Mapping[str, Tensor], block: tuple[int, int]) -> float | None:
+    """The one share of which int(share x size) scores are kept of each matrix, if there is one."""
+    lowest, highest = 0.0, math.inf
+    for mask in masks.values():
+        kept = mask[:: block[0], :: block[1]]
+        lowest = max(lowest, int(kept.sum()) / kept.numel())
+        highest = min(highest, (int(kept.sum()) + 1) / kept.numel())
+    return (lowest + highest) / 2 if lowest < highest else None
+
+
+def _cap_structured(trained: _Trained, directory: Path) -> dict[str, Any]:
+    trained.refuse_quantized("cap-structured")
+    heads, neurons = _structured_masks(trained)
+    tensors = trained.with_dense()
+    export_mask_buffers(directory, trained.config, tensors, heads, neurons)
+    return {}
+
+
+def _structured_masks(trained: _Trained) -> tuple[Tensor, Tensor]:
+    """float32 [layers, heads] and [layers, neurons]: 0 where nothing reads one any more."""
+    count = trained.config.get("num_attention_heads") or trained.config["n_heads"]
+    heads, neurons = [], []
+    for layer in layers(trained.model):
+        context = trained.tensors[f"{layer.names['attention_output']}.weight"]
+        heads.append((context != 0).any(0).view(count, -1).any(1))
+        neurons.append((trained.tensors[f"{layer.names['ffn_out']}.weight"] != 0).any(0))
+    return torch.stack(heads).float(), torch.stack(neurons).float()
+
+
+def _verify(trained: _Trained, directory: Path, options: dict[str, Any], layout: str) -> None:
+    """Raise ValueError unless the files open as the model."""
+    checkpoint = open_checkpoint(directory, finalise=options)
+    unread = _unread_rows(trained) if layout == "cap-structured" else {}
+    for name in encoder_linears(trained.model):
+        expected = trained.tensors[f"{name}.weight"].cpu()
+        if name in unread:
+            expected = torch.where(unread[name].unsqueeze(1), 0.0, expected)
+        if name in checkpoint.linears:
+            linear = checkpoint.linears[name]
+            stored = linear.load()
+            spread = linear.values.spread(stored.scales, *linear.shape)
+            found = stored.weight * spread
+        else:
+            found = checkpoint.tensors[f"{name}.weight"]
+        if layout == "nxm" and trained.quantization:
+            # What rounds to zero is for the scale to say; what is pruned is zero in both.
+            same = not bool(found[~trained.masks[name].cpu()].any())
+        else:
+            same = torch.equal(found, expected)
+        if not same:
+            raise ValueError(
+                f"layout {layout!r}: {name} would open as another weight than the one that was "
+                "trained, for the layout cannot say how it was pruned; use write_checkpoint"
+            )
+
+
+def _unread_rows(trained: _Trained) -> dict[str, Tensor]:
+    """Bool [out] by layer: rows that only removed heads and neurons read, which become zeros."""
+    heads, neurons = _structured_masks(trained)
+    found = {}
+    for layer, alive, inner in zip(layers(trained.model), heads, neurons, strict=True):
+        size = layer.linears["value"].out_features // alive.numel()
+        for part in ("query", "key", "value"):
+            found[layer.names[part]] = (alive == 0).repeat_interleave(size).cpu()
+        found[layer.names["ffn_in"]] = (inner == 0).cpu()
+    return found
+
+
+_WRITERS: dict[str, Callable[[_Trained, Path], dict[str, Any]]] = {
+    "prune-ofa": _prune_ofa,
+    "prune-ofa-qat": _prune_ofa_qat,
+    "sparsebert": _sparsebert,
+    "group-lasso": _group_lasso,
+    "nxm": _nxm,
+    "cap": _cap,
+    "cap-structured": _cap_structured,
+}
