@@ -94,15 +94,20 @@ def test_masks_hold_at_every_step(drive: Callable[..., Any], structure: str) -> 
         assert torch.equal(pattern.mask(scores), weight != 0), name
 
 
-def test_masks_are_the_top_scores(drive: Callable[..., Any]) -> None:
-    run = drive(TOP_K)
+# Masks that move until the last step, and such that rest from the middle on.
+@pytest.mark.parametrize("stop", [1.0, 0.5])
+def test_masks_are_the_top_scores(drive: Callable[..., Any], stop: float) -> None:
+    run = drive({**TOP_K, "schedule": {**TOP_K["schedule"], "stop": stop}})
     run.run(12)
-    before = {name: mask.scores.detach().clone() for name, mask in run.pruner.masks.items()}
-    run.pruner.begin_step(11, 12)
-    for name, mask in run.pruner.masks.items():
-        kept, gone = before[name][mask.mask], before[name][~mask.mask]
-        assert kept.numel() == before[name].numel() // 4
-        assert kept.min() >= gone.max()
+    for mask in run.pruner.masks.values():
+        scores = mask.scores.detach()
+        kept, gone = scores[mask.mask], scores[~mask.mask]
+        assert kept.numel() == scores.numel() // 4
+        assert kept.min() >= gone.max() and scores.unique().numel() > scores.numel() // 2
+    soft = drive({**SOFT, "schedule": {**SOFT["schedule"], "stop": stop}})
+    soft.run(12)
+    for mask in soft.pruner.masks.values():
+        assert torch.equal(mask.mask, keep_above(mask.scores.detach(), 0.1, 0.005))
 
 
 def test_soft_threshold_penalty_and_floor(drive: Callable[..., Any]) -> None:

@@ -59,7 +59,7 @@ def test_event_is_the_papers_step(drive: Callable[..., Any]) -> None:
     gradients = []
     for _ in run.training.gradients(6, 4, run.training.seed):
         gradients.append(original_weight(linear).grad.flatten().clone())
-    fisher = FisherInverse(before.numel(), block=8, damp=1e-4, gradients=6)
+    fisher = FisherInverse(before.numel(), block=8, damp=1e-4)
     fisher.add(torch.stack(gradients))
     run.pruner.begin_step(0, 12)
     keep = Pattern.parse("unstructured@0.5").mask(fisher.saliency(before.flatten()).view(32, 32))

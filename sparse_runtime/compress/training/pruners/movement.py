@@ -149,6 +149,12 @@ class MovementPruner(Pruner):
                 pattern = pattern.at(schedule.value(step))
             mask.mask.copy_(pattern.mask(mask.spread_scores(), reduce="sum"))
 
+    def before_optimizer(self, step: int) -> None:
+        """Scores rest with the masks, so that these stay the top of the scores."""
+        for name, mask in self.masks.items():
+            if step >= self._schedules[name].last:
+                mask.scores.grad = None
+
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
         """The scores, without weight decay."""
         rate = self.settings.options.score_learning_rate
@@ -217,6 +223,12 @@ class SoftMovementPruner(Pruner):
         for mask in self.masks.values():
             threshold = options.threshold * self._progress
             mask.mask.copy_(keep_above(mask.scores.detach(), threshold, options.floor))
+
+    def before_optimizer(self, step: int) -> None:
+        """Scores rest with the masks, so that these stay what the threshold says."""
+        if step >= self._schedule.last:
+            for mask in self.masks.values():
+                mask.scores.grad = None
 
     def penalty(self) -> Tensor | None:
         """``regularization * mean over matrices of mean(sigmoid(scores))``, as far as grown."""

@@ -144,7 +144,6 @@ class ObertPruner(Pruner):
                 self._flat(name, original_weight(linear).detach()).numel(),
                 block=options.fisher_block,
                 damp=options.damp,
-                gradients=options.gradients,
                 device=original_weight(linear).device,
             )
             for name, linear in self.linears.items()
