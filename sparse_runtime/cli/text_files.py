@@ -22,6 +22,19 @@ def read_texts(path: str) -> list[str]:
     return texts
 
 
+def read_calibration(path: str) -> list[str]:
+    """The lines of :func:`read_texts` that hold something.
+
+    Raises:
+        ValueError: none does, or the file is not UTF-8.
+        OSError: it cannot be read.
+    """
+    texts = [text for text in read_texts(path) if text.strip()]
+    if not texts:
+        raise ValueError(f"{_name(path)}: expected one text a line, got empty lines only")
+    return texts
+
+
 def iterate_texts(path: str) -> Iterator[str]:
     """The lines of :func:`read_texts` one by one, as they arrive."""
     number = 0

@@ -74,7 +74,7 @@ def convert(
             where no ``calibration`` is given.
         calibration: texts like those the model will read, in view of which layers are pruned and
             rounded so that their outputs change least (docs/compress/one_shot.md).
-        prune_method: with ``calibration``: "obs" (the default), "alps", "wanda" or "magnitude".
+        prune_method: with ``calibration``: "alps" (the default), "obs", "wanda" or "magnitude".
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.

@@ -16,7 +16,7 @@ from ..checkpoints import (
     QuantizedValues,
 )
 from ..checkpoints.draft import LazyTensor
-from ..compress.oneshot.calibrate import calibration_batches
+from ..compress.oneshot.calibrate import calibration_batches, longest
 from ..compress.oneshot.layerwise import Format, compress_layers
 from ..compress.oneshot.loading import load_model, load_tokenizer
 from ..compress.oneshot.solvers import METHODS, Method
@@ -25,8 +25,11 @@ from ..compress.statement import LinearQuantization
 from ..compress.targets import encoder_linears
 from ..formats import Compression, CompressionNote
 
-METHOD: Method = "obs"
+METHOD: Method = "alps"
 """What prunes where texts are given and no method is named."""
+
+_LENGTH = 256
+"""Tokens to truncate a text to."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def solve_checkpoint(
         modules: names of its encoder linears.
         policy: what each becomes.
         texts: calibration texts.
-        method: as ``compress.oneshot.prune`` takes it; None is "obs".
+        method: as ``compress.oneshot.prune`` takes it; None is "alps".
         progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:
@@ -80,11 +83,11 @@ def solve_checkpoint(
             f"{checkpoint.directory.name}: {shared[0]} shares its weight with another layer, so it "
             "cannot be fitted to its own inputs; leave calibration out"
         )
-    model = load_model(checkpoint)
+    model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint.directory)
     names = _names(list(encoder_linears(model)), modules)
     result = compress_layers(
         model,
-        calibration_batches(load_tokenizer(checkpoint.directory), texts),
+        calibration_batches(tokenizer, texts, max_length=longest(model, tokenizer, _LENGTH)),
         dict.fromkeys(names, wanted),
         method=chosen,
         progress=progress,

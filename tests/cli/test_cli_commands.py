@@ -17,7 +17,17 @@ import sparse_runtime as sr
 
 Command = Callable[..., Result]
 Make = Callable[[str], Path]
-COMMANDS = ("info", "inspect", "convert", "verify", "run", "tune", "bench kernels", "bench model")
+COMMANDS = (
+    "info",
+    "inspect",
+    "convert",
+    "prune",
+    "verify",
+    "run",
+    "tune",
+    "bench kernels",
+    "bench model",
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -25,8 +25,9 @@ def make(rows: int, cols: int, seed: int = 0) -> Problem:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, cols, generator=generator, dtype=torch.float64)
     inputs = torch.randn(4 * cols, cols, generator=generator, dtype=torch.float64)
-    mixed = inputs @ torch.randn(cols, cols, generator=generator, dtype=torch.float64)
-    return Problem(weight, mixed.T @ mixed / len(mixed) + 0.1 * torch.eye(cols).double())
+    mixing = torch.randn(cols, cols, generator=generator, dtype=torch.float64) / cols**0.5
+    mixed = inputs @ (torch.eye(cols, dtype=torch.float64) + mixing)
+    return Problem(weight, mixed.T @ mixed / len(mixed))
 
 
 def diagonal(rows: int, cols: int) -> Problem:
@@ -64,7 +65,7 @@ def test_each_column_is_updated_as_the_surgeon_would(order: Tensor | None) -> No
 # 200 columns: a second lazy block, cut short. 1x4 and 4x2: blocks within ranges of columns.
 @pytest.mark.parametrize("text", ["2:4", "unstructured@0.7", "block:1x4@0.8", "block:4x2@0.5"])
 def test_masks_have_the_pattern_and_exact_counts(text: str) -> None:
-    problem, pattern = make(10, 200), Pattern.parse(text)
+    problem, pattern = make(12, 200), Pattern.parse(text)
     result = sweep(problem, *chooser(pattern, 64))
     assert torch.equal(result.weight != 0, result.mask)
     reference = pattern.mask(problem.target)
@@ -84,9 +85,9 @@ def test_diagonal_hessian_prunes_by_weighted_magnitude_and_changes_nothing(text:
 def test_second_order_loses_less_than_magnitude(text: str) -> None:
     problem, pattern = make(32, 64), Pattern.parse(text)
     magnitude = problem.error(problem.target * pattern.mask(problem.target.abs()))
-    swept = sweep(problem, *chooser(pattern, 64))
+    swept = sweep(problem, *chooser(pattern, 8))
     refitted = refit(problem, swept.weight, swept.mask)
-    assert problem.error(swept.weight) < 0.7 * magnitude
+    assert problem.error(swept.weight) < 0.9 * magnitude
     assert problem.error(refitted) < problem.error(swept.weight)
 
 
@@ -137,19 +138,18 @@ def test_refit_reaches_the_normal_equations() -> None:
         assert torch.allclose(solved[row][kept], wanted, atol=1e-8)
 
 
-# Tiny: all 2:4 masks of a row, each at its optimum, against what the solvers find.
-def test_nm_solvers_against_every_mask() -> None:
-    pattern, found = Pattern.parse("2:4"), {"obs": 0.0, "alps": 0.0}
-    best = 0.0
-    for seed in range(8):
-        problem = make(1, 8, seed)
-        pairs = [m for m in product([False, True], repeat=4) if sum(m) == 2]
-        masks = [torch.tensor([a + b]) for a, b in product(pairs, pairs)]
-        best += min(at_optimum(problem, mask) for mask in masks)
-        found["obs"] += at_optimum(problem, sweep(problem, *chooser(pattern, 4)).mask)
-        found["alps"] += at_optimum(problem, alps_mask(problem, pattern))
-    assert best <= found["obs"] < 2.0 * best
-    assert best <= found["alps"] < 2.0 * best
+# 8 inputs: every one of the 36 2:4 masks of each row, against what the solvers find.
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_nm_solvers_against_every_mask(seed: int) -> None:
+    pattern, problem = Pattern.parse("2:4"), make(16, 8, seed)
+    pairs = [m for m in product([False, True], repeat=4) if sum(m) == 2]
+    masks = [torch.tensor([a + b]) for a, b in product(pairs, pairs)]
+    rows = [Problem(row.unsqueeze(0), problem.hessian) for row in problem.target]
+    best = sum(min(at_optimum(row, mask) for mask in masks) for row in rows)
+    magnitude = at_optimum(problem, pattern.mask(problem.target.abs()))
+    swept = at_optimum(problem, sweep(problem, *chooser(pattern, 4)).mask)
+    assert best <= swept < 0.85 * magnitude
+    assert best <= at_optimum(problem, alps_mask(problem, pattern)) < 1.05 * best
 
 
 def at_optimum(problem: Problem, mask: Tensor) -> float:

@@ -16,7 +16,8 @@ from ..options import (
     Source,
     finalise_options,
 )
-from ..output import show
+from ..output import quiet_transformers, show
+from ..text_files import read_calibration
 
 
 def convert(
@@ -42,8 +43,23 @@ def convert(
     prune: Annotated[
         str | None,
         typer.Option(
-            help="Prune by magnitude: N:M, block:RxC@SPARSITY or unstructured@SPARSITY.",
+            help="N:M, block:RxC@SPARSITY or unstructured@SPARSITY; by magnitude without "
+            "--calibration.",
             show_default="nothing",
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Texts, one a line, in view of which to prune and round; - is stdin.",
+            show_default="none",
+        ),
+    ] = None,
+    prune_method: Annotated[
+        str | None,
+        typer.Option(
+            help="With --calibration: alps, obs, wanda or magnitude.", show_default="alps"
         ),
     ] = None,
     crop: Annotated[
@@ -66,12 +82,16 @@ def convert(
     """Pack the linear layers of a checkpoint and write a packed model."""
     from ... import convert as pack
 
+    if calibration is not None:
+        quiet_transformers()
     report = pack(
         source,
         out,
         structure=structure,
         values=values,
         prune=prune,
+        calibration=None if calibration is None else read_calibration(calibration),
+        prune_method=prune_method,
         scales=scales,
         activations=activations,
         crop=crop,

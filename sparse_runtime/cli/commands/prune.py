@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..options import Debug, Device, Json, Quiet
+from ..options import BatchSize, Debug, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
+from .prune_one_shot import one_shot
 
 
 def prune(
@@ -15,75 +16,68 @@ def prune(
         str, typer.Option(help="Hugging Face checkpoint to compress: a directory or a hub id.")
     ],
     out: Annotated[str, typer.Option(help="New directory for the compressed checkpoint.")],
-    recipe: Annotated[str, typer.Option(help="Training recipe: a name, or a .yaml file.")],
-    data: Annotated[
-        str,
+    data: Annotated[str, typer.Option(help="Calibration texts, one a line; - is stdin.")],
+    to: Annotated[
+        str | None,
         typer.Option(
-            help="Folder with train, dev and test (csv, tsv, jsonl) or texts.txt, or one file."
-        ),
-    ],
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="STAGE.KEY=VALUE",
-            help="Change a recipe, such as prune.epochs=3; * is every stage; may be repeated.",
-            show_default=False,
+            help="N:M, block:RxC@SPARSITY or unstructured@SPARSITY.", show_default="prune nothing"
         ),
     ] = None,
-    given: Annotated[
-        list[str] | None,
+    method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
+    values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
+    scales: Annotated[
+        str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
+    ] = "row",
+    activations: Annotated[
+        str, typer.Option(help="auto, dynamic (uint8, per token), symmetric (int8, per token).")
+    ] = "auto",
+    damping: Annotated[
+        float, typer.Option(help="Added to the Hessian, as a share of its mean diagonal.")
+    ] = 0.01,
+    include: Annotated[
+        str | None, typer.Option(help="Regular expression: only these layers.", show_default="all")
+    ] = None,
+    exclude: Annotated[
+        str | None, typer.Option(help="Regular expression: not these layers.", show_default="none")
+    ] = None,
+    texts: Annotated[
+        int | None, typer.Option(min=1, help="Use the first so many.", show_default="all")
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens to truncate a text to.")] = 256,
+    batch_size: BatchSize = 32,
+    state: Annotated[
+        str | None,
         typer.Option(
-            "--stage",
-            metavar="STAGE=DIRECTORY",
-            help="A model that stands for a stage's, such as a teacher; may be repeated.",
-            show_default=False,
+            help="Directory for finished layers; the same command goes on from them.",
+            show_default="none",
         ),
     ] = None,
-    dev: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training part to choose by.")
-    ] = 0.0,
-    test: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of the training part to report on.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of new heads, batches and dropout.")] = 0,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an unfinished training.")
-    ] = False,
-    save_every: Annotated[
-        int, typer.Option(min=1, help="Steps between the checkpoints that --resume goes on from.")
-    ] = 500,
-    device: Device = None,
+    revision: Revision = None,
+    local_files_only: LocalFilesOnly = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prune, distil and quantize a checkpoint by training; convert packs the result."""
-    from ...compress.training.data import load_data
-    from ...compress.training.run import train
-
+    """Prune and quantize a checkpoint in view of some text; convert packs the result."""
     quiet_transformers()
-    report = train(
+    report = one_shot(
         model,
-        recipe,
-        load_data(data, dev=dev, test=test),
         out,
-        seed=seed,
-        changes=changes or (),
-        resume=resume,
-        given=_pairs(given),
-        device=device or "cpu",
-        save_every=save_every,
-        progress=not quiet,
+        data,
+        texts=texts,
+        damping=damping,
+        to=to,
+        method=method,
+        values=values,
+        scales=scales,
+        activations=activations,
+        include=include,
+        exclude=exclude,
+        max_length=max_length,
+        batch_size=batch_size,
+        state_dir=state,
+        progress=False if quiet else None,
+        revision=revision,
+        local_files_only=local_files_only,
     )
     show(report, as_json)
-
-
-def _pairs(texts: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts or []:
-        name, equals, path = text.partition("=")
-        if not name or not equals or not path or name in pairs:
-            raise ValueError(f"--stage {text!r}: expected STAGE=DIRECTORY, each stage once")
-        pairs[name] = path
-    return pairs

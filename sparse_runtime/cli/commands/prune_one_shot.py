@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..text_files import read_texts
+from ..text_files import read_calibration
 
 if TYPE_CHECKING:
     from ...compress.oneshot.report import PruneReport
@@ -29,9 +29,10 @@ def one_shot(
     from ...compress.oneshot.prune import prune
     from ...compress.oneshot.solvers import SolverOptions
 
-    lines = [line for line in read_texts(data) if line.strip()]
-    if not lines:
-        raise ValueError(f"--data {data}: expected one text a line, got empty lines only")
     return prune(
-        model, out, calibration=lines[:texts], options=SolverOptions(damping=damping), **options
+        model,
+        out,
+        calibration=read_calibration(data)[:texts],
+        options=SolverOptions(damping=damping),
+        **options,
     )

@@ -58,6 +58,9 @@ class Stage:
         return next(iter(self.linears.values())).in_features
 
 
+# Their positions start behind the padding token's.
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
+
 Visit = Callable[[Stage, Any], None]
 
 
@@ -103,6 +106,15 @@ def calibration_batches(
     ]
 
 
+def longest(model: nn.Module, tokenizer: Any, wanted: int) -> int:
+    """Tokens that a text may have: what is wanted, as far as model and tokenizer go."""
+    config = getattr(model, "config", None)
+    positions = getattr(config, "max_position_embeddings", wanted)
+    if getattr(config, "model_type", "") in _OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1  # type: ignore[union-attr]
+    return min(wanted, positions, tokenizer.model_max_length)
+
+
 def walk(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
@@ -121,7 +133,7 @@ def walk(
     between two layers, and one stage's collector.
 
     Args:
-        model: a transformers encoder, with or without a head, in eval mode.
+        model: a transformers encoder, with or without a head, in eval mode, in float32 on the CPU.
         batches: as :func:`calibration_batches` gives them, with "attention_mask".
         visit: called with each stage and its collector.
         collect: makes the collector of a stage.
@@ -132,8 +144,12 @@ def walk(
             and the layer is passed through without a visit.
         finish: called after the last visit of a layer.
         progress: show a progress bar; None shows it where stderr is a terminal.
+
+    Raises:
+        ValueError: the model is of another dtype or on another device, or no encoder we know.
     """
     encoder = layers(model)
+    _check_plain(model)
     disable = None if progress is None else not progress
     with torch.no_grad():
         states = _first_states(model, encoder[0], batches, follow_dense)
@@ -147,6 +163,15 @@ def walk(
                 if finish is not None:
                     finish(layer)
             _advance(layer, states, dense)
+
+
+def _check_plain(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise ValueError(
+                f"{name}: expected float32 on the CPU, got {parameter.dtype} on "
+                f"{parameter.device}; calibrate model.float().cpu()"
+            )
 
 
 def stages(layer: EncoderLayer) -> Iterator[Stage]:

@@ -79,7 +79,7 @@ def compress_layers(
     batches: Sequence[dict[str, Tensor]],
     formats: Mapping[str, Format],
     *,
-    method: Method = "obs",
+    method: Method = "alps",
     options: SolverOptions | None = None,
     follow_dense: bool = True,
     states: LayerStates | None = None,

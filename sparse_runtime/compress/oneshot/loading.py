@@ -38,7 +38,8 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
         )
     cls = _class_of(checkpoint, transformers)
     config = transformers.AutoConfig.for_model(**checkpoint.config)
-    state = dict(checkpoint.tensors)
+    # The model takes the tensors as they are, and what is changed in place must not be the file's.
+    state = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
     state |= {other: state[kept] for other, kept in checkpoint.aliases.items()}
     try:
         model, found = cls.from_pretrained(

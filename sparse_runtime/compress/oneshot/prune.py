@@ -17,7 +17,7 @@ from ..patterns import Pattern
 from ..statement import LinearQuantization
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
-from .calibrate import calibration_batches
+from .calibrate import calibration_batches, longest
 from .layerwise import Format, LayerwiseResult, compress_layers
 from .loading import load_model, load_tokenizer
 from .report import PruneReport
@@ -42,7 +42,7 @@ def prune(
     *,
     calibration: Sequence[str],
     to: str | None = None,
-    method: Method = "obs",
+    method: Method = "alps",
     values: str | None = None,
     scales: str = "row",
     activations: str = "auto",
@@ -72,7 +72,7 @@ def prune(
         out_dir: a new or an empty directory; None writes nothing.
         calibration: texts like those the model will read; a few hundred do, more do better.
         to: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; None prunes nothing.
-        method: "magnitude", "wanda", "obs", "alps"; see docs/compress/one_shot.md.
+        method: "alps", "obs", "wanda" or "magnitude"; see docs/compress/one_shot.md.
         values: "int8" or "int4"; None keeps floats.
         scales: weights that share a scale: "row", "tensor", "chunk:R" or "group:G".
         activations: how inputs are quantized at run time: "auto" is "dynamic" for integer values
@@ -120,9 +120,10 @@ def prune(
     states = None
     if state_dir is not None:
         states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
+    length = longest(opened.model, opened.tokenizer, max_length)
     result = compress_layers(
         opened.model,
-        calibration_batches(opened.tokenizer, texts, max_length=max_length, batch_size=batch_size),
+        calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size),
         dict.fromkeys(linears, wanted),
         method=method,
         options=options,

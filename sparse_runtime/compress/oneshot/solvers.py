@@ -87,7 +87,7 @@ def solve(
     statistics: InputStatistics,
     pattern: Pattern | None,
     *,
-    method: Method = "obs",
+    method: Method = "alps",
     values: ValueSpec | None = None,
     options: SolverOptions | None = None,
     has_bias: bool = True,
