@@ -28,6 +28,7 @@ class Experiment:
         given: stage of the recipe -> experiment whose checkpoint stands for it.
         changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.
         per_task: task -> further changes.
+        search: a configuration of at most this size (of FP32) is searched for stage "compress".
         quick: further changes for the quick mode.
         convert: arguments of ``convert``; what a checkpoint states about quantization needs none.
         tasks: to run it on.
@@ -43,6 +44,7 @@ class Experiment:
     given: Mapping[str, str] = field(default_factory=lambda: {TEACHER: DENSE})
     changes: tuple[str, ...] = ()
     per_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    search: float | None = None
     quick: tuple[str, ...] = ()
     convert: Mapping[str, Any] = field(default_factory=dict)
     tasks: tuple[str, ...] = CLASSIFICATION

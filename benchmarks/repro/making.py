@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,12 +38,14 @@ class Made:
         seconds: of wall time.
         steps: optimizer steps.
         weights: of the encoder's matrices, zeros included.
+        found: changes of the recipe that a search gave.
     """
 
     metric: float | None
     seconds: float
     steps: int
     weights: int
+    found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class Maker:
             **asdict(sizes),
             seconds=round(made.seconds, 1),
             steps=made.steps,
-            settings=self.settings(),
+            settings=[*self.settings(), *made.found],
             environment=asdict(environment()),
         )
 
@@ -153,9 +155,12 @@ class Maker:
             stage: self.bench.place(name, self.task, self.seed) / "checkpoint"
             for stage, name in self.experiment.given.items()
         }
+        began = time.perf_counter()
+        found = self._search()
+        searching = time.perf_counter() - began
         report = train(
             self.bench.model,
-            self.recipe(),
+            self.recipe(found),
             self.data,
             out,
             seed=self.seed,
@@ -163,16 +168,23 @@ class Maker:
             resume=True,
             save_every=500,
         )
-        seconds = sum(stage.seconds for stage in report.stages)
+        seconds = searching + sum(stage.seconds for stage in report.stages)
         steps = sum(stage.steps for stage in report.stages)
-        return Made(report.metrics[METRICS[self.task]], seconds, steps, _weights(out))
+        return Made(report.metrics[METRICS[self.task]], seconds, steps, _weights(out), found)
 
-    def recipe(self) -> Recipe:
-        """With its changes, as far as it is run."""
+    def _search(self) -> tuple[str, ...]:
+        if self.experiment.search is None:
+            return ()
+        from sparse_runtime.benchmarks.repro.searching import searched
+
+        return searched(self.dense, self.data, self.experiment.search, "compress")
+
+    def recipe(self, more: Sequence[str] = ()) -> Recipe:
+        """With its changes and these, as far as it is run."""
         name = self.experiment.recipe
         assert name is not None
         source = name if name in recipe_names() else RECIPES / f"{name}.yaml"
-        recipe = load_recipe(source, self.changes())
+        recipe = load_recipe(source, (*self.changes(), *more))
         if self.experiment.until is None:
             return recipe
         names = [stage.name for stage in recipe.stages]

@@ -158,7 +158,11 @@ def _nxmiformer() -> tuple[Experiment, ...]:
             against=ste.name,
         )  # fmt: skip
         found += [projected, ste, admm]
-    return tuple(found)
+    searched = Experiment(
+        "searched for the size of 2:4 INT8, masked STE", group, recipe="nxmiformer",
+        changes=(*shared, masked), search=0.15625, against="2:4 INT8, masked STE",
+    )  # fmt: skip
+    return (*found, searched)
 
 
 def _embedding() -> tuple[Experiment, ...]:
