@@ -58,9 +58,12 @@ def smoke(options: argparse.Namespace) -> int:
 
 
 def latency(options: argparse.Namespace) -> int:
-    """Time every packed model that the runs of seed 0 left, and the peers."""
+    """Time every packed model that the runs of seed 0 left, and the peers; OpenVINO's accuracy."""
+    from sparse_runtime.benchmarks.repro.peer_accuracy import measure_openvino
     from sparse_runtime.benchmarks.repro.timing import time_all
 
+    if options.peers is not None:
+        measure_openvino(options.dir, options.results, options.peers)
     time_all(options.dir, options.results, options.peers, options.threads)
     return 0
 

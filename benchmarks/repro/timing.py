@@ -15,6 +15,7 @@ from pathlib import Path
 from sparse_runtime.benchmarks.peer_process import Worker
 from sparse_runtime.benchmarks.records import environment
 from sparse_runtime.benchmarks.repro.making import Bench
+from sparse_runtime.benchmarks.repro.peer_accuracy import OPENVINO
 from sparse_runtime.benchmarks.repro.records import Latency, Run, append, read
 from sparse_runtime.benchmarks.repro.tasks import METRICS, load_task
 
@@ -22,10 +23,8 @@ SCALE = "full"
 SENTENCES = 32
 ROUNDS, PASSES = 7, 10
 OURS = "sparse-runtime:cpu"
-PEERS = {
-    "dense FP32, transformers": "transformers:fp32",
-    "dense INT8, OpenVINO": "openvino:int8",
-}
+TRANSFORMERS = "dense FP32, transformers"
+PEERS = {TRANSFORMERS: "transformers:fp32", OPENVINO: "openvino:int8"}
 """Name in the table -> contender of benchmarks/peers/worker.py."""
 PEER_MODEL = Path("models") / "minilm-dense"
 

@@ -12,7 +12,7 @@ from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS
 from sparse_runtime.benchmarks.repro.experiments import DENSE, Experiment
 from sparse_runtime.benchmarks.repro.records import Latency, Run, read
 from sparse_runtime.benchmarks.repro.tasks import METRICS
-from sparse_runtime.benchmarks.repro.timing import PEERS
+from sparse_runtime.benchmarks.repro.timing import PEERS, TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def table(results: Path, scale: str, task: str) -> str:
     columns += ["zeros", "encoder MB", "file MB", *(f"ms, {b} x {n}" for b, n in batches)]
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     lines += [_cells(row, batches) for row in found]
-    lines += _peer_cells(results, task, batches, len(columns))
+    lines += _peer_cells(results, scale, task, batches, len(columns))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -132,16 +132,42 @@ def _goal(row: Row) -> str:
 
 
 def _peer_cells(
-    results: Path, task: str, batches: Sequence[tuple[int, int]], width: int
+    results: Path, scale: str, task: str, batches: Sequence[tuple[int, int]], width: int
 ) -> list[list[str]]:
-    latencies = read(results)[1]
     lines = []
-    for name in PEERS:
-        known = _latency(latencies, name, task)
-        if known:
-            cells = [f"{known[b]:.2f}" if b in known else "" for b in batches]
-            lines.append([name, *[""] * (width - 1 - len(batches)), *cells])
+    for peer in peers(results, scale, task):
+        cells = [""] * (width - len(batches))
+        cells[0], cells[3] = peer.name, f"{peer.share:.2%}"
+        if peer.weights_bytes:
+            cells[8] = f"{peer.weights_bytes / 1e6:.1f}"
+        times = [f"{peer.latency[b]:.2f}" if b in peer.latency else "" for b in batches]
+        lines.append([*cells, *times])
     return lines
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another runtime with a dense model: share of dense FP32, milliseconds, bytes on disk."""
+
+    name: str
+    share: float
+    latency: dict[tuple[int, int], float]
+    weights_bytes: int
+
+
+def peers(results: Path, scale: str, task: str) -> list[Peer]:
+    """Those that have been timed and whose accuracy is known."""
+    runs, latencies = read(results)
+    found = []
+    for name in PEERS:
+        own = [r for r in runs if (r.experiment, r.scale, r.task) == (name, scale, task)]
+        # transformers in FP32 is what every share is of.
+        shares = [run.share for run in own] or ([1.0] if name == TRANSFORMERS else [])
+        known = _latency(latencies, name, task)
+        if shares and known:
+            size = own[-1].weights_bytes if own else 0
+            found.append(Peer(name, statistics.mean(shares), known, size))
+    return found
 
 
 def _latency(latencies: Iterable[Latency], name: str, task: str) -> dict[tuple[int, int], float]:
@@ -187,11 +213,10 @@ def plot(results: Path, scale: str, path: Path, tasks: Sequence[str] = ("banking
                     xytext=(3, 3),
                     textcoords="offset points",
                 )
-        latencies = read(results)[1]
-        for name, mark in zip(PEERS, ("--", ":"), strict=True):
-            known = _latency(latencies, name, task)
-            if batch in known:
-                axes.axvline(known[batch], linestyle=mark, color="black", linewidth=0.8, label=name)
+        for peer, mark in zip(peers(results, scale, task), "xs", strict=False):
+            if batch in peer.latency:
+                place = peer.latency[batch], 100 * peer.share
+                axes.scatter(*place, marker=mark, color="black", s=25, label=peer.name)
         axes.set_title(task)
         axes.set_xlabel(f"milliseconds, {batch[0]} text of {batch[1]} tokens")
         axes.set_ylabel(f"{METRICS[task]}, % of {DENSE}")

@@ -116,13 +116,16 @@ def test_table_says_what_was_reached_and_against_whom(tmp_path: Path) -> None:
     append(run_of(good, 0.87, seed=1), file)
     append(latency_of(good, 1, 1.5), file)
     append(latency_of("dense INT8, OpenVINO", 1, 9.25), file)
+    append(latency_of("dense FP32, transformers", 1, 12.5), file)
+    append(run_of("dense INT8, OpenVINO", 0.882, weights_bytes=23_000_000), file)
     lines = table(file, "full", "banking77").splitlines()
-    assert len(lines) == 2 + 3 + 1
+    assert len(lines) == 2 + 3 + 2
     row = next(line for line in lines if good in line)
     assert "98.0%, **missed**" in row  # 97.8 %, the mean of two seeds
     assert f"+39.00 over {base}" in row  # seed 0 alone has a partner
     assert "0.8800 ± 0.0141" in row and " 1.50 |" in row
-    assert "9.25" in lines[-1]
+    assert "100.00%" in lines[-2] and "12.50" in lines[-2]
+    assert "98.00%" in lines[-1] and "23.0" in lines[-1] and "9.25" in lines[-1]
 
 
 def test_embedding_goals_are_losses(tmp_path: Path) -> None:
