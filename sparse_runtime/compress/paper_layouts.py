@@ -235,8 +235,7 @@ def _common_share(masks: Mapping[str, Tensor], block: tuple[int, int]) -> float 
 def _cap_structured(trained: _Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("cap-structured")
     heads, neurons = _structured_masks(trained)
-    tensors = trained.with_dense()
-    export_mask_buffers(directory, trained.config, tensors, heads, neurons)
+    export_mask_buffers(directory, trained.config, trained.with_dense(), heads, neurons)
     return {}
 
 

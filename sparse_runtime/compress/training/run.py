@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -55,6 +56,11 @@ def train(
         ValueError: the recipe, the data and the model do not fit each other, or ``out_dir`` exists.
         ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
     """
+    if importlib.util.find_spec("accelerate") is None:
+        raise ImportError(
+            "training needs accelerate, which transformers' Trainer is built on: "
+            "pip install 'sparse-runtime[train]'"
+        )
     started = time.perf_counter()
     out_dir = Path(out_dir).expanduser()
     if out_dir.exists():
@@ -69,7 +75,11 @@ def train(
     plan = {"recipe": recipe.to_dict(), "seed": seed, "data": data.fingerprint()}
     workspace = Workspace(out_dir, plan, resume=resume)
     pace = Pace(save_every, log_every, progress)
-    stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+    try:
+        stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+    except BaseException:
+        workspace.discard_if_empty()
+        raise
     os.replace(workspace.model(recipe.stages[-1].name), out_dir)
     workspace.remove()
     seconds = time.perf_counter() - started

@@ -222,6 +222,8 @@ def training_arguments(
         save_steps=save_every or 500,
         save_total_limit=2,
         logging_steps=log_every,
+        # A loss that is not finite is shown as it is.
+        logging_nan_inf_filter=False,
         remove_unused_columns=False,
         use_cpu=training.device.type == "cpu",
         seed=training.seed,

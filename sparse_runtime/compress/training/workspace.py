@@ -12,6 +12,8 @@ from typing import Any
 
 _PLAN = "plan.json"
 _RESULT = "stage.json"
+# The trainer writes this file of a checkpoint last.
+_WHOLE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -78,6 +80,12 @@ class Workspace:
             and (path / "trainer_state.json").exists()
         }
         return steps[max(steps)] if steps else None
+
+    def discard_if_empty(self) -> None:
+        """Remove the folder where nothing was kept that a run could go on from."""
+        kept = (_RESULT, _WHOLE)
+        if not any(path.name in kept for path in self.folder.rglob("*.json")):
+            self.remove()
 
     def remove(self) -> None:
         """The training is done and its result written."""

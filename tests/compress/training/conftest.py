@@ -24,6 +24,13 @@ BERT = {
 DISTILBERT = {**SIZES, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}
 
 
+@pytest.fixture(autouse=True)
+def _extra_is_installed() -> None:
+    """What `sparse-runtime[train]` brings."""
+    pytest.importorskip("accelerate")
+    pytest.importorskip("yaml")
+
+
 def _config(family: str):
     import transformers
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("yaml")
-
 from sparse_runtime.compress.training.reading import load_recipe, parse
 from sparse_runtime.compress.training.recipe import Recipe, Schedule
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -154,8 +155,39 @@ def test_refusals(checkpoints, labelled, scored_pairs, tmp_path) -> None:
     with pytest.raises(ValueError, match="did you mean 'sparsebert'"):
         train(model, "sparsbert", labelled, out)
     with pytest.raises(ValueError, match="has no classes"):
-        train(model, "dense", scored_pairs, out, changes=SHORT, resume=True)
+        train(model, "dense", scored_pairs, out, changes=SHORT)
+    assert not list(tmp_path.iterdir()), "nothing to go on from is left behind"
     with pytest.raises(ValueError, match="pooling auto"):
         train(model, "int8-embedding", scored_pairs, tmp_path / "other")
     with pytest.raises(ValueError, match="a model can be given for none"):
         train(model, "dense", labelled, tmp_path / "third", given={"teacher": model})
+
+
+def test_scores_of_pairs_are_learnt_by_one_output(checkpoints, scored_pairs, tmp_path) -> None:
+    assert scored_pairs.test is not None
+    data = replace(scored_pairs, train=scored_pairs.test)
+    stage = {"task": "regression", "epochs": 60, "learning_rate": 2e-3, "batch_size": 10}
+    distil = {"name": "b", **stage, "epochs": 1, "teacher": "a", "distillation": {"logits": 1}}
+    recipe = {"name": "own", "stages": [{"name": "a", **stage}, distil]}
+    report = train(checkpoints["bert"], recipe, data, tmp_path / "out")
+    assert report.metrics.keys() == {"spearman", "pearson", "loss"}
+    assert report.metrics["spearman"] > 0.5
+
+
+def test_a_pruned_sentence_encoder_stays_close_to_its_teacher(
+    sentence_encoder, scored_pairs, tmp_path
+) -> None:
+    changes = ("prune.pruning.structure=unstructured@0.5", "quantize.steps=2")
+    losses = []
+    for steps in (4, 120):
+        report = train(
+            sentence_encoder,
+            "embedding-distillation",
+            scored_pairs,
+            tmp_path / str(steps),
+            changes=(*changes, f"prune.steps={steps}", "*.learning_rate=2e-3"),
+            log_every=4,
+        )
+        history = [entry for entry in report.stages[0].history if "loss_embedding" in entry]
+        losses.append(history[-1]["loss_embedding"])
+    assert losses[1] < losses[0] / 2

@@ -87,8 +87,7 @@ def _equal(first, second, where: str) -> None:
         assert first == second, where
 
 
-@pytest.mark.parametrize("stop", [5, 6])
-@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize(("case", "stop"), [*((case, 5) for case in CASES), ("magnitude", 6)])
 def test_a_resumed_training_equals_an_uninterrupted_one(
     case, stop, checkpoints, labelled, tmp_path
 ) -> None:

@@ -1,0 +1,71 @@
+"""The half of `sparse-runtime prune` that trains."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...compress.training import TrainReport
+
+
+def by_recipe(
+    model: str,
+    out: str,
+    recipe: str,
+    data: str,
+    *,
+    changes: list[str] | None,
+    given: list[str] | None,
+    dev: float,
+    test: float,
+    seed: int,
+    resume: bool,
+    save_every: int,
+    device: str | None,
+    progress: bool,
+) -> TrainReport:
+    """Read the data and train.
+
+    Args:
+        model: checkpoint, a directory or a hub id.
+        out: directory to write.
+        recipe: a name or a .yaml file.
+        data: file or folder.
+        changes: "STAGE.KEY=VALUE" texts.
+        given: "STAGE=DIRECTORY" texts.
+        dev: share of the training part to choose by.
+        test: share of the training part to report on.
+        seed: of the run.
+        resume: go on with an unfinished training.
+        save_every: steps between checkpoints.
+        device: where to train; None is the CPU.
+        progress: show progress bars.
+
+    Raises:
+        ValueError: as ``load_data`` and ``train`` do, or a text of ``given`` is of another form.
+    """
+    from ...compress.training import load_data, train
+
+    return train(
+        model,
+        recipe,
+        load_data(data, dev=dev, test=test),
+        out,
+        seed=seed,
+        changes=changes or (),
+        resume=resume,
+        given=_pairs(given),
+        device=device or "cpu",
+        save_every=save_every,
+        progress=progress,
+    )
+
+
+def _pairs(texts: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        name, equals, path = text.partition("=")
+        if not name or not equals or not path or name in pairs:
+            raise ValueError(f"--stage {text!r}: expected STAGE=DIRECTORY, each stage once")
+        pairs[name] = path
+    return pairs

@@ -1,0 +1,70 @@
+"""`sparse-runtime prune --recipe` from the files to the report."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("accelerate")
+
+from sparse_runtime.cli.app import app
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "film"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    import transformers
+
+    folder = tmp_path_factory.mktemp("prune")
+    config = transformers.BertConfig(
+        vocab_size=8,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    transformers.BertModel(config).save_pretrained(folder / "model")
+    tokenizer = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
+    tokenizer.save_pretrained(folder / "model")
+    rows = [f"{word} film,{word}" for word in ("good", "bad")] * 10
+    (folder / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder
+
+
+def command(folder, out, *more):
+    parts = ["prune", "--model", folder / "model", "--data", folder / "all.csv", "--out", out]
+    return CliRunner().invoke(app, [str(part) for part in (*parts, "--quiet", *more)])
+
+
+def test_a_recipe_from_the_command_line(folder, tmp_path) -> None:
+    done = command(
+        folder,
+        tmp_path / "out",
+        *("--recipe", "gradual-magnitude", "--set", "prune.steps=2", "--test", "0.2", "--json"),
+        *("--set", "prune.pruning.structure=2:4"),
+    )
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["recipe"] == "gradual-magnitude"
+    assert "accuracy" in report["metrics"]
+    (stage,) = report["stages"]
+    assert set(stage["layers"].values()) == {0.5}
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--recipe", "sparsebrt"), "did you mean 'sparsebert'"),
+        (("--recipe", "dense", "--set", "prune.steps=2"), "no stage 'prune'"),
+        (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
+    ],
+)
+def test_errors_are_one_line(more, message, folder, tmp_path) -> None:
+    done = command(folder, tmp_path / "out", *more)
+    assert done.exit_code == 1
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
