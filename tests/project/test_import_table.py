@@ -51,7 +51,7 @@ TABLE = {
     ),
     "compress": rule(
         "spec checkpoints formats store kernels ops testing",
-        f"{TENSORS} transformers safetensors tqdm yaml rich",
+        f"{TENSORS} transformers safetensors tqdm yaml rich matplotlib",
     ),
     "testing": rule("spec formats kernels", f"{TENSORS} onnx"),
     "tools": rule(f"root {LOW} _C", DEPENDENCIES, computed_names=True),

@@ -9,6 +9,16 @@ import typer
 from ..options import BatchSize, Debug, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot
+from .prune_search import (
+    FormatsOption,
+    KeepFlopsOption,
+    PermuteOption,
+    RangesOption,
+    ShapeOption,
+    SmoothOption,
+    TargetOption,
+    search_plan,
+)
 
 
 def prune(
@@ -25,6 +35,13 @@ def prune(
     ] = None,
     method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
     values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
+    target: TargetOption = None,
+    formats: FormatsOption = None,
+    shape: ShapeOption = "8x128",
+    permute: PermuteOption = False,
+    keep_flops: KeepFlopsOption = None,
+    smooth: SmoothOption = False,
+    ranges: RangesOption = None,
     scales: Annotated[
         str, typer.Option(help="Weights that share a scale: row, tensor, chunk:R or group:G.")
     ] = "row",
@@ -60,10 +77,16 @@ def prune(
 ) -> None:
     """Prune and quantize a checkpoint in view of some text; convert packs the result."""
     quiet_transformers()
+    progress = False if quiet else None
     report = one_shot(
         model,
         out,
         data,
+        target=target,
+        formats=formats,
+        shape=shape,
+        plan=search_plan(keep_flops, permute, smooth, progress),
+        ranges=ranges,
         texts=texts,
         damping=damping,
         to=to,
@@ -76,7 +99,7 @@ def prune(
         max_length=max_length,
         batch_size=batch_size,
         state_dir=state,
-        progress=False if quiet else None,
+        progress=progress,
         revision=revision,
         local_files_only=local_files_only,
     )

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ...checkpoints import open_checkpoint, source_name
 from ...formats import Compression
-from ...spec import ActivationSpec, ValueSpec
+from ...spec import ActivationSpec
 from ..patterns import Pattern
 from ..statement import LinearQuantization
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
+from .activation_ranges import RANGE_METHODS, RangeMethod, activation_ranges
 from .calibrate import calibration_batches, longest
 from .layerwise import Format, LayerwiseResult, compress_layers
 from .loading import load_model, load_tokenizer
+from .plans import Plan
 from .report import PruneReport
 from .solvers import METHODS, Method, SolverOptions
 from .state import LayerStates, fingerprint
@@ -48,6 +50,8 @@ def prune(
     activations: str = "auto",
     options: SolverOptions | None = None,
     follow_dense: bool = True,
+    plan: Plan | None = None,
+    ranges: RangeMethod | None = None,
     include: str | None = None,
     exclude: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -79,6 +83,11 @@ def prune(
             and "none" for floats; or "symmetric".
         options: of the solver.
         follow_dense: see :func:`~.layerwise.compress_layers`.
+        plan: reorders or removes channels before, or gives layers formats of their own; see
+            :mod:`.plans`. Without ``to`` and ``values`` layers that it gives none stay as they are.
+        ranges: quantize inputs with one scale and zero point for all tokens, from what the
+            compressed model's layers read of the texts: "min-max", "percentile" or "mse". None
+            quantizes them as ``activations`` says.
         include: regular expression; only layers in whose names it is found.
         exclude: regular expression; no layers in whose names it is found.
         tokenizer: of a model that is given as such.
@@ -97,7 +106,9 @@ def prune(
         FileExistsError: there is something in ``out_dir``.
     """
     start = time.perf_counter()
-    wanted, inputs = parse_format(to, values, scales, activations)
+    wanted, inputs = _wanted(plan, to, values, scales, activations)
+    if ranges is not None:
+        _check_ranges(ranges, activations)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
     _check_target(out_dir)
@@ -115,28 +126,42 @@ def prune(
         "include": include,
         "exclude": exclude,
         "max_length": max_length,
+        "plan": None if plan is None else plan.to_dict(),
+        "ranges": ranges,
     }
     texts = list(calibration) if not isinstance(calibration, str) else calibration
+    length = longest(opened.model, opened.tokenizer, max_length)
+    batches = calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size)
+    formats = {} if wanted is None else dict.fromkeys(linears, wanted)
+    if plan is not None:
+        formats = plan(opened.model, batches, formats)
     states = None
     if state_dir is not None:
-        states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
-    length = longest(opened.model, opened.tokenizer, max_length)
+        # A latency target may choose otherwise the next time: what is measured varies.
+        chosen = {name: str(one) for name, one in formats.items()}
+        made = fingerprint(opened.model, texts, formats=chosen, **arguments)
+        states = LayerStates(state_dir, made)
     result = compress_layers(
         opened.model,
-        calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size),
-        dict.fromkeys(linears, wanted),
+        batches,
+        formats,
         method=method,
         options=options,
         follow_dense=follow_dense,
         states=states,
         progress=progress,
     )
+    stated = statements(result, formats, inputs)
+    if ranges is not None:
+        read = {name: linears[name] for name in stated}
+        specs = activation_ranges(opened.model, read, batches, method=ranges, progress=progress)
+        stated = {name: replace(one, activations=specs[name]) for name, one in stated.items()}
     if out_dir is not None:
         write_checkpoint(
             opened.model,
             opened.tokenizer,
             out_dir,
-            quantization=statements(result, wanted.values, inputs),
+            quantization=stated,
             record={"one_shot": {**arguments, "texts": len(texts)}, "source": opened.name},
             extra_files=opened.files,
         )
@@ -171,13 +196,37 @@ def parse_format(
 
 
 def statements(
-    result: LayerwiseResult, values: ValueSpec | None, inputs: ActivationSpec | None
-) -> Mapping[str, LinearQuantization]:
-    """How the solved layers are quantized, by name; empty for floats."""
-    if values is None:
-        return {}
-    scales: dict[str, Tensor] = result.scales
-    return {name: LinearQuantization(values, scale, inputs) for name, scale in scales.items()}
+    result: LayerwiseResult, formats: Mapping[str, Format], inputs: ActivationSpec | None
+) -> dict[str, LinearQuantization]:
+    """How the solved layers with integer values are quantized, by name."""
+    stated = {}
+    for name, scales in result.scales.items():
+        values = formats[name].values
+        assert values is not None  # floats have no scales
+        stated[name] = LinearQuantization(values, scales, inputs)
+    return stated
+
+
+def _check_ranges(ranges: RangeMethod, activations: str) -> None:
+    if ranges not in RANGE_METHODS:
+        raise ValueError(
+            f"ranges {ranges!r}: expected one of {', '.join(map(repr, RANGE_METHODS))}"
+        )
+    if activations != "auto":
+        raise ValueError(
+            f"ranges {ranges!r} and activations {activations!r} exclude each other: inputs are "
+            "quantized by ranges or token by token; leave one out"
+        )
+
+
+def _wanted(
+    plan: Plan | None, to: str | None, values: str | None, scales: str, activations: str
+) -> tuple[Format | None, ActivationSpec | None]:
+    """As :func:`parse_format`; with a plan alone no format, and inputs as "auto" has them."""
+    if plan is None or to is not None or values is not None:
+        return parse_format(to, values, scales, activations)
+    policy = Compression.parse(scales=scales, activations=activations)
+    return None, policy.activations
 
 
 def _open(source: str | Path | nn.Module, tokenizer: Any, **hub: Any) -> _Source:

@@ -36,20 +36,20 @@ class PruneReport:
 
     @property
     def error(self) -> float:
-        """Mean relative output error of the layers."""
-        return sum(row.error for row in self.layers) / len(self.layers)
+        """Mean relative output error of the layers; 0 where none was solved."""
+        return sum(row.error for row in self.layers) / max(1, len(self.layers))
 
     @property
     def magnitude_error(self) -> float:
         """The same for pruning by magnitude and rounding to nearest."""
-        return sum(row.magnitude_error for row in self.layers) / len(self.layers)
+        return sum(row.magnitude_error for row in self.layers) / max(1, len(self.layers))
 
     @property
     def sparsity(self) -> float:
         """Share of zeros in the compressed layers."""
         sizes = [row.shape[0] * row.shape[1] for row in self.layers]
         zeros = sum(row.sparsity * size for row, size in zip(self.layers, sizes, strict=True))
-        return zeros / sum(sizes)
+        return zeros / max(1, sum(sizes))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""

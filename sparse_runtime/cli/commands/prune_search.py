@@ -1,0 +1,82 @@
+"""Options of `sparse-runtime prune` that search: targets, channel orders, heads and neurons."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ...compress.oneshot.plans import SearchPlan
+    from ...tools.layer_latency import Shape
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Choose a format for each layer to meet it: latency=0.6x, latency=3ms, size=0.5x, "
+        "size=6MB or flops=0.5x; shares are of dense INT8.",
+        show_default="none",
+    ),
+]
+FormatsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="For --target: formats to choose from, such as 'dense int8,2:4 int8'.",
+        show_default="dense and 2:4 in int8 and int4",
+    ),
+]
+ShapeOption = Annotated[
+    str, typer.Option(help="For --target latency=...: BATCHxTOKENS to measure, on this machine.")
+]
+PermuteOption = Annotated[
+    bool, typer.Option("--permute", help="First reorder channels so that the pattern keeps more.")
+]
+SmoothOption = Annotated[
+    bool,
+    typer.Option("--smooth", help="First even out channels, where no bit of a float changes."),
+]
+RangesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantize inputs alike for all tokens, by min-max, percentile or mse.",
+        show_default="token by token",
+    ),
+]
+KeepFlopsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="First remove whole heads and neurons until this share of multiply-adds is left.",
+        show_default="none removed",
+    ),
+]
+
+
+def search_plan(
+    keep_flops: float | None, permute: bool, smooth: bool, progress: bool | None
+) -> SearchPlan | None:
+    """What the options ask for besides a target, or None."""
+    if keep_flops is None and not permute and not smooth:
+        return None
+    from ...compress.oneshot.plans import SearchPlan
+
+    return SearchPlan(keep_flops=keep_flops, reorder=permute, smooth=smooth, progress=progress)
+
+
+def read_shape(text: str) -> Shape:
+    """Read "8x128".
+
+    Raises:
+        ValueError: for any other text.
+    """
+    from ...tools.layer_latency import Shape
+
+    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
+    if match is None:
+        raise ValueError(f"--shape {text!r}: expected BATCHxTOKENS, such as 8x128")
+    return Shape(int(match[1]), int(match[2]))
+
+
+def read_formats(text: str | None) -> list[str]:
+    """Read "dense int8,2:4 int8"."""
+    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,160 @@
+"""What is decided on before layers are solved: channels, units that go, formats layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from .allocation import Allocation, CostTable, Target, allocate, flop_costs, size_costs
+from .layer_format import LayerFormat
+from .layerwise import Format
+from .permutation import Kept, permute
+from .sensitivity import SensitivityTable, sensitivity, units_of
+from .smoothing import input_maxima, smooth
+from .structured import StructuredReport, Tuning, prune_structured
+
+Batches = Sequence[dict[str, Tensor]]
+Measure = Callable[
+    [nn.Module, Mapping[str, Sequence[str]], Sequence[LayerFormat], LayerFormat], CostTable
+]
+"""(model, units, formats, reference) -> what each choice costs; tools/layer_latency.py has one."""
+
+CANDIDATES = ("dense int8", "2:4 int8", "dense int4", "2:4 int4")
+EVALUATED = 4
+"""Batches, about, on which outputs are compared."""
+
+REFERENCE = LayerFormat.parse("dense int8")
+"""What relative targets are a share of."""
+
+
+class Plan(Protocol):
+    """Prepares a model, and says what each layer becomes."""
+
+    def __call__(
+        self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
+    ) -> dict[str, Format]:
+        """Change the model in place; the formats that were asked for come in, final ones go out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for, as JSON."""
+
+
+@dataclass
+class SearchPlan:
+    """Removes units, reorders and smooths channels, chooses formats for a target; in this order.
+
+    Attributes:
+        keep_flops: share of the multiply-adds to keep by removing heads and neurons, or None.
+        tuning: what is fitted after that, see ``prune_structured``.
+        reorder: permute channels for the pattern that layers get.
+        smooth: even out channels of layers' inputs where no bit of a float result changes.
+        target: what the layers may cost; None leaves the formats that were asked for.
+        candidates: formats to choose from for a target.
+        measure: costs for a latency target.
+        seed: of the searches.
+        progress: show progress bars; None shows them where stderr is a terminal.
+        removed: afterwards, what is left of each layer.
+        kept: afterwards, what reordering gained.
+        table: afterwards, what each choice changes.
+        allocation: afterwards, the formats chosen for the target.
+    """
+
+    keep_flops: float | None = None
+    tuning: Tuning = "columns"
+    reorder: bool = False
+    smooth: bool = False
+    target: Target | None = None
+    candidates: tuple[LayerFormat, ...] = tuple(map(LayerFormat.parse, CANDIDATES))
+    measure: Measure | None = None
+    seed: int = 0
+    progress: bool | None = None
+    removed: StructuredReport | None = field(default=None, init=False)
+    kept: list[Kept] = field(default_factory=list, init=False)
+    table: SensitivityTable | None = field(default=None, init=False)
+    allocation: Allocation | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.reorder and self.keep_flops is not None:
+            raise ValueError(
+                "permute: would spread the neurons that were removed, so that they could no longer "
+                "be cropped; leave keep_flops (--keep-flops) or permute (--permute) out"
+            )
+        if self.target is not None and self.target.kind == "latency" and self.measure is None:
+            raise ValueError(f"target {self.target}: needs measured costs; give measure")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {
+            "keep_flops": self.keep_flops,
+            "tuning": self.tuning,
+            "permute": self.reorder,
+            "smooth": self.smooth,
+            "target": None if self.target is None else str(self.target),
+            "candidates": [str(choice) for choice in self.candidates],
+            "seed": self.seed,
+        }
+
+    def __call__(
+        self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
+    ) -> dict[str, Format]:
+        """As :class:`Plan` says.
+
+        Raises:
+            ValueError: formats and a target at once; nothing to reorder for; or the target cannot
+                be met.
+        """
+        if self.target is not None and formats:
+            raise ValueError(
+                f"target {self.target}: chooses the formats itself; leave to (--to) and values "
+                "(--values) out, and give candidates (--formats)"
+            )
+        if self.keep_flops is not None:
+            self.removed = prune_structured(
+                model,
+                batches,
+                flops=self.keep_flops,
+                tuning=self.tuning,
+                seed=self.seed,
+                progress=self.progress,
+            )
+        if self.reorder:
+            self._reorder(model, formats)
+        if self.smooth:
+            smooth(model, input_maxima(model, batches, progress=self.progress))
+        if self.target is None:
+            return dict(formats)
+        return self._allocate(model, batches, self.target)
+
+    def _reorder(self, model: nn.Module, formats: Mapping[str, Format]) -> None:
+        asked = [one.pattern for one in formats.values()] or [c.pattern for c in self.candidates]
+        patterns = {p for p in asked if p is not None and p.structure.kind != "unstructured"}
+        if len({str(pattern) for pattern in patterns}) != 1:
+            raise ValueError(
+                "permute: expected one N:M or block pattern to reorder channels for, got "
+                f"{', '.join(sorted(map(str, patterns))) or 'none'}"
+            )
+        self.kept = permute(model, patterns.pop(), seed=self.seed, progress=self.progress)
+
+    def _allocate(self, model: nn.Module, batches: Batches, target: Target) -> dict[str, Format]:
+        units = units_of(model, fused=target.kind == "latency")
+        self.table = sensitivity(
+            model,
+            batches,
+            self.candidates,
+            units=units,
+            # Every choice is a pass over these; batches are sorted by length, so take some of each.
+            evaluation=batches[:: max(1, len(batches) // EVALUATED)],
+            progress=self.progress,
+        )
+        if target.kind == "latency":
+            assert self.measure is not None  # checked when the plan was made
+            costs = self.measure(model, units, self.candidates, REFERENCE)
+        elif target.kind == "size":
+            costs = size_costs(model, self.table, REFERENCE)
+        else:
+            costs = flop_costs(model, self.table, REFERENCE)
+        self.allocation = allocate(self.table, costs, target)
+        return {name: choice.wanted for name, choice in self.allocation.by_layer().items()}

@@ -1,0 +1,70 @@
+"""`sparse-runtime prune` with options that search."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+Command = Callable[..., Result]
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> str:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(" ".join("abcdefgh"[: 3 + i % 5]) for i in range(20)))
+    return str(path)
+
+
+def test_a_size_target(command: Command, source: Make, texts: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["prune", "--model", str(source("labels")), "--out", out, "--data", texts]
+    options = ["--target", "size=0.7x", "--formats", "dense int8,2:4 int4", "--json", "--quiet"]
+    result = command(*arguments, *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["target"]
+    assert found["cost"] <= found["budget"]
+    assert set(found["formats"].values()) == {"dense int8", "2:4 int4"}
+
+
+def test_everything_before_one_format(
+    command: Command, source: Make, texts: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    arguments = ["prune", "--model", str(source("labels")), "--out", out, "--data", texts]
+    options = ["--to", "2:4", "--values", "int8", "--permute", "--smooth", "--ranges", "mse"]
+    result = command(*arguments, *options, "--json", "--quiet")
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)["arguments"]["plan"]
+    assert plan["permute"] is True and plan["smooth"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--formats", "2:4 int8", "--to", "2:4"], "--formats: belongs to --target"),
+        (["--target", "size=0.5x", "--to", "2:4"], "leave to (--to)"),
+        (["--target", "speed=2x"], "expected 'latency=0.6x'"),
+        (["--target", "latency=1x", "--shape", "8"], "--shape '8'"),
+        (["--permute", "--keep-flops", "0.5"], "leave keep_flops (--keep-flops)"),
+        (["--to", "unstructured@0.5", "--permute"], "expected one N:M or block pattern"),
+    ],
+)
+def test_what_contradicts_is_refused(
+    command: Command,
+    source: Make,
+    texts: str,
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    arguments = ["prune", "--model", str(source("labels")), "--out", str(out), "--data", texts]
+    result = command(*arguments, *options, "--quiet")
+    assert result.exit_code != 0
+    assert message in " ".join(result.stderr.split())
+    assert not out.exists()
