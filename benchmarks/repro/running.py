@@ -60,7 +60,7 @@ def run_all(
     failures: list[str] = []
     environment = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(environment)  # for the processes that are begun
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running: dict[Future[Run], Job] = {}
         while waiting or running:
             for job in _ready(waiting, known, scale):
