@@ -9,9 +9,10 @@ from sparse_runtime.benchmarks.repro.table import (
     BLOCK_ONE_SHOT,
     DISTILLED,
     MAGNITUDE_2_4,
+    NINETY,
     OBS_2_4,
     ONE_SHOT,
 )
 
 EXPERIMENTS: tuple[Experiment, ...] = (*BASE, *ONE_SHOT, *DISTILLED, *PAPERS)
-QUICK = (DENSE, "dense INT8", MAGNITUDE_2_4, OBS_2_4, BLOCK_ONE_SHOT, "90 % INT8, distilled")
+QUICK = (DENSE, "dense INT8", MAGNITUDE_2_4, OBS_2_4, BLOCK_ONE_SHOT, NINETY)

@@ -76,6 +76,8 @@ OBS_2_4 = "2:4 INT8, OBS, one-shot"
 FLOAT_2_4 = "2:4 FP32, OBS, one-shot"
 INT4_2_4 = "2:4 INT4, OBS, one-shot"
 BLOCK_ONE_SHOT = "1x4 blocks 80 % INT8, OBS, one-shot"
+FLOAT_90 = "90 % FP32, OBS, one-shot"
+FLOAT_BLOCK = "1x4 blocks 80 % FP32, OBS, one-shot"
 ONE_SHOT = (
     *one_shot(MAGNITUDE_2_4, "2:4", "magnitude", values="int8"),
     *one_shot("2:4 INT8, Wanda, one-shot", "2:4", "wanda", values="int8", against=MAGNITUDE_2_4),
@@ -86,6 +88,8 @@ ONE_SHOT = (
     *one_shot("50 % INT8, OBS, one-shot", "unstructured@0.5", values="int8"),
     *one_shot("80 % INT8, OBS, one-shot", "unstructured@0.8", values="int8"),
     *one_shot(BLOCK_ONE_SHOT, "block:1x4@0.8", values="int8"),
+    *one_shot(FLOAT_90, "unstructured@0.9"),
+    *one_shot(FLOAT_BLOCK, "block:1x4@0.8"),
 )
 
 
@@ -126,13 +130,18 @@ def after_one_shot(
     )
 
 
+NINETY = "90 % INT8, distilled"
 BLOCK_DISTILLED = "1x4 blocks 80 % INT8, distilled"
 DISTILLED = (
     distilled("85 % INT8, distilled", "unstructured@0.85", 0.99),
-    distilled("90 % INT8, distilled", "unstructured@0.9", 0.98),
+    distilled(NINETY, "unstructured@0.9", 0.98),
     distilled("95 % INT8, distilled", "unstructured@0.95", 0.97),
     distilled("97 % INT8, distilled", "unstructured@0.97", 0.95),
     distilled(BLOCK_DISTILLED, "block:1x4@0.8", 0.985),
+    after_one_shot("90 % INT8, OBS, then trained", FLOAT_90, "int8", 0.98, NINETY),
+    after_one_shot(
+        "1x4 blocks 80 % INT8, OBS, then trained", FLOAT_BLOCK, "int8", 0.985, BLOCK_DISTILLED
+    ),
     after_one_shot("2:4 INT8, OBS, then trained", FLOAT_2_4, "int8", 0.995, OBS_2_4),
     after_one_shot("2:4 INT4, OBS, then trained", FLOAT_2_4, "int4", 0.98, INT4_2_4),
 )
