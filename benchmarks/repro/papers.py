@@ -9,6 +9,7 @@ from sparse_runtime.benchmarks.repro.table import (
     FAST,
     FLOAT_2_4,
     INT8,
+    LONG,
     OBS_2_4,
     pruned,
     stage,
@@ -109,10 +110,13 @@ def _cap() -> tuple[Experiment, ...]:
 
 
 def _obert() -> tuple[Experiment, ...]:
+    changes = pruned(
+        "unstructured@0.9", "pruning.gradients=128", "final_learning_rate=3.0e-5", epochs=LONG
+    )
     return (
-        _recipe(
-            "oBERT 90 % INT8", "oBERT", "obert", "unstructured@0.9", "pruning.gradients=128",
-            "final_learning_rate=3.0e-5", against="90 % INT8, distilled",
+        Experiment(
+            "oBERT 90 % INT8", "oBERT", recipe="obert", changes=changes, convert=INT8,
+            against=NINETY,
         ),
     )  # fmt: skip
 
