@@ -10,6 +10,7 @@ from sparse_runtime.benchmarks.repro.table import (
     FLOAT_2_4,
     INT8,
     LONG,
+    NINETY,
     OBS_2_4,
     pruned,
     stage,
