@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from click.core import ParameterSource
 
 from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
@@ -186,5 +185,5 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse what the command line states of one half of the command while the other runs."""
     for option in context.command.params:
         stated = context.get_parameter_source(option.name or "")
-        if option.name in names and stated is ParameterSource.COMMANDLINE:
+        if option.name in names and stated is not None and stated.name == "COMMANDLINE":
             raise ValueError(f"{option.opts[0]}: {why}")

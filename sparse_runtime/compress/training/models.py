@@ -59,7 +59,14 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     for name in usual if dropout is not None else ():
         setattr(config, name, dropout)
     model, report = _model_class(task).from_pretrained(
-        source, config=config, dtype=torch.float32, output_loading_info=True, **_sizes(settings)
+        source,
+        config=config,
+        dtype=torch.float32,
+        output_loading_info=True,
+        # The fused attention's backward pass takes longer on a CPU, in bfloat16, than all the rest
+        # of a step together; short texts gain nothing from it elsewhere.
+        attn_implementation="eager",
+        **_sizes(settings),
     )
     for name, value in usual.items():
         # Modules have taken theirs; what is written later is the checkpoint's own.

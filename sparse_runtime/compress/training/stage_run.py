@@ -168,7 +168,8 @@ class StageRunner:
             self.tokenizer,
             folder,
             record=record,
-            extra_files=source if source.is_dir() else None,
+            # With its pipeline beside it, a model with a head would run as the bare encoder.
+            extra_files=source if stage.task == "embedding" and source.is_dir() else None,
         )
 
     def _report(

