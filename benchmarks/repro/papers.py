@@ -112,7 +112,11 @@ def _cap() -> tuple[Experiment, ...]:
 
 def _obert() -> tuple[Experiment, ...]:
     changes = pruned(
-        "unstructured@0.9", "pruning.gradients=128", "final_learning_rate=3.0e-5", epochs=LONG
+        "unstructured@0.9",
+        "pruning.gradients=128",
+        "final_learning_rate=3.0e-5",
+        "warmup=0",
+        epochs=LONG,
     )
     return (
         Experiment(
