@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from .fake_quant import attach_fake_quant, freeze_ranges, read_quantization, remove_fake_quant
 from .masks import Mask, attach_masks, bake, lock_masks, masks_of
 from .paper_layouts import export_paper_layout
@@ -10,6 +13,13 @@ from .schedules import CubicSparsity
 from .statement import LinearQuantization
 from .targets import COMPONENTS, Component, EncoderLayer, component, encoder_linears, layers
 from .writing import write_checkpoint
+
+if TYPE_CHECKING:
+    from .oneshot.prune import prune
+    from .training.run import train
+
+# They need more than torch, and are loaded when they are asked for.
+_LAZY = {"prune": "oneshot.prune", "train": "training.run"}
 
 __all__ = [
     "COMPONENTS",
@@ -30,8 +40,18 @@ __all__ = [
     "layers",
     "lock_masks",
     "masks_of",
+    "prune",
     "read_quantization",
     "remove_fake_quant",
     "sparsity",
+    "train",
     "write_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    globals()[name] = value
+    return value

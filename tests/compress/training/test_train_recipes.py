@@ -149,7 +149,7 @@ def test_an_interrupted_recipe_goes_on(checkpoints, labelled, tmp_path, monkeypa
 def test_refusals(checkpoints, labelled, scored_pairs, tmp_path) -> None:
     model, out = checkpoints["bert"], tmp_path / "out"
     out.mkdir()
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(FileExistsError, match="exists already"):
         train(model, "dense", labelled, out)
     out.rmdir()
     with pytest.raises(ValueError, match="did you mean 'sparsebert'"):
