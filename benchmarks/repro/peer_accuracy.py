@@ -70,8 +70,8 @@ def measure_openvino(folder: Path, results: Path, peers: Path) -> None:
 def _ask(checkpoint: Path, task: str, peers: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         model, tokens = Path(name, "model.onnx"), Path(name, "tokens.npz")
-        np.savez(tokens, **_tokens(checkpoint, task))
-        orders = (
+        np.savez(tokens, **_tokens(checkpoint, task))  # type: ignore[arg-type]  # numpy's stub
+        orders: tuple[tuple[str | Path, ...], ...] = (
             ("export", "export", checkpoint.resolve(), model),
             ("ov", "evaluate", model, tokens),
         )
