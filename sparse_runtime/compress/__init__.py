@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 from .fake_quant import attach_fake_quant, freeze_ranges, read_quantization, remove_fake_quant
@@ -17,9 +16,6 @@ from .writing import write_checkpoint
 if TYPE_CHECKING:
     from .oneshot.prune import prune
     from .training.run import train
-
-# They need more than torch, and are loaded when they are asked for.
-_LAZY = {"prune": "oneshot.prune", "train": "training.run"}
 
 __all__ = [
     "COMPONENTS",
@@ -50,8 +46,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
-    globals()[name] = value
-    return value
+    # These need more than torch, and are loaded when they are asked for.
+    if name == "prune":
+        from .oneshot.prune import prune
+
+        return prune
+    if name == "train":
+        from .training.run import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
