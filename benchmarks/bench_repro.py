@@ -59,12 +59,12 @@ def smoke(options: argparse.Namespace) -> int:
 
 def latency(options: argparse.Namespace) -> int:
     """Time every packed model that the runs of seed 0 left, and the peers; OpenVINO's accuracy."""
-    from sparse_runtime.benchmarks.repro.peer_accuracy import measure_openvino
+    from sparse_runtime.benchmarks.repro.peer_accuracy import OPENVINO, measure_openvino
     from sparse_runtime.benchmarks.repro.timing import time_all
 
-    if options.peers is not None:
+    if options.peers is not None and re.search(options.only, OPENVINO):
         measure_openvino(options.dir, options.results, options.peers)
-    time_all(options.dir, options.results, options.peers, options.threads)
+    time_all(options.dir, options.results, options.peers, options.threads, options.only)
     return 0
 
 
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--jobs", type=int, default=1, help="runs at a time")
     command.set_defaults(command=smoke)
     command = commands.add_parser("latency", parents=[shared], help=latency.__doc__)
+    command.add_argument("--only", default="", help="regular expression of experiments' names")
     command.add_argument("--peers", type=Path, help="folder of benchmarks/peers/install.sh")
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.set_defaults(command=latency)

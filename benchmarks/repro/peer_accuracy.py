@@ -70,14 +70,14 @@ def measure_openvino(folder: Path, results: Path, peers: Path) -> None:
 def _ask(checkpoint: Path, task: str, peers: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         model, tokens = Path(name, "model.onnx"), Path(name, "tokens.npz")
-        np.savez(tokens, **_tokens(checkpoint, task))  # type: ignore[arg-type]  # numpy's stub
-        orders: tuple[tuple[str | Path, ...], ...] = (
-            ("export", "export", checkpoint.resolve(), model),
-            ("ov", "evaluate", model, tokens),
-        )
-        for home, *order in orders:
+        np.savez(tokens, allow_pickle=False, **_tokens(checkpoint, task))
+        orders = {
+            "export": ("export", str(checkpoint.resolve()), str(model)),
+            "ov": ("evaluate", str(model), str(tokens)),
+        }
+        for home, order in orders.items():
             done = subprocess.run(
-                [peers / home / "bin" / "python", SCRIPT, *order],
+                [str(peers / home / "bin" / "python"), str(SCRIPT), *order],
                 capture_output=True,
                 text=True,
                 check=True,

@@ -6,6 +6,7 @@ seed 0 stand for all. The peers run a dense model of the same shape (benchmarks/
 
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from sparse_runtime.benchmarks.repro.tasks import METRICS, load_task
 
 SCALE = "full"
 SENTENCES = 32
-ROUNDS, PASSES = 7, 10
+ROUNDS, PASSES = 5, 10
 OURS = "sparse-runtime:cpu"
 TRANSFORMERS = "dense FP32, transformers"
 PEERS = {TRANSFORMERS: "transformers:fp32", OPENVINO: "openvino:int8"}
@@ -31,7 +32,7 @@ PEER_MODEL = Path("models") / "minilm-dense"
 Workload = tuple[int, int, tuple[int, ...]]
 
 
-def time_all(folder: Path, results: Path, peers: Path | None, threads: int) -> None:
+def time_all(folder: Path, results: Path, peers: Path | None, threads: int, only: str = "") -> None:
     """Time what has a run of seed 0, and the peers; append a line for each and each batch.
 
     Batches: one text of 128 tokens, and 32 real sentences of the task.
@@ -41,12 +42,17 @@ def time_all(folder: Path, results: Path, peers: Path | None, threads: int) -> N
         results: read for the runs, and appended to.
         peers: environments and models of the peers; None leaves them out.
         threads: of every contender.
+        only: regular expression; experiments in whose name it is found, and the peers.
     """
     runs = [run for run in read(results)[0] if run.seed == 0 and run.scale == SCALE]
     around = asdict(environment())
     for task in dict.fromkeys(run.task for run in runs if METRICS[run.task] == "accuracy"):
         models = {run.experiment: _packed(folder, run) for run in runs if run.task == task}
-        models = {name: path for name, path in models.items() if path.is_dir()}
+        models = {
+            name: path for name, path in models.items() if path.is_dir() and re.search(only, name)
+        }
+        if not models:
+            continue
         workloads = [(1, 128, ()), _sentences(task, next(iter(models.values())))]
         for name, workload, found in times(models, peers, workloads, threads):
             batch, length, lengths = workload
