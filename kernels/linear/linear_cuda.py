@@ -1,5 +1,5 @@
-"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights and two of four
-on the tensor cores of sm_80 and later, in one launch (docs/kernels/cuda_library.md)."""
+"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights, two of four and
+unstructured ones on the tensor cores of sm_80 and later, in one launch (docs/kernels/cuda_library.md)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import cuda_loading
 from ..cuda_library import Kernel, Library, describe_layer
+from ..nm.exact_weight import ExactWeight
 from .operands import Epilogue, Quantized, Target
 from .rules import MACHINES, cycles, known
 from .tiles import Config, Workspace
@@ -33,9 +34,11 @@ class MmaWeight(NamedTuple):
     Attributes:
         packed: uint8.
         dtype: of the values: int8, bf16 or fp16.
-        structure: "dense" or "2:4".
+        structure: "dense", "2:4" or "exact" (kernels/nm/exact_weight.py).
         out_features: outputs.
         in_features: inputs.
+        rest: "exact" alone, ``ExactWeight.rest``.
+        rest_places: "exact" alone, ``ExactWeight.rest_places``.
     """
 
     packed: Tensor
@@ -43,6 +46,15 @@ class MmaWeight(NamedTuple):
     structure: str
     out_features: int
     in_features: int
+    rest: Tensor | None = None
+    rest_places: Tensor | None = None
+
+    @property
+    def operand(self) -> Tensor | ExactWeight:
+        """What the library takes."""
+        if self.rest is None or self.rest_places is None:
+            return self.packed
+        return ExactWeight(self.packed, self.rest, self.rest_places)
 
 
 class MmaConfig(NamedTuple):
@@ -76,11 +88,16 @@ def pack(matrix: Tensor, structure: str) -> MmaWeight:
 
     Args:
         matrix: int8, bf16 or fp16.
-        structure: "dense", or "2:4" for at most two nonzeros in every four inputs.
+        structure: "dense", "2:4" for at most two nonzeros in every four inputs, or "exact" for any
+            weight as 2:4 and a rest.
 
     Raises:
-        ValueError: more than two of four inputs are nonzero.
+        ValueError: "2:4", and more than two of four inputs are nonzero.
     """
+    if structure == "exact":
+        exact = library().pack_exact(matrix)
+        kinds = (matrix.dtype, structure, matrix.shape[0], matrix.shape[1])
+        return MmaWeight(exact.two_of_four, *kinds, exact.rest, exact.rest_places)
     packed = library().pack(matrix, structure)
     return MmaWeight(packed, matrix.dtype, structure, matrix.shape[0], matrix.shape[1])
 
@@ -175,7 +192,7 @@ def linear(
         return
     kernel = kernel_of(weight, config)
     layer = describe_layer(
-        x, weight.packed, weight.out_features, epilogue, activation, target, scheme
+        x, weight.operand, weight.out_features, epilogue, activation, target, scheme
     )
     layer.split_k = config.split_k
     if config.split_k > 1:

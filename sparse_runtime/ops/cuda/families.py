@@ -21,6 +21,7 @@ from ...kernels.unstructured import layout as unstructured_layout
 from ...kernels.unstructured.cases import configs_of
 from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
+from .exact_families import EXACT_FAMILIES
 from .family import Family
 from .machine import Machine
 from .mma_families import MMA_FAMILIES
@@ -272,6 +273,7 @@ FAMILIES: tuple[Family, ...] = (
     TritonBlock(),
     CusparseltFamily(),
     *MMA_FAMILIES,
+    *EXACT_FAMILIES,
 )
 """The dense ones first: nothing that is slower than they are is taken."""
 

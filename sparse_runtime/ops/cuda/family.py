@@ -36,6 +36,10 @@ class Family(ABC):
         """Why it cannot do what follows the product, or None."""
         return None
 
+    def remark(self, problem: Problem) -> str:
+        """What ``explain()`` says behind its name: of the weight, in its layout."""
+        return ""
+
     def least_tokens(self, problem: Problem) -> int:
         """The fewest rows that it takes."""
         return 1

@@ -39,7 +39,7 @@ def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | N
     lines = []
     for (family, _), found in groupby(choices, key=lambda c: (c.estimate.family, c.regime.source)):
         run = list(found)
-        lines.append(_line(family, run[0].regime.least, run[-1]))
+        lines.append(_line(family, problem, run[0].regime.least, run[-1]))
     rejected = [
         f"{family.name}: {reason}"
         for family in FAMILIES
@@ -48,7 +48,7 @@ def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | N
     return "; ".join([*lines, *(f"not {text}" for text in rejected)])
 
 
-def _line(family: Family, least: int, last: Choice) -> str:
+def _line(family: Family, problem: Problem, least: int, last: Choice) -> str:
     """One family for the numbers of tokens from ``least`` to the last choice's."""
     when = f" from {least} tokens" if least > 1 else ""
     if last.most_tokens != ANY_TOKENS:
@@ -58,7 +58,6 @@ def _line(family: Family, least: int, last: Choice) -> str:
     others = [other for other in regime.estimates.values() if other.family != family]
     others.sort(key=lambda other: other.microseconds)
     compared = ", ".join(f"{other.family.name} {other.microseconds:.1f}" for other in others)
-    text = (
-        f"{family.name}{when}: {how} {last.estimate.microseconds:.1f} us at {regime.tokens} tokens"
-    )
+    name, time = f"{family.name}{family.remark(problem)}", f"{last.estimate.microseconds:.1f} us"
+    text = f"{name}{when}: {how} {time} at {regime.tokens} tokens"
     return f"{text} ({compared})" if compared else text
