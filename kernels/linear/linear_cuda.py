@@ -1,5 +1,6 @@
-"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights, two of four and
-unstructured ones on the tensor cores of sm_80 and later, in one launch (docs/kernels/cuda_library.md)."""
+"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights, two of four,
+and any as two of four and a rest, on the tensor cores of sm_80 and later, in one launch
+(docs/kernels/cuda_library.md)."""
 
 from __future__ import annotations
 

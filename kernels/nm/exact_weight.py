@@ -34,9 +34,10 @@ class ExactWeight(NamedTuple):
 
 
 def crowded_slabs(matrix: Tensor) -> Tensor:
-    """Which slabs of a matrix [out, in] have a rest: bool [tiles of 16 outputs, slabs of 64 inputs].
+    """Which slabs of a matrix [out, in] have a rest: some four inputs with over two nonzeros.
 
-    Those in which some four inputs of an output have more than two nonzeros.
+    Returns:
+        bool [tiles of 16 outputs, slabs of 64 inputs].
     """
     rows, columns = -matrix.shape[0] % TILE_OUTPUTS, -matrix.shape[1] % SLAB_INPUTS
     groups = pad(matrix != 0, (0, columns, 0, rows)).unflatten(1, (-1, SLAB_INPUTS // GROUP, GROUP))

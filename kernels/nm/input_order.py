@@ -54,9 +54,7 @@ def find_input_order(
         return _order_within(nonzero, seed, work)
     parts = nonzero.split(unit, 1)
     share = work / len(parts)
-    return torch.cat(
-        [i * unit + _order_within(part, seed, share) for i, part in enumerate(parts)]
-    )
+    return torch.cat([i * unit + _order_within(part, seed, share) for i, part in enumerate(parts)])
 
 
 def _order_within(nonzero: Tensor, seed: int, work: float) -> Tensor:

@@ -11,7 +11,7 @@ from .predict import Work
 from .problem import Problem
 
 MOST_REST = 0.75
-"""Where more of the slabs have a rest, the kernel issues about as many products as the dense one."""
+"""With a rest in more of its slabs, a weight takes about as many products as a dense one."""
 
 LARGEST_TOKENS = 128
 SMALL_SHARED = (86, 89, 120, 121)

@@ -16,7 +16,7 @@ MOST_DENSITY = 0.2
 """Of weights with more nonzeros, no order leaves little beside 2:4."""
 
 WORK = 2.5e7
-"""Of the search for a layer (``find_input_order``): a third of a second at most, for a model is being
+"""Of the search for a layer (``find_input_order``): a third of a second at most, while a model is
 loaded. It finds nearly what sixteen times as much finds."""
 
 
