@@ -113,7 +113,7 @@ class RuntimeLibrary(Library):
             c_void_p(packed.data_ptr()),
             c_void_p(misfits.data_ptr()),
         )
-        self._run("pack_kernel", layout, values.device, *arguments)
+        self._run("pack_kernel", layout, values, *arguments)
         if int(misfits):
             raise ValueError("weight: expected at most two nonzero values in every four inputs")
         return packed.to(matrix.device)
@@ -136,12 +136,13 @@ class RuntimeLibrary(Library):
             Matrix(matrix.data_ptr(), *shape),
         )
         layout = _Layout(dtype, structure, *shape)
-        self._run("unpack_kernel", layout, given.device, *arguments)
+        self._run("unpack_kernel", layout, given, *arguments)
         return matrix.to(packed.device)
 
-    def _run(self, name: str, layout: _Layout, device: torch.device, *arguments: Any) -> None:
-        """Pack or unpack, a warp for each slab."""
-        with torch.cuda.device(device):
+    def _run(self, name: str, layout: _Layout, given: Tensor, *arguments: Any) -> None:
+        """Pack or unpack on the device of ``given``, a warp for each slab."""
+        device = given.device
+        with torch.cuda.device_of(given):
             self._prepare(layout.dtype, layout.structure, device)
             found = self._functions("pack", _number(device))
             function = found[_packer(name, layout.dtype.itemsize)]

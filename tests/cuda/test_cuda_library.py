@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_runtime.kernels import cuda_loading, cuda_nvrtc
+from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.cuda_compiled import (
     SHARED_LIMITS,
     Compiled,
     problems,
     read_table,
     table,
-    tile_of,
 )
 from sparse_runtime.kernels.cuda_library import Library
 
@@ -152,39 +150,3 @@ def test_the_committed_table_holds_every_kernel(checkout_root: Path, emulator) -
     assert {(kernel.kernel, kernel.capability) for kernel in known} == wanted
     wrong = [line for kernel in known for line in problems(kernel)]
     assert not wrong, wrong
-
-
-def test_nvrtc_is_given_the_same_kernels(built: Path, emulator) -> None:
-    assert tuple(cuda_nvrtc._kernels()) == emulator.kernels
-    lazy = object.__new__(cuda_nvrtc.RuntimeLibrary)  # without a GPU or NVRTC
-    for kernel in emulator.kernels:
-        for sizes in ((1, 16, 1), (130, 257, 4)):
-            needs = emulator.workspace_needs(kernel, *sizes)
-            assert lazy.workspace_needs(kernel, *sizes) == needs
-        group = cuda_nvrtc._group(kernel.dtype, kernel.structure)
-        assert cuda_nvrtc._expression(kernel) in cuda_nvrtc._expressions(group)
-
-
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_nvrtc_compiles_the_sources(architecture: str) -> None:
-    try:
-        nvrtc = cuda_nvrtc.Nvrtc()
-    except (OSError, RuntimeError) as error:
-        pytest.skip(str(error))
-    for group in ("pack", cuda_nvrtc._group(torch.int8, "2:4")):
-        expressions = cuda_nvrtc._expressions(group)
-        binary, names = nvrtc.compile(expressions, architecture)
-        assert binary[:4] == b"\x7fELF" and set(names) == set(expressions)
-        for name in names.values():
-            assert (tile_of(name) is None) == (group == "pack")
-
-
-def test_the_sources_lie_beside_the_kernels(checkout_root: Path) -> None:
-    link = checkout_root / "sparse_runtime" / "csrc"
-    assert os.readlink(link) == "../csrc"
-    assert (cuda_nvrtc.SOURCES / "cuda/mma_linear/kernel.h").is_file()
-    # Whatever the sources include of the standard library, NVRTC is given.
-    texts = [path.read_text() for path in cuda_nvrtc.SOURCES.glob("cuda/mma_linear/*.h")]
-    texts += [(cuda_nvrtc.SOURCES / f"cuda/ptx/{name}.h").read_text() for name in ("half", "ptx")]
-    used = {name for text in texts for name in re.findall(r"#include <(.+)>", text)}
-    assert used <= cuda_nvrtc.HEADERS.keys()
