@@ -6,6 +6,7 @@
 #   benchmarks/gpu_check.sh             all parts
 #   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
 #                                       4 linear layers   5 encoders         6 the table alone
+#                                       7 int8 products   8 bf16 products
 #
 #   PYTHON                 interpreter with torch, triton and pytest (default: python3)
 #   OUT                    folder for results (default: benchmarks/results)
@@ -16,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
 part=all
-if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 6}; fi
+if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 8}; fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET
 
@@ -72,6 +73,14 @@ fi
 if wanted 5; then
   step encoders 590 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out"
 fi
+for part_and_type in 7:int8 8:bf16; do
+  if wanted "${part_and_type%:*}"; then
+    type=${part_and_type#*:}
+    cases=("dense $type" "2:4 $type" "unstructured@0.9 $type ordered" "unstructured@0.9 $type")
+    step "products $type" 590 "$python" -m sparse_runtime.benchmarks.gpu.gemms --out "$out" \
+      --seconds 540 --case "${cases[@]}"
+  fi
+done
 for results in "$out"/*.jsonl; do
   if grep -q '"kind": "gpu_' "$results"; then
     "$python" -m sparse_runtime.benchmarks.gpu.view "$results"

@@ -17,8 +17,8 @@ def test_entries_groups_and_slabs_are_counted() -> None:
 
 
 def test_an_order_leaves_less_and_a_narrow_one_less_so() -> None:
-    given, anywhere = compare((64, 256), 85, None)
-    _, within = compare((64, 256), 85, 32)
+    given, anywhere = compare((64, 256), 75, None)
+    _, within = compare((64, 256), 75, 32)
     assert anywhere.entries < within.entries < given.entries
 
 

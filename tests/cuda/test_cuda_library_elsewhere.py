@@ -1,4 +1,4 @@
-"""The built CUDA library belongs to no Python and no torch: what it asks of others, and who uses it.
+"""The built CUDA library belongs to no Python and no torch: what it asks of others, its users.
 
 ``SPARSE_RUNTIME_OTHER_PYTHONS`` names interpreters with another torch, between colons.
 """
