@@ -236,6 +236,16 @@ def test_loading_names_what_is_missing_in_each_place(
     assert "libnvrtc.so.99 was not found; pip install nvidia-cuda-nvrtc" in found.reason
 
 
+def test_what_is_loaded_says_why_it_is_not_the_built_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda_loading, "BUILT", tmp_path / "library.so")
+    made = SimpleNamespace(source="compiled by NVRTC 13.0")
+    monkeypatch.setattr(cuda_loading, "RuntimeLibrary", lambda: made)
+    assert cuda_loading.load.__wrapped__().library is made
+    assert made.source == "compiled by NVRTC 13.0, because library.so was not built"
+
+
 def test_the_headers_stand_in_for_the_standard_librarys(tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
