@@ -4,7 +4,7 @@
 
 Kernels of ours end the product themselves (scales, bias; 4 bytes a result where integers are
 multiplied); "product" contenders are a library's bare product. Each runs in the fastest of its
-configurations, checked against PyTorch, and all take turns, dense and sparse. "ordered" permutes
+configurations, checked against PyTorch (Triton's in their default), and all take turns, dense and sparse. "ordered" permutes
 the inputs of an unstructured weight as an encoder may.
 """
 
@@ -90,7 +90,9 @@ def kernel(layers: StackedLayers, tokens: int, copies: int, *, family: Family) -
     """A family's fastest configuration; raises RuntimeError where its result is wrong."""
     packed = family.pack(layers)
     machine = machine_of(layers.matrix.device)
-    configs = family.configs(packed, layers.problem, tokens, machine)[:MOST_CONFIGS]
+    # Each of Triton's is compiled, a second or more; tuning is what measures them.
+    most = 1 if family.name.startswith("triton.") else MOST_CONFIGS
+    configs = family.configs(packed, layers.problem, tokens, machine)[:most]
     trials = {str(config): Trial(family, config, layers, packed, tokens) for config in configs}
     name = next(iter(trials))
     if len(trials) > 1:

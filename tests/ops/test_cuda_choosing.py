@@ -170,7 +170,12 @@ def test_the_kind_of_product_is_read_off_the_matrix() -> None:
     matrix[:16, :32] = 1
     assert problem_of(matrix, Structure.parse("block:16x16")).density == 0.1  # 2 of 16
     assert problem_of(matrix, Structure("unstructured")) == Problem(
-        "int8", 64, 64, "unstructured", 0.1, 0.25  # one slab of four has more than 2:4
+        "int8",
+        64,
+        64,
+        "unstructured",
+        0.1,
+        0.25,  # one slab of four has more than 2:4
     )
     assert problem_of(matrix.bfloat16(), Structure.parse("2:4")) == Problem(
         "bf16", 64, 64, "2:4", 0.5
