@@ -4,8 +4,8 @@
 
 Kernels of ours end the product themselves (scales, bias; 4 bytes a result where integers are
 multiplied); "product" contenders are a library's bare product. Each runs in the fastest of its
-configurations, checked against PyTorch (Triton's in their default), and all take turns, dense and sparse. "ordered" permutes
-the inputs of an unstructured weight as an encoder may.
+configurations (Triton's in their default), checked against PyTorch, and all take turns, dense and
+sparse. "ordered" permutes the inputs of an unstructured weight as an encoder may.
 """
 
 from __future__ import annotations
