@@ -1,4 +1,4 @@
-"""The "exact" kernels on a GPU, and what NVRTC makes there: what tests/cuda shows in the emulator."""
+"""The "exact" kernels on a GPU, and NVRTC's there: what tests/cuda shows in the emulator."""
 
 from __future__ import annotations
 
