@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_char_p, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from .linear.operands import SCHEMES, Epilogue, Quantized, Target
 from .nm.exact_split import split
 from .nm.exact_weight import ExactWeight, place_slabs
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 TYPES: dict[torch.dtype, int] = {
     torch.int8: 0,
     torch.bfloat16: 1,
@@ -27,6 +28,9 @@ TYPES: dict[torch.dtype, int] = {
 }
 CUDA_ERROR = 3
 STRUCTURES = ("dense", "2:4", "exact")
+ORDERS = ("mma", "hopper")
+"""Of packed weights: csrc/cuda/mma_linear/weights.h, csrc/cuda/hopper_linear/layout.h."""
+
 ACTIVATIONS = ("none", "gelu", "gelu_new", "relu", "silu", "tanh")
 
 
@@ -85,6 +89,19 @@ class SrKernel(ctypes.Structure):
     )
 
 
+class SrNeeds(ctypes.Structure):
+    """``SrNeeds`` of the header."""
+
+    _fields_ = (
+        ("order", c_int32),
+        ("capability", c_int32),
+        ("split_multiple", c_int32),
+        ("weight_alignment", c_int32),
+        ("threads", c_int32),
+        ("shared_bytes", c_int32),
+    )
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One kernel of a library.
@@ -96,6 +113,7 @@ class Kernel:
         structure: "dense", "2:4" or "exact" (any matrix, ``nm/exact_weight.py``).
         tile_out: outputs of a tile.
         tile_tok: tokens of a tile.
+        order: of its weights, one of ``ORDERS``.
     """
 
     number: int
@@ -104,6 +122,26 @@ class Kernel:
     structure: str
     tile_out: int
     tile_tok: int
+    order: str = "mma"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a kernel asks beyond its type, structure and tile.
+
+    Attributes:
+        capability: 80: 8.0 and later; 90: 9.0 alone (sm_90a).
+        split_multiple: several splits share inputs that are a multiple of their number times this.
+        weight_alignment: bytes.
+        threads: of a block.
+        shared_bytes: of a block, asked for at launch.
+    """
+
+    capability: int
+    split_multiple: int
+    weight_alignment: int
+    threads: int
+    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +178,7 @@ class Library:
         """
         self.source = str(path)
         self.handle = ctypes.CDLL(str(path))
-        self.handle.sr_packed_bytes.restype = c_int64
+        self.handle.sr_packed_bytes_in.restype = c_int64
         version = self.handle.sr_abi_version()
         if version != ABI_VERSION:
             raise OSError(
@@ -155,7 +193,29 @@ class Library:
         dtype = next(dtype for dtype, code in TYPES.items() if code == found.type)
         structure = STRUCTURES[found.structure]
         name = found.name.decode()
-        return Kernel(number, name, dtype, structure, found.tile_out, found.tile_tok)
+        order = ORDERS[self._needs(number).order]
+        return Kernel(number, name, dtype, structure, found.tile_out, found.tile_tok, order)
+
+    def _needs(self, number: int) -> SrNeeds:
+        found = SrNeeds()
+        self.handle.sr_kernel_needs(number, byref(found))
+        return found
+
+    @cached_property
+    def by_tile(self) -> dict[tuple[str, torch.dtype, str, int, int], Kernel]:
+        """The kernels by order, type, structure, and tokens and outputs of a tile."""
+        return {(k.order, k.dtype, k.structure, k.tile_tok, k.tile_out): k for k in self.kernels}
+
+    def needs(self, kernel: Kernel) -> Needs:
+        """What a kernel asks of its operands and of the GPU."""
+        found = self._needs(kernel.number)
+        return Needs(
+            found.capability,
+            found.split_multiple,
+            found.weight_alignment,
+            found.threads,
+            found.shared_bytes,
+        )
 
     def workspace_needs(
         self, kernel: Kernel, tokens: int, out_features: int, split_k: int
@@ -167,31 +227,34 @@ class Library:
         )
         return WorkspaceNeeds(*(need.value for need in needs))
 
-    def pack(self, matrix: Tensor, structure: str) -> Tensor:
-        """Bring a weight into the kernels' order (csrc/cuda/mma_linear/weights.h).
+    def pack(self, matrix: Tensor, structure: str, order: str = "mma") -> Tensor:
+        """Bring a weight into the order of some kernels.
 
         Args:
             matrix: int8, bf16 or fp16 [out, in].
             structure: "dense" or "2:4".
+            order: one of ``ORDERS``; "hopper" is packed in main memory, "mma" where the weight is.
 
         Returns:
-            uint8, on the device of ``matrix``, where it is packed too.
+            uint8, on the device of ``matrix``.
 
         Raises:
             ValueError: more than two of four inputs are nonzero.
         """
-        matrix = matrix.contiguous()
-        kinds = (TYPES[matrix.dtype], STRUCTURES.index(structure))
-        size = self.handle.sr_packed_bytes(*kinds, *matrix.shape)
-        packed = torch.empty(size, dtype=torch.uint8, device=matrix.device)
-        arguments = (*kinds, c_void_p(_address(matrix)), *matrix.shape, c_void_p(_address(packed)))
-        if matrix.is_cuda:
-            fits = self._pack_on_gpu(arguments, matrix.device)
+        own = matrix.contiguous()
+        if order != "mma":
+            own = own.cpu()
+        number, kinds = ORDERS.index(order), (TYPES[own.dtype], STRUCTURES.index(structure))
+        size = self.handle.sr_packed_bytes_in(number, *kinds, *own.shape)
+        packed = torch.empty(size, dtype=torch.uint8, device=own.device)
+        arguments = (*kinds, c_void_p(_address(own)), *own.shape, c_void_p(_address(packed)))
+        if own.is_cuda:
+            fits = self._pack_on_gpu(arguments, own.device)
         else:
-            fits = self.handle.sr_pack_weight(*arguments) == 0
+            fits = self.handle.sr_pack_weight_in(number, *arguments) == 0
         if not fits:
             raise ValueError("weight: expected at most two nonzero values in every four inputs")
-        return packed
+        return packed.to(matrix.device)
 
     def _pack_on_gpu(self, arguments: tuple[Any, ...], device: torch.device) -> bool:
         misfits = torch.zeros(1, dtype=torch.int32, device=device)
@@ -235,12 +298,17 @@ class Library:
         return ExactWeight(self.pack(two_of_four, "2:4"), slabs, rest_places)
 
     def unpack(
-        self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]
+        self,
+        packed: Tensor,
+        structure: str,
+        dtype: torch.dtype,
+        shape: tuple[int, int],
+        order: str = "mma",
     ) -> Tensor:
-        """What :meth:`pack` was given."""
+        """What :meth:`pack` was given; ``packed`` in main memory."""
         matrix = torch.empty(shape, dtype=dtype)
-        kinds = (TYPES[dtype], STRUCTURES.index(structure))
-        self.handle.sr_unpack_weight(
+        kinds = (ORDERS.index(order), TYPES[dtype], STRUCTURES.index(structure))
+        self.handle.sr_unpack_weight_in(
             *kinds, c_void_p(_address(packed)), *shape, c_void_p(_address(matrix))
         )
         return matrix

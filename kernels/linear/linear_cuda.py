@@ -28,7 +28,7 @@ SPLITS = (1, 2, 4, 8)
 
 
 class MmaWeight(NamedTuple):
-    """A weight in the order of the tensor cores' registers (csrc/cuda/mma_linear/weights.h).
+    """A weight in the order that kernels read it in.
 
     Attributes:
         packed: uint8.
@@ -36,6 +36,7 @@ class MmaWeight(NamedTuple):
         structure: "dense" or "2:4".
         out_features: outputs.
         in_features: inputs.
+        order: the kernels' (``cuda_library.ORDERS``): "mma", or "hopper" (linear_hopper.py).
     """
 
     packed: Tensor
@@ -43,6 +44,7 @@ class MmaWeight(NamedTuple):
     structure: str
     out_features: int
     in_features: int
+    order: str = "mma"
 
 
 class MmaConfig(NamedTuple):
@@ -91,11 +93,11 @@ def kernel_of(weight: MmaWeight, config: MmaConfig) -> Kernel:
     Raises:
         ValueError: the library has none such.
     """
-    wanted = (weight.dtype, weight.structure, config.block_m, config.block_n)
-    for kernel in library().kernels:
-        if (kernel.dtype, kernel.structure, kernel.tile_tok, kernel.tile_out) == wanted:
-            return kernel
-    raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    wanted = (weight.order, weight.dtype, weight.structure, config.block_m, config.block_n)
+    kernel = library().by_tile.get(wanted)
+    if kernel is None:
+        raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    return kernel
 
 
 def workspace_needs(tokens: int, weight: MmaWeight, config: MmaConfig) -> tuple[int, int]:

@@ -10,7 +10,6 @@
 #include "cuda/hopper_linear/layout.h"
 #include "cuda/hopper_linear/table.h"
 #include "cutlass/bfloat16.h"
-#include "cutlass/device_kernel.h"
 #include "cutlass/gemm/collective/collective_builder.hpp"
 #include "cutlass/gemm/dispatch_policy.hpp"
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
@@ -50,6 +49,19 @@ template <>
 struct TypeOf<cutlass::half_t> {
   static constexpr int value = SR_F16;
 };
+
+template <typename T, bool kSparse, typename Tile>
+struct Linear;
+
+// cutlass::device_kernel under a short name, which kernels/cuda_compiled.py reads.
+template <typename T, bool kSparse, typename Tile>
+__global__ void __launch_bounds__(Linear<T, kSparse, Tile>::Kernel::MaxThreadsPerBlock,
+                                  Linear<T, kSparse, Tile>::Kernel::MinBlocksPerMultiprocessor)
+    linear_kernel(const __grid_constant__ typename Linear<T, kSparse, Tile>::Kernel::Params given) {
+  extern __shared__ char shared[];
+  typename Linear<T, kSparse, Tile>::Kernel kernel;
+  kernel(given, shared);
+}
 
 template <typename T, bool kSparse, typename Tile>
 struct Linear {
@@ -123,7 +135,7 @@ struct Linear {
   static cudaError_t launch(const SrLinear& p, int processors, cudaStream_t stream) {
     typename Kernel::Params params =
         Kernel::to_underlying_arguments(arguments(p, processors), nullptr);
-    const auto* const function = reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>);
+    const auto* const function = reinterpret_cast<const void*>(linear_kernel<T, kSparse, Tile>);
     const auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                             Kernel::SharedStorageSize);
     if (error != cudaSuccess) return error;
@@ -153,6 +165,8 @@ constexpr hopper::Kernel describe(const char* name) {
           Tile::tok,
           Chosen::kTileIn,
           Chosen::kGroups,
+          Chosen::Kernel::MaxThreadsPerBlock,
+          Chosen::Kernel::SharedStorageSize,
           Chosen::launch};
 }
 

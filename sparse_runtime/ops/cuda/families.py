@@ -22,6 +22,7 @@ from ...kernels.unstructured.cases import configs_of
 from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .family import Family
+from .hopper_families import HOPPER_FAMILIES
 from .machine import Machine
 from .mma_families import MMA_FAMILIES
 from .predict import Work
@@ -272,6 +273,7 @@ FAMILIES: tuple[Family, ...] = (
     TritonBlock(),
     CusparseltFamily(),
     *MMA_FAMILIES,
+    *HOPPER_FAMILIES,
 )
 """The dense ones first: nothing that is slower than they are is taken."""
 
