@@ -109,6 +109,10 @@ SPARSE_RUNTIME_DEVICE float multiply(float a, float b) {
 SPARSE_RUNTIME_DEVICE float add(float a, float b) {
   return __fadd_rn(a, b);
 }
+// a b + c, rounded once.
+SPARSE_RUNTIME_DEVICE float fused(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
 SPARSE_RUNTIME_DEVICE float divide(float a, float b) {
   return __fdiv_rn(a, b);
 }

@@ -111,6 +111,9 @@ inline float multiply(float a, float b) {
 inline float add(float a, float b) {
   return a + b;
 }
+inline float fused(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
 inline float divide(float a, float b) {
   return a / b;
 }
