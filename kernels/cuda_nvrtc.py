@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from .cuda_compiled import Tile, tile_of
-from .cuda_library import STRUCTURES, Kernel, Library, SrLinear, WorkspaceNeeds
+from .cuda_interface import STRUCTURES, Kernel, SrLinear, WorkspaceNeeds
+from .cuda_library import Library
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 LEAST_VERSION = (12, 5)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .. import cuda_loading
-from ..cuda_library import Kernel, Library, describe_layer
+from ..cuda_interface import Kernel, describe_layer
+from ..cuda_library import Library
 from .operands import Epilogue, Quantized, Target
 from .rules import MACHINES, cycles, known
 from .tiles import Config, Workspace

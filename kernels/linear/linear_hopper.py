@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .. import cuda_loading
 from .linear_cuda import SPLITS, MmaConfig, MmaWeight, library
 from .rules import EPILOGUE, EXCHANGE, ITEM_BYTES, L2_BYTES, LATENCY, MACHINES, STEP_INPUTS
 
@@ -71,15 +72,18 @@ def pack(matrix: Tensor, structure: str) -> MmaWeight:
     Raises:
         ValueError: more than two of four inputs are nonzero.
     """
-    packed = library().pack(matrix, structure, "hopper")
+    packed = library().pack_hopper(matrix, structure)
     return MmaWeight(packed, matrix.dtype, structure, *matrix.shape, order="hopper")
 
 
 def missing() -> str | None:
     """Why the loaded library has none of these kernels, or None."""
-    if any(kernel.order == "hopper" for kernel in library().kernels):
-        return None
-    return "the CUDA library was built without CUTLASS's headers (docs/kernels/cuda_library.md)"
+    found, reason = cuda_loading.load()
+    if found is None or any(kernel.order == "hopper" for kernel in found.kernels):
+        return reason
+    return (
+        "the CUDA library has no kernels for sm_90a: CUTLASS's headers were not there to build them"
+    )
 
 
 def candidates(

@@ -41,9 +41,11 @@ extern "C" int64_t wrong_quotients(const float* x, const float* scales, int64_t 
   for (int64_t i = 0; i < count; ++i) {
     const auto scale = hopper::make_scale(scales[i], 0);
     const float inverted = scale.inverse != 0.0F ? hopper::quotient(x[i], scale) : x[i] / scales[i];
-    const int low = -5000000, high = 5000000;
-    wrong += mma::quantize_scaled(inverted, 0, low, high) !=
-             mma::quantize_static(x[i], scales[i], 0, low, high);
+    const int zero = static_cast<int>(i % 256) - 128;
+    for (const int range : {127, 1 << 21}) {  // as stored, and wide enough to see what is rounded
+      wrong += hopper::quantize_scaled(inverted, zero, -range, range) !=
+               mma::quantize_static(x[i], scales[i], zero, -range, range);
+    }
   }
   return wrong;
 }

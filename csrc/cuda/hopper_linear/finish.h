@@ -42,14 +42,21 @@ SPARSE_RUNTIME_DEVICE float quotient(float x, const Scale& by) {
   for (int i = 0; i < 2; ++i) {
     y = ptx::fused(ptx::fused(-y, by.scale, x), by.inverse, y);
   }
-  return (rough < 0.0F ? -rough : rough) < 8388608.0F ? y : rough;  // a NaN stays one
+  return ptx::absolute(rough) < 8388608.0F ? y : rough;  // a NaN stays one
+}
+
+// As mma::quantize_static ends, for results of a byte: there, numbers are clamped to 2^22 before
+// the zero point is added, here to less in one step.
+SPARSE_RUNTIME_DEVICE int quantize_scaled(float scaled, int zero, int low, int high) {
+  return mma::clamped(ptx::nearest_integer(scaled), low - zero, high - zero) + zero;
 }
 
 // What belongs to the four outputs of a thread.
 struct Columns {
-  int output, count;  // the first, and how many exist
-  float scale[4], bias[4];
-  std::int32_t sum[4];
+  int output, count;     // the first, and how many exist
+  float scale[4];        // 1 without one
+  float bias[4];         // -0 without one, which changes no number
+  std::int32_t less[4];  // weights' sums times -1
 };
 
 SPARSE_RUNTIME_DEVICE Columns load_columns(const SrLinear& p, int output) {
@@ -60,8 +67,8 @@ SPARSE_RUNTIME_DEVICE Columns load_columns(const SrLinear& p, int output) {
   for (int i = 0; i < 4; ++i) {
     const bool exists = i < c.count;
     c.scale[i] = exists && p.weight_scale ? ptx::load(p.weight_scale + output + i) : 1.0F;
-    c.bias[i] = exists && p.bias ? ptx::load(p.bias + output + i) : 0.0F;
-    c.sum[i] = exists && p.x_zero ? ptx::load(p.weight_sum + output + i) : 0;
+    c.bias[i] = exists && p.bias ? ptx::load(p.bias + output + i) : -0.0F;
+    c.less[i] = exists && p.x_zero ? -ptx::load(p.weight_sum + output + i) : 0;
   }
   return c;
 }
@@ -85,7 +92,7 @@ SPARSE_RUNTIME_DEVICE void dequantize(const std::int32_t (&acc)[4], const Column
                                       const Token& of, float (&y)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const auto sum = static_cast<float>(acc[i] - of.zero * c.sum[i]);
+    const auto sum = static_cast<float>(acc[i] + of.zero * c.less[i]);
     y[i] = ptx::multiply(ptx::multiply(sum, of.scale), c.scale[i]);
   }
 }
@@ -240,14 +247,13 @@ SPARSE_RUNTIME_DEVICE void store_quantized(const SrLinear& p, bool by_four, cons
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = quotient(y[i], scale);
   } else {
-#pragma unroll 1
+#pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = ptx::divide(y[i], scale.scale);
   }
   FourBytes four;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    four.bytes[i] =
-        static_cast<std::int8_t>(mma::quantize_scaled(scaled[i], scale.zero, p.low, p.high));
+    four.bytes[i] = static_cast<std::int8_t>(quantize_scaled(scaled[i], scale.zero, p.low, p.high));
   }
   std::int8_t* const to = p.q + token * p.q_stride + c.output;
   if (by_four) {
@@ -299,10 +305,8 @@ SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, con
   const bool exists = token < p.tokens && c.count > 0;
   if (exists) {
     dequantize(four.sums, c, of, y);
-    if (p.bias) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
-    }
+    for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
     if (p.out_scale) requantize(p, c, y);
     activate(p.activation, y);
     if (p.residual) {

@@ -20,14 +20,12 @@ SPARSE_RUNTIME_DEVICE int clamped(int x, int low, int high) {
   return x < low ? low : x > high ? high : x;
 }
 
-// clamp(round_half_even(scaled) + zero, low, high); NaN becomes zero.
-SPARSE_RUNTIME_DEVICE int quantize_scaled(float scaled, int zero, int low, int high) {
+// clamp(round_half_even(x / scale) + zero, low, high); NaN becomes zero.
+SPARSE_RUNTIME_DEVICE int quantize_static(float x, float scale, int zero, int low, int high) {
+  float scaled = ptx::divide(x, scale);
   if (!(scaled == scaled)) scaled = 0.0F;
   scaled = larger(smaller(ptx::round_half_even(scaled), 4194304.0F), -4194304.0F);
   return clamped(static_cast<int>(scaled) + zero, low, high);
-}
-SPARSE_RUNTIME_DEVICE int quantize_static(float x, float scale, int zero, int low, int high) {
-  return quantize_scaled(ptx::divide(x, scale), zero, low, high);
 }
 
 // How far x lies below and above 0, as bits of a float, which order as integers; NaN is the

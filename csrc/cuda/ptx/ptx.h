@@ -116,6 +116,13 @@ SPARSE_RUNTIME_DEVICE float fused(float a, float b, float c) {
 SPARSE_RUNTIME_DEVICE float divide(float a, float b) {
   return __fdiv_rn(a, b);
 }
+SPARSE_RUNTIME_DEVICE float absolute(float x) {
+  return fabsf(x);
+}
+// Half to even; beyond what an int holds, its limits; NaN: 0.
+SPARSE_RUNTIME_DEVICE int nearest_integer(float x) {
+  return __float2int_rn(x);
+}
 SPARSE_RUNTIME_DEVICE float round_half_even(float x) {
   return rintf(x);
 }

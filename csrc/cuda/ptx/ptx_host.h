@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 
@@ -116,6 +117,15 @@ inline float fused(float a, float b, float c) {
 }
 inline float divide(float a, float b) {
   return a / b;
+}
+inline float absolute(float x) {
+  return std::fabs(x);
+}
+inline int nearest_integer(float x) {
+  if (!(x == x)) return 0;
+  if (x >= 2147483648.0F) return std::numeric_limits<int>::max();
+  if (x < -2147483648.0F) return std::numeric_limits<int>::min();
+  return static_cast<int>(std::nearbyint(x));
 }
 inline float round_half_even(float x) {
   return std::nearbyintf(x);
