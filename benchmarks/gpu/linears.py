@@ -222,7 +222,9 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     if integer:
         yield "cublas int8 product", cublas_int8
     if structure.kind == "dense" or str(structure) == "2:4":
-        families = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
+        major, minor = torch.cuda.get_device_capability()
+        lacking = linear_hopper.missing() or 10 * major + minor != linear_hopper.CAPABILITY
+        families = ("mma",) if lacking else ("mma", "hopper")
         # The dense kernel on the same weights is what the sparse one is compared with.
         for kind in dict.fromkeys(("dense", str(structure))):
             for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):
