@@ -109,7 +109,7 @@ CUDA_TARGETS = {
         "-gencode=arch=compute_90,code=[sm_90,compute_90]",
     ],
 }
-CUTLASS_VERSION = ("4", "2")
+CUTLASS_VERSION = "4.2"
 
 
 def sources_and_headers() -> tuple[list[str], list[str]]:
@@ -123,19 +123,17 @@ def find_cutlass() -> Path | None:
     """The folder of CUTLASS's headers, if they are here."""
     named = os.environ.get("SPARSE_RUNTIME_CUTLASS")
     package = importlib.util.find_spec("cutlass_library")
-    if named:
-        folder = Path(named)
-    elif package is not None and package.origin is not None:
-        folder = Path(package.origin).parent / "source" / "include"
-    else:
+    if not named and (package is None or package.origin is None):
         return None
-    version = folder / "cutlass" / "version.h"
+    folder = Path(named or Path(package.origin).parent / "source/include")
+    version = folder / "cutlass/version.h"
     text = version.read_text() if version.is_file() else ""
-    if tuple(re.findall(r"define CUTLASS_(?:MAJOR|MINOR) (\d+)", text)) == CUTLASS_VERSION:
+    if ".".join(re.findall(r"define CUTLASS_(?:MAJOR|MINOR) (\d+)", text)) == CUTLASS_VERSION:
         return folder.resolve()
     if named:
-        wanted = ".".join(CUTLASS_VERSION)
-        raise SetupError(f"SPARSE_RUNTIME_CUTLASS: {version} is not that of CUTLASS {wanted}")
+        raise SetupError(
+            f"SPARSE_RUNTIME_CUTLASS: {version} is not that of CUTLASS {CUTLASS_VERSION}"
+        )
     return None
 
 
@@ -181,20 +179,18 @@ class CudaLibrary(Extension):
         # Nothing of the machine that built it but libc.
         flags += ["-Xcompiler=-static-libstdc++,-static-libgcc"]
         flags += [f"-Xlinker=--version-script={exports}"]
-        library, linked = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
+        library, _ = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
         shutil.copy(library, to)
-        said = "unchanged"
-        if linked:
-            compiled = sum(new for _, new in made)
-            seconds = time.perf_counter() - start
-            said = f"{seconds:.0f} s, {compiled} of {len(made)} files compiled by {jobs} jobs"
+        seconds, compiled = time.perf_counter() - start, sum(new for _, new in made)
+        said = (
+            f"CUDA library: {compiled} of {len(made)} files compiled, {seconds:.0f} s, {jobs} jobs"
+        )
         if self.cutlass is None:
-            wanted = ".".join(CUTLASS_VERSION)
             said += (
-                f". It has no kernels for sm_90a (H100, H200): CUTLASS {wanted} was not found; "
-                "name its headers in SPARSE_RUNTIME_CUTLASS (docs/kernels/cuda_library.md)"
+                f"; no kernels for sm_90a (H100, H200): CUTLASS {CUTLASS_VERSION} was not found, "
             )
-        return f"CUDA library: {said}"
+            said += "name its headers in SPARSE_RUNTIME_CUTLASS (docs/kernels/cuda_library.md)"
+        return said
 
     def _compile(self, folder: Path, source: Path) -> tuple[Path, bool]:
         flags = [*CUDA_FLAGS, *CUDA_TARGETS[source.parent.name], "-x", "cu", "-c", str(source)]

@@ -105,15 +105,12 @@ def ours(layer: Layer, x: Tensor) -> Call:
     return lambda: prepared(x)
 
 
-def library_kernel(
-    layer: Layer, x: Tensor, *, family: str, structure: str, dtype: torch.dtype
-) -> Call:
+def library(layer: Layer, x: Tensor, family: str, structure: str, dtype: torch.dtype) -> Call:
     """The CUDA library's kernel with its epilogue (scales, bias, bf16 results), in the fastest of
     its configurations; integers take quantized rows."""
     integer = dtype == torch.int8
     matrix = layer.packed.unpack().cuda() if integer else layer.weight
-    pack = linear_hopper.pack if family == "hopper" else linear_cuda.pack
-    weight = pack(matrix, structure)
+    weight = (linear_hopper if family == "hopper" else linear_cuda).pack(matrix, structure)
     outputs, inputs = matrix.shape
     q = x.mul(30).clamp(-127, 127).to(torch.int8)
     ones = torch.ones(len(x), device="cuda")
@@ -222,15 +219,13 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     if integer:
         yield "cublas int8 product", cublas_int8
     if structure.kind == "dense" or str(structure) == "2:4":
-        major, minor = torch.cuda.get_device_capability()
-        lacking = linear_hopper.missing() or 10 * major + minor != linear_hopper.CAPABILITY
-        families = ("mma",) if lacking else ("mma", "hopper")
+        families = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
         # The dense kernel on the same weights is what the sparse one is compared with.
         for kind in dict.fromkeys(("dense", str(structure))):
             for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):
                 if name == "bf16" or integer:
                     for family in families:
-                        make = partial(library_kernel, family=family, structure=kind, dtype=dtype)
+                        make = partial(library, family=family, structure=kind, dtype=dtype)
                         yield f"{family} {kind} {name}", make
     if integer and structure.kind == "dense":
         yield "torchao int8 compiled", torchao_int8
