@@ -7,9 +7,8 @@ architecture and chooses at run time.
 The CUDA library (docs/kernels/cuda_library.md) is a plain shared object, free of Python and torch.
 SPARSE_RUNTIME_CUDA says whether it is built: "auto" (the default) where nvcc is on PATH, with a
 warning where that fails; "1" in any case, or the installation fails; "0" never. Its kernels for
-sm_90a need the headers of CUTLASS 4.2: those that SPARSE_RUNTIME_CUTLASS names, else those of an
-installed nvidia-cutlass; without them the library is built without these kernels, and a warning
-says so.
+sm_90a need CUTLASS's headers, which SPARSE_RUNTIME_CUTLASS or an installed nvidia-cutlass has; they
+are left out without, and a warning says so.
 """
 
 from __future__ import annotations
@@ -95,9 +94,8 @@ CUDA_FLAGS = [
     "-Xfatbin=-compress-all",
     "-Icsrc",
 ]
-# By family. Those that take longest to compile come first.
+# By family, that which takes longest first.
 CUDA_TARGETS = {
-    # wgmma is part of this machine code alone; no other GPU runs it.
     "hopper_linear": [
         "-gencode=arch=compute_90a,code=sm_90a",
         "-DNDEBUG",  # CUTLASS's assertions would cost registers
@@ -131,9 +129,7 @@ def find_cutlass() -> Path | None:
     if ".".join(re.findall(r"define CUTLASS_(?:MAJOR|MINOR) (\d+)", text)) == CUTLASS_VERSION:
         return folder.resolve()
     if named:
-        raise SetupError(
-            f"SPARSE_RUNTIME_CUTLASS: {version} is not that of CUTLASS {CUTLASS_VERSION}"
-        )
+        raise SetupError(f"SPARSE_RUNTIME_CUTLASS: {version} is not of CUTLASS {CUTLASS_VERSION}")
     return None
 
 

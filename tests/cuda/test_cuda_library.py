@@ -147,7 +147,7 @@ def test_a_wrong_folder_of_cutlass_is_no_warning(checkout_root: Path, tmp_path: 
             command, cwd=checkout_root, env=environment, capture_output=True, text=True, timeout=60
         )
         assert (done.returncode == 0) == accepted
-        assert accepted or "is not that of CUTLASS 4.2" in done.stderr
+        assert accepted or "is not of CUTLASS 4.2" in done.stderr
 
 
 def test_objects_depend_on_what_their_sources_include(
