@@ -28,7 +28,13 @@ unset TRITON_INTERPRET
 }
 mkdir -p "$out"
 
-# With nvcc, the CUDA library too; a library that lies there already is used as it is.
+# With nvcc, the CUDA library too. One that lies there already is used as it is where CUTLASS's headers
+# are missing, for it would lose its kernels for sm_90a.
+library=sparse_runtime/libsparse_runtime_cuda.so
+if [[ -e $library && -z ${SPARSE_RUNTIME_CUTLASS:-} ]] &&
+  ! "$python" -c 'import cutlass_library' 2>/dev/null; then
+  export SPARSE_RUNTIME_CUDA=0
+fi
 if "$python" -c 'import pybind11, setuptools' 2>/dev/null; then
   "$python" setup.py -q build_ext --inplace
 else

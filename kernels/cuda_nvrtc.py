@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from .cuda_compiled import Tile, tile_of
-from .cuda_library import STRUCTURES, Kernel, Library, SrLinear, WorkspaceNeeds
+from .cuda_interface import STRUCTURES, Kernel, SrLinear, WorkspaceNeeds
+from .cuda_library import Library
 from .nm.exact_weight import ExactWeight
 from .nvrtc import Nvrtc
 

@@ -142,8 +142,9 @@ def cusparselt(x: Tensor, matrix: Tensor) -> Call:
 
 def contenders(layers: StackedLayers) -> Iterator[tuple[str, Callable[..., Contender]]]:
     """Name and maker of everyone who multiplies by such a weight, dense kernels among them."""
+    machine = machine_of(layers.matrix.device)
     for family in FAMILIES:
-        if why_not(family, layers.problem, layers.epilogue) is None:
+        if why_not(family, layers.problem, layers.epilogue, machine) is None:
             yield family.name, partial(kernel, family=family)
     if layers.matrix.dtype == torch.int8:
         yield "torch._int_mm product", partial(library, make=int_mm)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import cuda_loading
-from ..cuda_library import Kernel, Library, describe_layer
+from ..cuda_interface import Kernel, describe_layer
+from ..cuda_library import Library
 from ..nm.exact_weight import ExactWeight
 from .operands import Epilogue, Quantized, Target
 from .rules import MACHINES, cycles, known
@@ -30,7 +31,7 @@ SPLITS = (1, 2, 4, 8)
 
 
 class MmaWeight(NamedTuple):
-    """A weight in the order of the tensor cores' registers (csrc/cuda/mma_linear/weights.h).
+    """A weight in the order that kernels read it in.
 
     Attributes:
         packed: uint8.
@@ -40,6 +41,7 @@ class MmaWeight(NamedTuple):
         in_features: inputs.
         rest: "exact" alone, ``ExactWeight.rest``.
         rest_places: "exact" alone, ``ExactWeight.rest_places``.
+        order: the kernels' (``cuda_library.ORDERS``): "mma", or "hopper" (linear_hopper.py).
     """
 
     packed: Tensor
@@ -49,6 +51,7 @@ class MmaWeight(NamedTuple):
     in_features: int
     rest: Tensor | None = None
     rest_places: Tensor | None = None
+    order: str = "mma"
 
     @property
     def operand(self) -> Tensor | ExactWeight:
@@ -109,11 +112,11 @@ def kernel_of(weight: MmaWeight, config: MmaConfig) -> Kernel:
     Raises:
         ValueError: the library has none such.
     """
-    wanted = (weight.dtype, weight.structure, config.block_m, config.block_n)
-    for kernel in library().kernels:
-        if (kernel.dtype, kernel.structure, kernel.tile_tok, kernel.tile_out) == wanted:
-            return kernel
-    raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    wanted = (weight.order, weight.dtype, weight.structure, config.block_m, config.block_n)
+    kernel = library().by_tile.get(wanted)
+    if kernel is None:
+        raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    return kernel
 
 
 def workspace_needs(tokens: int, weight: MmaWeight, config: MmaConfig) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from sparse_runtime.ops.cuda.choosing import (
 )
 from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS
 from sparse_runtime.ops.cuda.family import Family
+from sparse_runtime.ops.cuda.hopper_families import HOPPER_FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import describe
 from sparse_runtime.ops.cuda.machine import H100, from_properties
 from sparse_runtime.ops.cuda.mma_families import MmaDense
@@ -136,8 +137,8 @@ def test_predictions_choose_nothing_slower_than_dense(
 def test_configurations_are_few_different_and_survive_a_table(family: Family, tokens: int) -> None:
     if family.name == "cusparselt":
         pytest.skip("packs on CUDA alone, and has no configurations")
-    if isinstance(family, MmaDense):
-        pytest.skip("tests/cuda/test_mma_layers.py has them, with a library")
+    if isinstance(family, MmaDense) or family in HOPPER_FAMILIES:
+        pytest.skip("tests/cuda has them, with a library")
     structures = {"triton.block": "block:64x64", "triton.unstructured": "unstructured"}
     packed = make_packed((128, 256), structures.get(family.name, "2:4"), values="int8")
     request = LinearRequest((LinearWeight("layer", packed),), torch.device("cpu"), torch.float32)

@@ -23,6 +23,7 @@ from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .exact_families import EXACT_FAMILIES
 from .family import Family
+from .hopper_families import HOPPER_FAMILIES
 from .machine import Machine
 from .mma_families import MMA_FAMILIES
 from .predict import Work
@@ -274,6 +275,7 @@ FAMILIES: tuple[Family, ...] = (
     CusparseltFamily(),
     *MMA_FAMILIES,
     *EXACT_FAMILIES,
+    *HOPPER_FAMILIES,
 )
 """The dense ones first: nothing that is slower than they are is taken."""
 

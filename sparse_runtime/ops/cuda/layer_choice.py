@@ -11,7 +11,7 @@ from ...kernels.linear.operands import Epilogue
 from .choosing import ANY_TOKENS, Choice, choose, compare, why_not
 from .families import FAMILIES
 from .family import Family
-from .machine import machine_of
+from .machine import Machine, machine_of
 from .problem import Problem
 from .stacked import StackedLayers
 from .timings import own_timings, shipped_timings
@@ -31,7 +31,12 @@ def choices_of(
     return choose(compare(problem, machine, tables, epilogue=epilogue))
 
 
-def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | None = None) -> str:
+def describe(
+    problem: Problem,
+    choices: Sequence[Choice],
+    epilogue: Epilogue | None = None,
+    machine: Machine | None = None,
+) -> str:
     """What runs which numbers of tokens, its time and the others', and which families do not fit.
 
     Neighbouring regimes of one family are one entry, with the times of the last.
@@ -43,7 +48,7 @@ def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | N
     rejected = [
         f"{family.name}: {reason}"
         for family in FAMILIES
-        if (reason := why_not(family, problem, epilogue))
+        if (reason := why_not(family, problem, epilogue, machine))
     ]
     return "; ".join([*lines, *(f"not {text}" for text in rejected)])
 
