@@ -113,7 +113,7 @@ def library(
 ) -> Contender:
     """A library's bare product."""
     matrix = layers.matrix
-    x = make_activations(tokens, matrix.shape[1]).to(matrix.device)
+    x = torch.randn(tokens, matrix.shape[1], device=matrix.device)
     x = x.mul(30).clamp(-127, 127).to(torch.int8) if matrix.dtype == torch.int8 else x.to(matrix)
     cold = [make(x, matrix.clone()) for _ in range(copies)]
     return Contender(cold, make(x, matrix), None)
@@ -164,14 +164,16 @@ def run_case(layers: StackedLayers, tokens: int, copies: int) -> dict[str, dict[
             found[name] = {"config": ready[name].config}
         except Exception as error:  # a compiler's or a library's: the others go on
             found[name] = {"error": error_line(error)}
-    runs = {
+    runs: dict[str, dict[str, Sequence[Call]]] = {
         "cold_us": {name: contender.cold for name, contender in ready.items()},
         "warm_us": {name: [contender.warm] for name, contender in ready.items()},
     }
     for field, calls in runs.items():
         for name, timing in time_kernels(calls, rounds=ROUNDS).items():
-            timed = isinstance(timing, Timing)
-            found[name] |= {field: timing.median * 1e6} if timed else {"error": timing}
+            if isinstance(timing, Timing):
+                found[name][field] = timing.median * 1e6
+            else:
+                found[name]["error"] = timing
     return found
 
 
