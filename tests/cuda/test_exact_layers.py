@@ -81,7 +81,7 @@ def test_float_layers_are_as_near_as_their_type(emulated, values: str) -> None:
     assert_close_to_oracle(layer(x), oracle, dense)
 
 
-def test_the_rest_is_read_off_the_matrix() -> None:
+def test_the_rest_is_read_off_the_matrix(emulated) -> None:
     matrix = torch.zeros(40, 130, dtype=torch.int8)  # 3 tiles of outputs x 3 slabs
     assert problem_of(matrix, request_of(0.9).weights[0].packed.spec.structure).rest == 0
     matrix[39, 127:130] = 1  # of two slabs, at most two of four
