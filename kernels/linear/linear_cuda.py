@@ -37,7 +37,7 @@ class MmaWeight(NamedTuple):
         structure: "dense" or "2:4".
         out_features: outputs.
         in_features: inputs.
-        order: the kernels' (``cuda_library.ORDERS``): "mma", or "hopper" (linear_hopper.py).
+        order: the kernels' (``cuda_interface.ORDERS``): "mma", or "hopper" (linear_hopper.py).
     """
 
     packed: Tensor
