@@ -41,7 +41,7 @@ class MmaWeight(NamedTuple):
         in_features: inputs.
         rest: "exact" alone, ``ExactWeight.rest``.
         rest_places: "exact" alone, ``ExactWeight.rest_places``.
-        order: the kernels' (``cuda_library.ORDERS``): "mma", or "hopper" (linear_hopper.py).
+        order: the kernels' (``cuda_interface.ORDERS``): "mma", or "hopper" (linear_hopper.py).
     """
 
     packed: Tensor

@@ -73,7 +73,8 @@ def pack(matrix: Tensor, structure: str) -> MmaWeight:
         ValueError: more than two of four inputs are nonzero.
     """
     packed = library().pack_hopper(matrix, structure)
-    return MmaWeight(packed, matrix.dtype, structure, *matrix.shape, order="hopper")
+    out_features, in_features = matrix.shape
+    return MmaWeight(packed, matrix.dtype, structure, out_features, in_features, order="hopper")
 
 
 def missing() -> str | None:
