@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_void_p
 from functools import cache
 from pathlib import Path
@@ -138,13 +139,17 @@ def _load_nvrtc() -> ctypes.CDLL:
     """The one of PyTorch's own CUDA version, or whatever the system has."""
     major = (torch.version.cuda or "13").split(".")[0]
     name = f"libnvrtc.so.{major}"
-    places = [Path(entry, "nvidia") for entry in sys.path]
-    found = [str(path) for place in places for path in place.glob(f"*/lib/{name}")]
-    for candidate in (*found, name):
+    folders = [folder for entry in sys.path for folder in Path(entry, "nvidia").glob("*/lib")]
+    for folder in folders:
         try:
-            return ctypes.CDLL(candidate)
+            # NVRTC opens its built-ins by their bare name, which is known once they are loaded.
+            for part in folder.glob("libnvrtc-builtins.so.*"):
+                ctypes.CDLL(str(part))
+            return ctypes.CDLL(str(folder / name))
         except OSError:
             continue
+    with suppress(OSError):
+        return ctypes.CDLL(name)
     raise OSError(f"{name} was not found; pip install nvidia-cuda-nvrtc")
 
 
