@@ -165,7 +165,7 @@ class Library:
         have a rest, the faster.
 
         Args:
-            matrix: int8, bf16 or fp16 [out, in], in main memory.
+            matrix: int8, bf16 or fp16 [out, in].
         """
         two_of_four, remainder = split(matrix)
         rest = remainder.matrix(matrix.shape[1])
