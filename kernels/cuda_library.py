@@ -27,6 +27,7 @@ from .cuda_interface import (
     WorkspaceNeeds,
     address,
 )
+from .linear.hopper_packing import pack_hopper
 from .nm.exact_split import split
 from .nm.exact_weight import ExactWeight, place_slabs
 
@@ -117,8 +118,10 @@ class Library:
         return self._pack("mma", matrix.contiguous(), structure)
 
     def pack_hopper(self, matrix: Tensor, structure: str) -> Tensor:
-        """:meth:`pack` for the wgmma kernels (csrc/cuda/hopper_linear/layout.h), in main memory."""
-        return self._pack("hopper", matrix.contiguous().cpu(), structure).to(matrix.device)
+        """:meth:`pack` for the wgmma kernels (csrc/cuda/hopper_linear/layout.h)."""
+        if matrix.device.type != "cpu":
+            return pack_hopper(matrix, structure)
+        return self._pack("hopper", matrix.contiguous(), structure)
 
     def _pack(self, order: str, matrix: Tensor, structure: str) -> Tensor:
         place, kinds = ORDERS.index(order), (TYPES[matrix.dtype], STRUCTURES.index(structure))

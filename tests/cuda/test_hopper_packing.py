@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparse_runtime.kernels.linear.hopper_packing import pack_hopper
+
 HOPPER = 1  # SR_ORDER_HOPPER
 TYPES = {torch.int8: 0, torch.bfloat16: 1, torch.float16: 2}
 # One atom; several atoms both ways; inputs and outputs that need padding; less than one group.
@@ -77,6 +79,19 @@ def test_unpack_returns_what_was_packed(emulator, dtype, structure, shape):
     assert torch.equal(bits(restored), bits(weight))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("structure", [0, 1])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_any_device_packs_the_same_bytes(emulator, dtype, structure, shape):
+    weight = make_weight(dtype, *shape, structure)
+    if dtype != torch.int8:
+        weight[-1, : min(4, shape[1])] = torch.tensor([0.0, -0.0, 0.0, -0.0])[: min(4, shape[1])]
+    name = ("dense", "2:4")[structure]
+    assert torch.equal(pack_hopper(weight, name), pack(emulator, weight, structure))
+    strided = torch.stack([weight, weight], -1)[..., 0]  # every second value of the memory
+    assert torch.equal(pack_hopper(strided, name), pack(emulator, weight, structure))
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_dense_rows_are_whole_tiles(emulator, dtype):
     weight = make_weight(dtype, 3, 200, 0)
@@ -91,6 +106,8 @@ def test_three_of_four_are_refused(emulator, dtype):
     weight[64, 124:] = torch.tensor([1, 2, 3, 0]).to(dtype)  # the last group of the second atom
     with pytest.raises(ValueError, match="weight"):
         pack(emulator, weight, 1)
+    with pytest.raises(ValueError, match="two nonzero"):
+        pack_hopper(weight, "2:4")
 
 
 @pytest.fixture(scope="module")
