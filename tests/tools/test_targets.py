@@ -276,6 +276,6 @@ def test_shapes_are_checked(text: str) -> None:
 
 
 def test_options_are_read() -> None:
-    assert read_shape("8x128") == Shape(8, 128)
+    assert read_shape("8x128") == read_shape(None) == Shape(8, 128)
     assert read_formats("dense int8, 2:4 int4") == ["dense int8", "2:4 int4"]
     assert read_formats(None) == []
