@@ -308,7 +308,7 @@ def sizes(out: Out = OUT, factor: float = 1.0, kind: str = "size") -> None:
     table = load_table(out / "sensitivity.json")
     names = list(encoder_linears(setting.dense))
     make = {"size": size_costs, "flops": flop_costs}[kind]
-    costs = make(setting.dense, table, DENSE)
+    costs = make(setting.dense, table.units, table.formats, DENSE)
     amount = factor * costs.total(dict.fromkeys(table.units, UNIFORM))
     found = allocate(table, costs, Target(costs.kind, amount, False))
     chosen = {

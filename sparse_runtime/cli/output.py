@@ -45,8 +45,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def quiet_transformers() -> None:
-    """Keep transformers' reports of what it loads off the terminal."""
+def quiet_transformers(*, bars: bool = True) -> None:
+    """Keep transformers' reports of what it loads off the terminal; without ``bars`` all of it."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    if bars:
+        logging.enable_progress_bar()
+    else:
+        logging.disable_progress_bar()

@@ -21,7 +21,10 @@ BLOCK_CANDIDATES = (
 # hardly ever exactly zero by chance, while a pattern that merely happens to cover unstructured
 # zeros stores many of them.
 MIN_FILL = 0.9
-# Above this share of nonzeros a bitmask costs more bytes than the INT8 zeros it leaves out.
+# Rounding to 4 bits sets about a seventh of trained weights to zero that the pattern keeps.
+MIN_FILL_INT4 = 0.75
+# Above this share of nonzeros a bitmask costs more bytes than the INT8 zeros it leaves out; floats
+# are held to the same share, and the bytes of each value type are compared besides.
 DENSE_DENSITY = 1 - 1 / 8
 
 
@@ -36,8 +39,8 @@ class Observation:
         empty_rows: rows (outputs) without a nonzero.
         empty_cols: columns (inputs) without a nonzero.
         sizes: structure string -> packed bytes in the given value type, for dense, unstructured
-            and every N:M and block candidate that holds the matrix without loss and is at least
-            ``MIN_FILL`` full.
+            and every N:M and block candidate that holds the matrix without loss, is nearly full
+            (``MIN_FILL``; for int4 ``MIN_FILL_INT4``) and takes no more bytes than dense.
     """
 
     density: float
@@ -49,14 +52,16 @@ class Observation:
 
 
 def observe(weight: Tensor, values: ValueSpec | None = None) -> Observation:
-    """Examine a matrix [out, in]; sizes are stated for ``values`` (default int8 per row)."""
+    """Examine a matrix [out, in] that is to be stored in ``values`` (default int8 per row).
+
+    Packed, the structure never takes more bytes than dense.
+    """
     values = values or ValueSpec("int8")
     nonzero = weight != 0
     density = nonzero.double().mean().item()
-    fills = _fills(nonzero) if density < DENSE_DENSITY else {}
-    structure, fill = _shown(fills, density)
-    offered = {"dense", "unstructured", str(structure)}
-    offered |= {text for text, fill in fills.items() if _is_pattern(text, fill, density)}
+    fills = _patterns(nonzero, density, values) if 0 < density < DENSE_DENSITY else {}
+    structure, fill = _shown(nonzero, fills, density, values)
+    offered = {"dense", "unstructured", str(structure), *fills}
     return Observation(
         density=density,
         structure=structure,
@@ -67,34 +72,37 @@ def observe(weight: Tensor, values: ValueSpec | None = None) -> Observation:
     )
 
 
-def _fills(nonzero: Tensor) -> dict[str, float]:
-    """Share of nonzeros in what each N:M candidate that fits, and each block candidate, stores."""
+def _patterns(nonzero: Tensor, density: float, values: ValueSpec) -> dict[str, float]:
+    """Share of nonzeros in what each believed N:M and block candidate stores, best first."""
+    dense = packed_bytes(nonzero, Structure("dense"), values)
+    least = MIN_FILL_INT4 if values.bits == 4 else MIN_FILL
     fills: dict[str, float] = {}
-    for text in NM_CANDIDATES:
+    for text in (*NM_CANDIDATES, *(f"block:{sides}" for sides in BLOCK_CANDIDATES)):
         structure = Structure.parse(text)
-        if _fits_nm(nonzero, structure):
-            fills[text] = _nm_fill(nonzero, structure)
-    for text in (f"block:{sides}" for sides in BLOCK_CANDIDATES):
-        fills[text] = _block_fill(nonzero, Structure.parse(text))
+        if structure.kind == "nm" and not _fits_nm(nonzero, structure):
+            continue
+        fill = (
+            _nm_fill(nonzero, structure)
+            if structure.kind == "nm"
+            else _block_fill(nonzero, structure)
+        )
+        # A grid whose blocks are nearly all kept is only a dense matrix cut into tiles.
+        tiles = structure.kind == "block" and density >= DENSE_DENSITY * fill
+        if fill >= least and not tiles and packed_bytes(nonzero, structure, values) <= dense:
+            fills[text] = fill
     return fills
 
 
-def _shown(fills: dict[str, float], density: float) -> tuple[Structure, float]:
-    if density == 0:
-        return Structure("unstructured"), 1.0
+def _shown(
+    nonzero: Tensor, fills: dict[str, float], density: float, values: ValueSpec
+) -> tuple[Structure, float]:
     for text, fill in fills.items():
-        if _is_pattern(text, fill, density):
-            return Structure.parse(text), fill
-    if density < DENSE_DENSITY:
-        return Structure("unstructured"), 1.0
-    return Structure("dense"), density
-
-
-def _is_pattern(text: str, fill: float, density: float) -> bool:
-    if fill < MIN_FILL:
-        return False
-    # A grid whose blocks are nearly all kept is only a dense matrix cut into tiles.
-    return not text.startswith("block") or density / fill < DENSE_DENSITY
+        return Structure.parse(text), fill
+    unstructured, dense = Structure("unstructured"), Structure("dense")
+    if density == 0:
+        return unstructured, 1.0
+    saves = packed_bytes(nonzero, unstructured, values) < packed_bytes(nonzero, dense, values)
+    return (unstructured, 1.0) if density < DENSE_DENSITY and saves else (dense, density)
 
 
 def _fits_nm(nonzero: Tensor, structure: Structure) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.utils import logging
 from typer.testing import Result
 
 from sparse_runtime import store
+from sparse_runtime.compress.oneshot.solvers import METHODS
 
 Command = Callable[..., Result]
 Make = Callable[[str], Path]
@@ -78,3 +80,30 @@ def test_errors_are_one_line(command: Command, source: Make, tmp_path: Path, tex
         assert result.exit_code == 1
         assert message in result.stderr
     assert not (tmp_path / "sparse").exists()
+
+
+@pytest.mark.parametrize("command_name", ["prune", "convert"])
+def test_quiet_shows_no_bar_of_transformers_either(
+    command: Command, source: Make, tmp_path: Path, texts: Path, command_name: str
+) -> None:
+    options: list[object] = ["prune", "--model", source("base"), "--out", tmp_path / "out"]
+    options += ["--data", texts, "--values", "int8", "--method", "magnitude"]
+    if command_name == "convert":
+        options = ["convert", source("base"), tmp_path / "out", "--calibration", texts]
+        options += ["--prune", "2:4", "--prune-method", "magnitude"]
+    result = command(*options, "--quiet")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    logging.enable_progress_bar()
+
+
+def test_methods_and_values_are_named(
+    command: Command, source: Make, tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    shown = " ".join(command("prune", "--help").stdout.split())
+    assert all(method in shown for method in METHODS)
+    arguments = ["--model", source("base"), "--out", tmp_path / "out", "--data", texts]
+    result = command("prune", *arguments, "--values", "int5")
+    assert "expected 'int8' or 'int4'" in " ".join(result.stderr.split())
+    assert "bf16" not in result.stderr

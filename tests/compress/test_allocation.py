@@ -179,7 +179,7 @@ def test_fused_units_are_decided_on_together(make_model: MakeModel, tmp_path: Pa
     assert short_name(found.units[4]) == "1 query + key + value"
     found.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
-    costs = flop_costs(model, found, DENSE)
+    costs = flop_costs(model, units, [DENSE, HALF], DENSE)
     chosen = allocate(found, costs, Target.parse("flops=0.75x"))
     assert chosen.cost <= 0.75 * costs.total(dict.fromkeys(units, DENSE))
     assert set(chosen.by_layer()) == {name for names in units.values() for name in names}
@@ -188,7 +188,7 @@ def test_fused_units_are_decided_on_together(make_model: MakeModel, tmp_path: Pa
 def test_sizes_are_those_of_packed_weights(make_model: MakeModel) -> None:
     model = make_model("bert")
     found = sensitivity(model, batches(), [DENSE, FOUR], progress=False)
-    costs = size_costs(model, found, DENSE)
+    costs = size_costs(model, found.units, found.formats, DENSE)
     ffn = next(unit for unit in found.units if unit.endswith("0.intermediate.dense"))
     # 48 rows of 32: a byte each and a float32 scale a row; half the weights in 4 bits, with index.
     assert costs.units[ffn][DENSE] == 48 * 32 + 48 * 4

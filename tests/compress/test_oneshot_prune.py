@@ -162,6 +162,8 @@ def test_a_stopped_run_goes_on(
         layerwise, "solve", lambda name, *r, **o: (names.append(name), solve(name, *r, **o))[1]
     )
     report = prune(source, tmp_path / "parts", state_dir=tmp_path / "state", **arguments)
+    restored = prune(source, None, state_dir=tmp_path / "state", **arguments)
+    assert restored.tokens == report.tokens > 200 and len(restored.layers) == 12
     assert not any(".layer.0." in name for name in names)
     assert len(report.layers) == 12
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -171,6 +173,23 @@ def test_a_stopped_run_goes_on(
         assert torch.equal(linear.load().weight, two.linears[name].load().weight)
     with pytest.raises(ValueError, match="another run, which differs in method"):
         prune(source, None, state_dir=tmp_path / "state", method="wanda", **arguments)
+
+
+@pytest.mark.parametrize(
+    "tensor", ["embeddings.word_embeddings.weight", "attention.output.LayerNorm", "query.bias"]
+)
+def test_the_state_of_another_model_is_refused(
+    source: Path, tmp_path: Path, make_model: MakeModel, tensor: str
+) -> None:
+    # Linear weights are the same: what lies between them is not.
+    arguments: dict[str, Any] = {"to": "2:4", "method": "wanda", "calibration": TEXTS}
+    prune(source, None, state_dir=tmp_path / "state", **arguments)
+    model = make_model("bert")
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if tensor in name).add_(0.5)
+    other = save(model, tmp_path / "other")
+    with pytest.raises(ValueError, match="another run, which differs in weights"):
+        prune(other, None, state_dir=tmp_path / "state", **arguments)
 
 
 def test_only_some_layers(source: Path, tmp_path: Path) -> None:

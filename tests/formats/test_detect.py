@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparse_runtime.formats import observe, pack, project
+from sparse_runtime.formats import compress, observe, pack, project
 from sparse_runtime.formats.detect import BLOCK_CANDIDATES, NM_CANDIDATES, heads_without_nonzero
 from sparse_runtime.spec import LinearSpec, Structure, ValueSpec
 
@@ -101,3 +101,44 @@ def test_what_is_observed_holds_the_matrix_without_loss(
         packed = pack(stored, LinearSpec(shape, Structure.parse(offered), values), scales)
         assert torch.equal(packed.unpack(), stored)
         assert packed.size().total == size
+        if offered == str(seen.structure):
+            assert size <= seen.sizes["dense"]
+
+
+# Between 3/4 and 7/8 a bitmask pays for 8 bits and not for 4; 100 inputs leave short groups, 7
+# inputs a bitmask of whole bytes.
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("density", [0.05, 0.5, 0.7, 0.76, 0.85, 0.9])
+@pytest.mark.parametrize("cols", [128, 100, 7])
+def test_auto_never_packs_larger_than_dense(dtype: str, density: float, cols: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    kept = torch.rand(96, cols, generator=generator) < density
+    weight = (normal(96, cols).clamp(min=0.5) * kept).contiguous()
+    auto, _ = compress(weight, values=dtype)
+    dense, _ = compress(weight, values=dtype, structure="dense")
+    assert auto.size().total <= dense.size().total
+
+
+def test_rounding_to_int4_does_not_make_a_dense_matrix_sparse() -> None:
+    packed, _ = compress(normal(128, 256), values="int4")
+    assert 0.75 < float((packed.unpack() != 0).double().mean()) < 0.875
+    assert str(observe(packed.unpack(), ValueSpec("int4")).structure) == "dense"
+    # In 8 bits the same zeros pay.
+    assert str(observe(packed.unpack()).structure) == "unstructured"
+
+
+@pytest.mark.parametrize("text", ["2:4", "block:1x4", "block:16x16"])
+def test_zeros_of_int4_rounding_do_not_hide_a_pattern(text: str) -> None:
+    # A sixth of what is kept rounds to zero, at random places.
+    structure = Structure.parse(text)
+    weight = project(normal(128, 128), structure, None if structure.kind == "nm" else 0.7)
+    lost = torch.rand(128, 128, generator=torch.Generator().manual_seed(3)) < 1 / 6
+    assert str(observe(weight * ~lost, ValueSpec("int4")).structure) == text
+
+
+def test_an_n_m_pattern_larger_than_dense_is_not_taken() -> None:
+    # 8:16 of 4 bits has as many bits of positions as of values; the short last group stores more.
+    weight = project(normal(64, 100), Structure.parse("8:16"))
+    seen = observe(weight, ValueSpec("int4"))
+    assert str(seen.structure) == "unstructured"
+    assert seen.sizes["unstructured"] < seen.sizes["dense"]

@@ -13,6 +13,8 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 import sparse_runtime as sr
 from sparse_runtime.cli.commands.prune_search import read_formats, read_shape
+from sparse_runtime.compress.oneshot import plans
+from sparse_runtime.compress.oneshot.allocation import Target
 from sparse_runtime.compress.oneshot.layer_format import LayerFormat
 from sparse_runtime.compress.oneshot.plans import SearchPlan
 from sparse_runtime.compress.oneshot.prune import prune
@@ -216,6 +218,57 @@ def test_plans_that_contradict_are_refused(model: nn.Module, tokenizer: Any) -> 
         )
 
 
+@pytest.mark.parametrize(
+    ("plan", "options", "message"),
+    [
+        ({"target": "size=0.7x"}, {"include": "query"}, r"include.*--target"),
+        ({"target": "size=0.7x"}, {"exclude": "query", "ranges": "mse"}, r"exclude.*--target"),
+        ({"target": "size=0.7x"}, {"scales": "tensor"}, r"scales 'tensor'.*a scale a row"),
+        ({"keep_flops": 0.6}, {"include": "query"}, r"include.*--keep-flops"),
+        ({"smooth": True}, {"values": "int8", "exclude": "query"}, r"exclude.*--smooth"),
+    ],
+)
+def test_what_a_plan_would_not_heed_is_refused(
+    model: nn.Module,
+    tokenizer: Any,
+    plan: dict[str, Any],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    if "target" in plan:
+        plan = {**plan, "target": Target.parse(plan["target"])}
+    made = SearchPlan(progress=False, **plan)
+    with pytest.raises(ValueError, match=message):
+        prune(model, None, calibration=TEXTS, tokenizer=tokenizer, plan=made, **options)
+
+
+@pytest.mark.parametrize("target", ["size=0.1x", "flops=0.1x"])
+def test_a_target_that_nothing_meets_is_refused_before_anything_is_solved(
+    model: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(plans, "sensitivity", None)
+    with pytest.raises(ValueError, match="cheapest formats"):
+        prune_to_target(model, None, target=target, calibration=TEXTS, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("formats", [["dense int4"], ["dense int8", "dense int4", "2:4 int4"]])
+def test_what_is_packed_stays_within_a_size_target(
+    model: nn.Module, tokenizer: Any, tmp_path: Path, formats: list[str]
+) -> None:
+    report = prune_to_target(
+        model,
+        tmp_path / "out",
+        target="size=0.65x",
+        formats=formats,
+        calibration=TEXTS,
+        tokenizer=tokenizer,
+        progress=False,
+    )
+    converted = sr.convert(tmp_path / "out", tmp_path / "packed", progress=False)
+    packed = sum(layer.bytes for layer in converted.layers)
+    assert packed <= report.allocation.cost <= report.allocation.budget
+
+
 @pytest.mark.parametrize("text", ["8", "0x8", "8x", "8x8x8"])
 def test_shapes_are_checked(text: str) -> None:
     with pytest.raises(ValueError, match="--shape"):
@@ -223,6 +276,6 @@ def test_shapes_are_checked(text: str) -> None:
 
 
 def test_options_are_read() -> None:
-    assert read_shape("8x128") == Shape(8, 128)
+    assert read_shape("8x128") == read_shape(None) == Shape(8, 128)
     assert read_formats("dense int8, 2:4 int4") == ["dense int8", "2:4 int4"]
     assert read_formats(None) == []

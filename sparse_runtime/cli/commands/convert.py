@@ -83,7 +83,7 @@ def convert(
     from ... import convert as pack
 
     if calibration is not None:
-        quiet_transformers()
+        quiet_transformers(bars=not quiet)
     report = pack(
         source,
         out,

@@ -53,11 +53,13 @@ def prune(
             help="N:M, block:RxC@SPARSITY or unstructured@SPARSITY.", show_default="prune nothing"
         ),
     ] = None,
-    method: Annotated[str, typer.Option(help="alps, obs, wanda or magnitude.")] = "alps",
+    method: Annotated[
+        str, typer.Option(help="alps, obs, wanda, magnitude; exact_obs (small).")
+    ] = "alps",
     values: Annotated[str | None, typer.Option(help="int8 or int4.", show_default="floats")] = None,
     target: TargetOption = None,
     formats: FormatsOption = None,
-    shape: ShapeOption = "8x128",
+    shape: ShapeOption = None,
     permute: PermuteOption = False,
     keep_flops: KeepFlopsOption = None,
     smooth: SmoothOption = False,
@@ -131,7 +133,7 @@ def prune(
 
     Without a recipe in one pass over calibration texts; with --recipe by training.
     """
-    quiet_transformers()
+    quiet_transformers(bars=not quiet)
     if recipe is not None:
         _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(

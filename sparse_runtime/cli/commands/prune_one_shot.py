@@ -21,7 +21,7 @@ def one_shot(
     damping: float,
     target: str | None,
     formats: str | None,
-    shape: str,
+    shape: str | None,
     **options: Any,
 ) -> PruneReport | TargetReport:
     """Read the calibration texts and compress.
@@ -34,7 +34,7 @@ def one_shot(
         damping: of the solver.
         target: what the layers may cost together, or None.
         formats: to choose from for it.
-        shape: of the batches that a latency target is for.
+        shape: of the batches that a latency target is for, or None.
         options: of ``compress.oneshot.prune.prune``, by its names.
 
     Raises:
@@ -43,6 +43,10 @@ def one_shot(
     from ...compress.oneshot.prune import prune
     from ...compress.oneshot.solvers import SolverOptions
 
+    if shape is not None and (target is None or not target.strip().startswith("latency")):
+        raise ValueError(
+            "--shape: belongs to --target latency=...; leave it out, or give such a target"
+        )
     options |= {
         "calibration": read_calibration(data)[:texts],
         "options": SolverOptions(damping=damping),

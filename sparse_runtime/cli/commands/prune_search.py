@@ -27,7 +27,11 @@ FormatsOption = Annotated[
     ),
 ]
 ShapeOption = Annotated[
-    str, typer.Option(help="For --target latency=...: BATCHxTOKENS to measure, on this machine.")
+    str | None,
+    typer.Option(
+        help="For --target latency=...: BATCHxTOKENS to measure, on this machine.",
+        show_default="8x128",
+    ),
 ]
 PermuteOption = Annotated[
     bool, typer.Option("--permute", help="First reorder channels so that the pattern keeps more.")
@@ -63,14 +67,17 @@ def search_plan(
     return SearchPlan(keep_flops=keep_flops, reorder=permute, smooth=smooth, progress=progress)
 
 
-def read_shape(text: str) -> Shape:
-    """Read "8x128".
+def read_shape(text: str | None) -> Shape:
+    """Read "8x128"; None is that.
 
     Raises:
         ValueError: for any other text.
     """
     from ...tools.layer_latency import Shape
+    from ...tools.targets import SHAPE
 
+    if text is None:
+        return SHAPE
     match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if match is None:
         raise ValueError(f"--shape {text!r}: expected BATCHxTOKENS, such as 8x128")

@@ -95,7 +95,7 @@ def verify(
     rows, scores = (None, None) if pairs is None else read_pairs(pairs)
     from ... import verify as compare
 
-    quiet_transformers()
+    quiet_transformers(bars=not quiet)
     report = compare(
         packed,
         source,

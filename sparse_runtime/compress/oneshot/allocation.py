@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,8 +142,8 @@ class Allocation:
 def allocate(table: SensitivityTable, costs: CostTable, target: Target) -> Allocation:
     """Choose a format for each unit: the least sum of errors that the target allows.
 
-    Errors of single layers are taken to add up. The choice within the budget is exact
-    (:func:`~.knapsack.choose_options`).
+    Errors of single layers are taken to add up. The choice is the best there is but for rounding:
+    each cost is rounded up to a 20,000th of the budget (:func:`~.knapsack.choose_options`).
 
     Args:
         table: errors of every unit and format.
@@ -163,34 +163,60 @@ def allocate(table: SensitivityTable, costs: CostTable, target: Target) -> Alloc
     ]
     if missing:
         raise ValueError(f"costs: nothing is known of {missing[0]} and {len(missing) - 1} others")
-    budget = costs.budget(target)
+    budget = affordable(costs, target, units, formats)
     priced = [[costs.units[unit][choice] for choice in formats] for unit in units]
     errors = [[table.error(unit, choice) for choice in formats] for unit in units]
-    least = costs.fixed + sum(min(options) for options in priced)
-    if least > budget:
-        cheapest, allowed = (amount_text(amount, costs.kind) for amount in (least, budget))
-        raise ValueError(
-            f"target {target}: the cheapest formats of all layers cost {cheapest} and {allowed} "
-            "are allowed; allow more, or add sparser formats"
-        )
     picked = choose_options(errors, priced, budget - costs.fixed)
     chosen = {unit: formats[option] for unit, option in zip(units, picked, strict=True)}
     error = sum(table.error(unit, choice) for unit, choice in chosen.items())
     return Allocation(chosen, error, costs.total(chosen), budget, costs.kind)
 
 
-def size_costs(model: nn.Module, table: SensitivityTable, reference: LayerFormat) -> CostTable:
+def affordable(
+    costs: CostTable, target: Target, units: Iterable[str], formats: Sequence[LayerFormat]
+) -> float:
+    """The budget, if the cheapest of the formats stay within it; needs no errors.
+
+    Raises:
+        ValueError: they do not; says what they cost.
+    """
+    budget = costs.budget(target)
+    least = costs.fixed + sum(min(costs.units[unit][f] for f in formats) for unit in units)
+    if least > budget:
+        cheapest, allowed = (amount_text(amount, costs.kind) for amount in (least, budget))
+        raise ValueError(
+            f"target {target}: the cheapest formats of all layers cost {cheapest} and {allowed} "
+            "are allowed; allow more, or add sparser formats"
+        )
+    return budget
+
+
+def size_costs(
+    model: nn.Module,
+    units: Iterable[str],
+    formats: Sequence[LayerFormat],
+    reference: LayerFormat,
+) -> CostTable:
     """Bytes of the packed weights: values, index and scales, without biases."""
-    return _static_costs(model, table, reference, "size")
+    return _static_costs(model, units, formats, reference, "size")
 
 
-def flop_costs(model: nn.Module, table: SensitivityTable, reference: LayerFormat) -> CostTable:
+def flop_costs(
+    model: nn.Module,
+    units: Iterable[str],
+    formats: Sequence[LayerFormat],
+    reference: LayerFormat,
+) -> CostTable:
     """Two operations for each weight that a pattern keeps, a token."""
-    return _static_costs(model, table, reference, "flops")
+    return _static_costs(model, units, formats, reference, "flops")
 
 
 def _static_costs(
-    model: nn.Module, table: SensitivityTable, reference: LayerFormat, kind: Kind
+    model: nn.Module,
+    units: Iterable[str],
+    formats: Sequence[LayerFormat],
+    reference: LayerFormat,
+    kind: Kind,
 ) -> CostTable:
     def cost(unit: str, choice: LayerFormat) -> float:
         weights = [model.get_parameter(f"{name}.weight") for name in unit.split(" + ")]
@@ -198,10 +224,8 @@ def _static_costs(
             return float(sum(choice.pack(weight.detach()).size().total for weight in weights))
         return sum(2.0 * choice.density * weight.numel() for weight in weights)
 
-    formats = dict.fromkeys([*table.formats, reference])
-    return CostTable(
-        kind, 0.0, {u: {f: cost(u, f) for f in formats} for u in table.units}, reference
-    )
+    priced = dict.fromkeys([*formats, reference])
+    return CostTable(kind, 0.0, {u: {f: cost(u, f) for f in priced} for u in units}, reference)
 
 
 def amount_text(cost: float, kind: Kind) -> str:

@@ -66,12 +66,10 @@ class LayerwiseResult:
     Attributes:
         rows: one a layer, in the order of the network.
         scales: float32 scales of the layers with integer values, by name.
-        tokens: calibration tokens, padding excluded; 0 where every layer was restored.
     """
 
     rows: list[LayerRow]
     scales: dict[str, Tensor]
-    tokens: int
 
 
 def compress_layers(
@@ -122,7 +120,7 @@ def compress_layers(
         finish=run.finish,
         progress=progress,
     )
-    return LayerwiseResult(run.rows, run.scales, run.tokens)
+    return LayerwiseResult(run.rows, run.scales)
 
 
 class _Run:
@@ -139,10 +137,8 @@ class _Run:
         self._states = states
         self.rows: list[LayerRow] = []
         self.scales: dict[str, Tensor] = {}
-        self.tokens = 0
 
     def visit(self, stage: Stage, statistics: InputStatistics) -> None:
-        self.tokens = statistics.count
         for name, linear in stage.linears.items():
             if name not in self._formats:
                 continue

@@ -8,7 +8,15 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from .allocation import Allocation, CostTable, Target, allocate, flop_costs, size_costs
+from .allocation import (
+    Allocation,
+    CostTable,
+    Target,
+    affordable,
+    allocate,
+    flop_costs,
+    size_costs,
+)
 from .layer_format import LayerFormat
 from .layerwise import Format
 from .permutation import Kept, permute
@@ -40,6 +48,9 @@ class Plan(Protocol):
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for, as JSON."""
+
+    def of_all_layers(self) -> list[str]:
+        """What it does to every layer of the encoder, which no choice of layers narrows."""
 
 
 @dataclass
@@ -97,6 +108,15 @@ class SearchPlan:
             "seed": self.seed,
         }
 
+    def of_all_layers(self) -> list[str]:
+        """As :class:`Plan` says; reordering is free of it, since it changes no output."""
+        asked = {
+            "target (--target)": self.target is not None,
+            "keep_flops (--keep-flops)": self.keep_flops is not None,
+            "smooth (--smooth)": self.smooth,
+        }
+        return [what for what, given in asked.items() if given]
+
     def __call__(
         self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
     ) -> dict[str, Format]:
@@ -140,6 +160,9 @@ class SearchPlan:
 
     def _allocate(self, model: nn.Module, batches: Batches, target: Target) -> dict[str, Format]:
         units = units_of(model, fused=target.kind == "latency")
+        costs = self._costs(model, units, target)
+        # Sensitivities take minutes: a target that nothing meets is refused before.
+        affordable(costs, target, units, self.candidates)
         self.table = sensitivity(
             model,
             batches,
@@ -149,12 +172,15 @@ class SearchPlan:
             evaluation=batches[:: max(1, len(batches) // EVALUATED)],
             progress=self.progress,
         )
-        if target.kind == "latency":
-            assert self.measure is not None  # checked when the plan was made
-            costs = self.measure(model, units, self.candidates, REFERENCE)
-        elif target.kind == "size":
-            costs = size_costs(model, self.table, REFERENCE)
-        else:
-            costs = flop_costs(model, self.table, REFERENCE)
         self.allocation = allocate(self.table, costs, target)
         return {name: choice.wanted for name, choice in self.allocation.by_layer().items()}
+
+    def _costs(
+        self, model: nn.Module, units: Mapping[str, Sequence[str]], target: Target
+    ) -> CostTable:
+        if target.kind == "latency":
+            assert self.measure is not None  # checked when the plan was made
+            return self.measure(model, units, self.candidates, REFERENCE)
+        if target.kind == "size":
+            return size_costs(model, units, self.candidates, REFERENCE)
+        return flop_costs(model, units, self.candidates, REFERENCE)

@@ -76,7 +76,8 @@ def prune(
         out_dir: a new or an empty directory; None writes nothing.
         calibration: texts like those the model will read; a few hundred do, more do better.
         to: "N:M", "block:RxC@SPARSITY" or "unstructured@SPARSITY"; None prunes nothing.
-        method: "alps", "obs", "wanda" or "magnitude"; see docs/compress/one_shot.md.
+        method: "alps", "obs", "exact_obs", "wanda" or "magnitude"; see
+            docs/compress/one_shot.md.
         values: "int8" or "int4"; None keeps floats.
         scales: weights that share a scale: "row", "tensor", "chunk:R" or "group:G".
         activations: how inputs are quantized at run time: "auto" is "dynamic" for integer values
@@ -84,7 +85,8 @@ def prune(
         options: of the solver.
         follow_dense: see :func:`~.layerwise.compress_layers`.
         plan: reorders or removes channels before, or gives layers formats of their own; see
-            :mod:`.plans`. Without ``to`` and ``values`` layers that it gives none stay as they are.
+            :mod:`.plans`. What it does to all layers excludes ``include`` and ``exclude``. Without
+            ``to`` and ``values`` layers that it gives none stay as they are.
         ranges: quantize inputs with one scale and zero point for all tokens, from what the
             compressed model's layers read of the texts: "min-max", "percentile" or "mse". None
             quantizes them as ``activations`` says.
@@ -109,6 +111,8 @@ def prune(
     wanted, inputs = _wanted(plan, to, values, scales, activations)
     if ranges is not None:
         _check_ranges(ranges, activations)
+    if plan is not None:
+        _check_plan(plan, wanted, scales, include=include, exclude=exclude)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
     _check_target(out_dir)
@@ -171,7 +175,7 @@ def prune(
         arguments=arguments,
         layers=result.rows,
         texts=len(texts),
-        tokens=result.tokens,
+        tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
         seconds=time.perf_counter() - start,
     )
 
@@ -184,11 +188,11 @@ def parse_format(
     Raises:
         ValueError: a string is not understood, two contradict, or nothing is asked for.
     """
+    if values not in (None, "int8", "int4"):
+        raise ValueError(f"values {values!r}: expected 'int8' or 'int4', or none for floats")
     policy = Compression.parse(
         values=values or "fp32", scales=scales, activations=activations, prune=to
     )
-    if values is not None and not policy.values.is_integer:
-        raise ValueError(f"values {values!r}: expected 'int8' or 'int4', or none for floats")
     if to is None and values is None:
         raise ValueError("prune: nothing to do; give to (--to 2:4) or values (--values int8)")
     pattern = None if to is None else Pattern.parse(to)
@@ -216,6 +220,22 @@ def _check_ranges(ranges: RangeMethod, activations: str) -> None:
         raise ValueError(
             f"ranges {ranges!r} and activations {activations!r} exclude each other: inputs are "
             "quantized by ranges or token by token; leave one out"
+        )
+
+
+def _check_plan(plan: Plan, wanted: Format | None, scales: str, **patterns: str | None) -> None:
+    """Refuse what the plan would not heed."""
+    given = [name for name, pattern in patterns.items() if pattern is not None]
+    whole = plan.of_all_layers()
+    if given and whole:
+        raise ValueError(
+            f"{given[0]} (--{given[0]}): {whole[0]} is for all layers of the encoder; leave one of "
+            "the two out"
+        )
+    if wanted is None and scales != "row":
+        raise ValueError(
+            f"scales {scales!r} (--scales): expected 'row' without to (--to) and values "
+            "(--values); the formats of a target have a scale a row; leave it out"
         )
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..targets import EncoderLayer, encoder_linears
+from ..targets import EncoderLayer
 
 _RUN_FILE = "run.json"
 _SCALES = ".scales"
@@ -90,9 +90,10 @@ class LayerStates:
 def fingerprint(model: nn.Module, texts: Sequence[str], **arguments: Any) -> dict[str, Any]:
     """What a run was made from: its arguments, and hashes of the weights and the texts."""
     weights = hashlib.sha256()
-    for name, linear in encoder_linears(model).items():
-        weights.update(name.encode())
-        weights.update(linear.weight.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    # All of it: inputs of the layers come from embeddings and norms, and heads are written too.
+    for name, tensor in model.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        weights.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     said = hashlib.sha256(json.dumps(list(texts)).encode())
     return {**arguments, "weights": weights.hexdigest(), "texts": said.hexdigest()}
 
