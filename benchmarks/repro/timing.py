@@ -18,7 +18,7 @@ from sparse_runtime.benchmarks.records import environment
 from sparse_runtime.benchmarks.repro.making import Bench
 from sparse_runtime.benchmarks.repro.peer_accuracy import OPENVINO
 from sparse_runtime.benchmarks.repro.records import Latency, Run, append, read
-from sparse_runtime.benchmarks.repro.tasks import METRICS, load_task
+from sparse_runtime.benchmarks.repro.tasks import load_task
 
 SCALE = "full"
 SENTENCES = 32
@@ -42,11 +42,12 @@ def time_all(folder: Path, results: Path, peers: Path | None, threads: int, only
         results: read for the runs, and appended to.
         peers: environments and models of the peers; None leaves them out.
         threads: of every contender.
+        tasks: whose models to time.
         only: regular expression; experiments in whose name it is found, and the peers.
     """
     runs = [run for run in read(results)[0] if run.seed == 0 and run.scale == SCALE]
     around = asdict(environment())
-    for task in dict.fromkeys(run.task for run in runs if METRICS[run.task] == "accuracy"):
+    for task in tasks:
         models = {run.experiment: _packed(folder, run) for run in runs if run.task == task}
         models = {
             name: path for name, path in models.items() if path.is_dir() and re.search(only, name)
