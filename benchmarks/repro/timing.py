@@ -32,7 +32,14 @@ PEER_MODEL = Path("models") / "minilm-dense"
 Workload = tuple[int, int, tuple[int, ...]]
 
 
-def time_all(folder: Path, results: Path, peers: Path | None, threads: int, only: str = "") -> None:
+def time_all(
+    folder: Path,
+    results: Path,
+    peers: Path | None,
+    threads: int,
+    tasks: Sequence[str],
+    only: str = "",
+) -> None:
     """Time what has a run of seed 0, and the peers; append a line for each and each batch.
 
     Batches: one text of 128 tokens, and 32 real sentences of the task.
