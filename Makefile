@@ -6,7 +6,8 @@
 #   EXTRAS    optional dependencies to install, of those in pyproject.toml
 #   PIP_ARGS  handed to pip, such as an --extra-index-url with builds of torch for the CPU
 #   ARGS      handed to pytest or to the demo
-#   SPARSE_RUNTIME_CUDA  whether the CUDA library is built: auto (where nvcc is on PATH), 1 or 0
+#   SPARSE_RUNTIME_CUDA     whether the CUDA library is built: auto (where nvcc is on PATH), 1 or 0
+#   SPARSE_RUNTIME_CUTLASS  headers of CUTLASS 4.2, for the library's kernels for sm_90a
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -6,13 +6,17 @@ architecture and chooses at run time.
 
 The CUDA library (docs/kernels/cuda_library.md) is a plain shared object, free of Python and torch.
 SPARSE_RUNTIME_CUDA says whether it is built: "auto" (the default) where nvcc is on PATH, with a
-warning where that fails; "1" in any case, or the installation fails; "0" never.
+warning where that fails; "1" in any case, or the installation fails; "0" never. Its kernels for
+sm_90a need CUTLASS's headers, which SPARSE_RUNTIME_CUTLASS or an installed nvidia-cutlass has; they
+are left out without, and a warning says so.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -90,13 +94,20 @@ CUDA_FLAGS = [
     "-Xfatbin=-compress-all",
     "-Icsrc",
 ]
-# By family: machine code of Ampere and Hopper, which those between run too, and PTX for later GPUs.
+# By family, that which takes longest first.
 CUDA_TARGETS = {
+    "hopper_linear": [
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-DNDEBUG",  # CUTLASS's assertions would cost registers
+        "--expt-relaxed-constexpr",
+    ],
+    # Machine code of Ampere and Hopper, which those between run too, and PTX for later GPUs.
     "mma_linear": [
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_90,code=[sm_90,compute_90]",
     ],
 }
+CUTLASS_VERSION = "4.2"
 
 
 def sources_and_headers() -> tuple[list[str], list[str]]:
@@ -106,25 +117,53 @@ def sources_and_headers() -> tuple[list[str], list[str]]:
     return sorted(p.as_posix() for p in sources), sorted(p.as_posix() for p in headers)
 
 
+def find_cutlass() -> Path | None:
+    """The folder of CUTLASS's headers, if they are here."""
+    named = os.environ.get("SPARSE_RUNTIME_CUTLASS")
+    package = importlib.util.find_spec("cutlass_library")
+    if not named and (package is None or package.origin is None):
+        return None
+    folder = Path(named or Path(package.origin).parent / "source/include")
+    version = folder / "cutlass/version.h"
+    text = version.read_text() if version.is_file() else ""
+    if ".".join(re.findall(r"define CUTLASS_(?:MAJOR|MINOR) (\d+)", text)) == CUTLASS_VERSION:
+        return folder.resolve()
+    if named:
+        raise SetupError(f"SPARSE_RUNTIME_CUTLASS: {version} is not of CUTLASS {CUTLASS_VERSION}")
+    return None
+
+
+def included(source: Path) -> list[str]:
+    """Our own headers that a file includes, directly or not."""
+    found: set[str] = set()
+    unread = [source]
+    while unread:
+        names = re.findall(r'^#include "(.+)"', unread.pop().read_text(), re.MULTILINE)
+        own = {path for name in names if Path(path := f"csrc/{name}").exists()} - found
+        unread += map(Path, own)
+        found |= own
+    return sorted(found)
+
+
 class CudaLibrary(Extension):
     """The shared object sparse_runtime/libsparse_runtime_cuda.so."""
 
-    def __init__(self, nvcc: str, *, optional: bool) -> None:
+    def __init__(self, nvcc: str, cutlass: Path | None, *, optional: bool) -> None:
         """Name the compiler; where it is optional, an installation goes on without it."""
         sources = [
             path.as_posix()
             for family in CUDA_TARGETS
+            if cutlass is not None or family != "hopper_linear"
             for path in sorted(Path("csrc/cuda", family).glob("*.c[cu]"))
         ]
-        headers = [h for room in ("core", "cuda") for h in Path("csrc", room).rglob("*.h")]
-        name = "sparse_runtime.libsparse_runtime_cuda"
-        super().__init__(name, sources, depends=sorted(map(str, headers)), optional=optional)
+        super().__init__("sparse_runtime.libsparse_runtime_cuda", sources, optional=optional)
         self.nvcc = nvcc
+        self.cutlass = cutlass
 
     def build(self, to: Path) -> str:
         """Compile what has changed since the last build; returns a line that says so."""
         # Not setuptools' own folder, which `pip install -e .` deletes each time.
-        folder = Path("build", "cuda")
+        folder = Path(os.environ.get("SPARSE_RUNTIME_CUDA_OBJECTS") or "build/cuda")
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         jobs = int(os.environ.get("SPARSE_RUNTIME_BUILD_JOBS", 0)) or os.cpu_count() or 1
@@ -136,20 +175,29 @@ class CudaLibrary(Extension):
         # Nothing of the machine that built it but libc.
         flags += ["-Xcompiler=-static-libstdc++,-static-libgcc"]
         flags += [f"-Xlinker=--version-script={exports}"]
-        library, linked = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
+        library, _ = self._run(folder / "library.so", [*flags, *objects], [exports, *objects])
         shutil.copy(library, to)
-        if not linked:
-            return "CUDA library: unchanged"
-        compiled = sum(new for _, new in made)
-        seconds = time.perf_counter() - start
-        return (
-            f"the CUDA library took {seconds:.0f} s: {compiled} of {len(made)} files, {jobs} jobs"
+        seconds, compiled = time.perf_counter() - start, sum(new for _, new in made)
+        said = (
+            f"CUDA library: {compiled} of {len(made)} files compiled, {seconds:.0f} s, {jobs} jobs"
         )
+        if self.cutlass is None:
+            said += (
+                f"; no kernels for sm_90a (H100, H200): CUTLASS {CUTLASS_VERSION} was not found, "
+            )
+            said += "name its headers in SPARSE_RUNTIME_CUTLASS (docs/kernels/cuda_library.md)"
+        return said
 
     def _compile(self, folder: Path, source: Path) -> tuple[Path, bool]:
         flags = [*CUDA_FLAGS, *CUDA_TARGETS[source.parent.name], "-x", "cu", "-c", str(source)]
+        read = [str(source), *included(source)]
+        if self.cutlass is not None:
+            flags.append("-DSPARSE_RUNTIME_HOPPER")
+            if source.parent.name == "hopper_linear":
+                flags += ["-isystem", str(self.cutlass)]
+                read.append(str(self.cutlass / "cutlass" / "version.h"))
         name = f"{source.parent.name}.{source.stem}.o"
-        return self._run(folder / name, flags, [str(source), *self.depends])
+        return self._run(folder / name, flags, read)
 
     def _run(self, output: Path, flags: list[str], read: list[str]) -> tuple[Path, bool]:
         """Run nvcc, unless `output` comes of the same command and files; whether it ran."""
@@ -173,10 +221,12 @@ def cuda_libraries() -> list[CudaLibrary]:
     mode = os.environ.get("SPARSE_RUNTIME_CUDA", "auto")
     if mode not in CUDA_MODES:
         raise SetupError(f"SPARSE_RUNTIME_CUDA: expected {', '.join(CUDA_MODES)}, got {mode!r}")
-    nvcc = shutil.which("nvcc")
+    if mode == "0":
+        return []
+    nvcc, cutlass = shutil.which("nvcc"), find_cutlass()
     if mode == "1" and nvcc is None:
         raise SetupError("SPARSE_RUNTIME_CUDA=1: nvcc is not on PATH; set 0 to go without it")
-    return [] if mode == "0" or nvcc is None else [CudaLibrary(nvcc, optional=mode == "auto")]
+    return [] if nvcc is None else [CudaLibrary(nvcc, cutlass, optional=mode == "auto")]
 
 
 class BuildExt(build_ext):

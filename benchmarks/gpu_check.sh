@@ -6,6 +6,8 @@
 #   benchmarks/gpu_check.sh             all parts
 #   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
 #                                       4 linear layers   5 encoders         6 the table alone
+#                                       7 dense and 2:4 int8 products, 8 unstructured ones
+#                                       9 and 10 the same in bf16
 #
 #   PYTHON                 interpreter with torch, triton and pytest (default: python3)
 #   OUT                    folder for results (default: benchmarks/results)
@@ -16,7 +18,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
 part=all
-if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 6}; fi
+if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 10}; fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET
 
@@ -26,7 +28,13 @@ unset TRITON_INTERPRET
 }
 mkdir -p "$out"
 
-# With nvcc, the CUDA library too; a library that lies there already is used as it is.
+# With nvcc, the CUDA library too. One that lies there already is used as it is where CUTLASS's headers
+# are missing, for it would lose its kernels for sm_90a.
+library=sparse_runtime/libsparse_runtime_cuda.so
+if [[ -e $library && -z ${SPARSE_RUNTIME_CUTLASS:-} ]] &&
+  ! "$python" -c 'import cutlass_library' 2>/dev/null; then
+  export SPARSE_RUNTIME_CUDA=0
+fi
 if "$python" -c 'import pybind11, setuptools' 2>/dev/null; then
   "$python" setup.py -q build_ext --inplace
 else
@@ -72,6 +80,19 @@ fi
 if wanted 5; then
   step encoders 590 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out"
 fi
+# Products of one part: its number and its cases.
+products() {
+  local number=$1
+  shift
+  if wanted "$number"; then
+    step "products $number" 590 "$python" -m sparse_runtime.benchmarks.gpu.gemms --out "$out" \
+      --seconds 540 --case "$@"
+  fi
+}
+products 7 "dense int8" "2:4 int8"
+products 8 "unstructured@0.9 int8 ordered" "unstructured@0.9 int8"
+products 9 "dense bf16" "2:4 bf16"
+products 10 "unstructured@0.9 bf16 ordered" "unstructured@0.9 bf16"
 for results in "$out"/*.jsonl; do
   if grep -q '"kind": "gpu_' "$results"; then
     "$python" -m sparse_runtime.benchmarks.gpu.view "$results"

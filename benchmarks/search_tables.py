@@ -9,12 +9,10 @@ of the weights: inputs of layers are not quantized.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import csv
 import json
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -304,21 +302,22 @@ def load_table(path: Path) -> SensitivityTable:
 
 
 @app.command()
-def sizes(out: Out = OUT) -> None:
-    """Formats layer by layer at the size, and at the FLOPs, of uniform 2:4 INT8."""
+def sizes(out: Out = OUT, factor: float = 1.0, kind: str = "size") -> None:
+    """Formats layer by layer at a multiple of the cost of uniform 2:4 INT8, and that one."""
     setting = Setting()
     table = load_table(out / "sensitivity.json")
     names = list(encoder_linears(setting.dense))
-    _report(setting, "uniform", dict.fromkeys(names, UNIFORM), table, None)
-    _report(setting, "uniform", dict.fromkeys(names, DENSE), table, None)
-    for make in (size_costs, flop_costs):
-        costs = make(setting.dense, table, DENSE)
-        share = costs.total(dict.fromkeys(table.units, UNIFORM)) / costs.total(
-            dict.fromkeys(table.units, DENSE)
-        )
-        for factor in (1.0, 0.8):
-            found = allocate(table, costs, Target(costs.kind, share * factor, True))
-            _report(setting, f"{costs.kind} {factor:g}", found.by_layer(), table, costs)
+    make = {"size": size_costs, "flops": flop_costs}[kind]
+    costs = make(setting.dense, table, DENSE)
+    amount = factor * costs.total(dict.fromkeys(table.units, UNIFORM))
+    found = allocate(table, costs, Target(costs.kind, amount, False))
+    chosen = {
+        f"{i} {component(n)}": str(f) for n, f in found.by_layer().items() for i in n if i.isdigit()
+    }
+    print(json.dumps(chosen), flush=True)
+    _report(setting, f"{costs.kind} {factor:g}", found.by_layer(), table, costs)
+    if factor == 1 and kind == "size":
+        _report(setting, "uniform", dict.fromkeys(names, UNIFORM), table, None)
 
 
 def _report(
@@ -348,53 +347,32 @@ def _report(
 
 
 @app.command()
-def latency(batch: int = 8, seq: int = 128, out: Out = OUT, mixtures: int = 4) -> None:
+def latency(batch: int = 8, seq: int = 128, out: Out = OUT, mixtures: int = 3) -> None:
     """What formats cost in whole passes, and predictions of mixtures beside measurements."""
     setting = Setting()
     units = units_of(setting.dense, fused=True)
-    choices = [*FORMATS, *map(LayerFormat.parse, ("block:4x1@0.8 int8", "unstructured@0.9 int8"))]
+    sparse = map(LayerFormat.parse, ("block:4x1@0.8 int8", "unstructured@0.9 int8"))
+    choices = [DENSE, UNIFORM, *sparse]
     shape = Shape(batch, seq)
-    costs = latency_costs(setting.dense, units, choices, DENSE, shape, rounds=20)
-    mixed = {f"uniform {choice}": dict.fromkeys(units, choice) for choice in choices}
+    costs = latency_costs(setting.dense, units, choices, DENSE, shape, rounds=15)
+    print(f"{batch}x{seq}, beside the layers {costs.fixed * 1e3:.3f} ms")
+    for choice in choices:
+        total = costs.total(dict.fromkeys(units, choice)) * 1e3
+        print(f"uniform {choice}: {total:.3f} ms", flush=True)
     generator = torch.Generator().manual_seed(0)
+    mixed = {}
     for number in range(mixtures):
         picked = torch.randint(len(choices), (len(units),), generator=generator)
         named = zip(units, picked, strict=True)
         mixed[f"mixture {number}"] = {unit: choices[at] for unit, at in named}
-    path = out / "sensitivity.json"
-    if path.is_file():
-        table = fused(load_table(path), units)
-        for share in (0.95, 0.9, 0.85):
-            with contextlib.suppress(ValueError):
-                found = allocate(table, costs, Target("latency", share, True))
-                mixed[f"latency={share}x"] = found.formats
-    models = {
-        name: SparseModel.from_packed(
-            pack_model(
-                setting.dense, {one: f for unit, f in formats.items() for one in units[unit]}
-            ),
-            backend="cpu",
-        )
-        for name, formats in mixed.items()
-    }
-    seconds = measure_latency(models, shape, rounds=20)
-    print(f"{batch}x{seq}, beside the layers {costs.fixed * 1e3:.3f} ms")
+    models = {}
+    for name, formats in mixed.items():
+        layers = {one: choice for unit, choice in formats.items() for one in units[unit]}
+        models[name] = SparseModel.from_packed(pack_model(setting.dense, layers), backend="cpu")
+    seconds = measure_latency(models, shape, rounds=15)
     for name, formats in mixed.items():
         predicted, measured = costs.total(formats) * 1e3, seconds[name] * 1e3
-        print(f"{name}: predicted {predicted:.3f} ms, measured {measured:.3f} ms")
-        if "=" in name:
-            print(f"  {dict(Counter(map(str, formats.values())))}")
-
-
-def fused(table: SensitivityTable, units: dict[str, tuple[str, ...]]) -> SensitivityTable:
-    """Errors of layers that are decided on together, taken to add up."""
-    return SensitivityTable(
-        tuple(
-            Sensitivity(unit, choice, sum(table.error(name, choice) for name in names))
-            for unit, names in units.items()
-            for choice in table.formats
-        )
-    )
+        print(f"{name}: predicted {predicted:.3f} ms, measured {measured:.3f} ms", flush=True)
 
 
 if __name__ == "__main__":

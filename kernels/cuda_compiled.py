@@ -20,13 +20,19 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .ahead_of_time import RESOURCE_USAGE, SHARED_LIMITS, markdown_table
+from .cuda_library import Library
 
 _BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
 _ARCHITECTURE = re.compile(r"arch = sm_(\d+)")
 _FUNCTION = re.compile(r"Function\s*:?\s*(\w+)")
-_PRODUCT = re.compile(r"\b([A-Z]*MMA[A-Z0-9.]*)\b")
+_PRODUCT = re.compile(r"\b([A-Z]*MMA[A-Z0-9.x]*)\b")
 # Tile<type, structure, outputs, tokens, warps of either, stages> as the compiler spells it.
 _TILE = re.compile(r"linear_kernelINS0_4TileI(\w+?)LNS0_9StructureE([012])E" + r"Li(\d+)E" * 5)
+# linear_kernel<type, whether two of four, Tile<outputs, tokens, ...>>, likewise.
+_HOPPER = re.compile(
+    r"6hopper13linear_kernelI(a|N7cutlass10bfloat16_tE|N7cutlass6half_tE)Lb([01])E"
+    r"NS\w?_4TileILi(\d+)ELi(\d+)E"
+)
 _STRUCTURES = ("dense", "2to4", "exact")
 _TYPES = {"a": "int8", "NS_3ptx4BF16E": "bf16", "NS_3ptx3F16E": "f16"}
 _INSTRUCTIONS = {
@@ -39,6 +45,15 @@ _INSTRUCTIONS = {
     ("int8", "exact"): "IMMA.SP.16864.S8.S8",
     ("bf16", "exact"): "HMMA.SP.16832.F32.BF16",
     ("f16", "exact"): "HMMA.SP.16832.F32",
+}
+# Behind outputs, tokens and inputs of one: 64x128x32.
+_WARPGROUP_INSTRUCTIONS = {
+    ("int8", "dense"): ("IGMMA", "32.S8.S8"),
+    ("int8", "2to4"): ("IGMMA.SP", "64.S8.S8"),
+    ("bf16", "dense"): ("HGMMA", "16.F32.BF16"),
+    ("bf16", "2to4"): ("HGMMA.SP", "32.F32.BF16"),
+    ("f16", "dense"): ("HGMMA", "16.F32"),
+    ("f16", "2to4"): ("HGMMA.SP", "32.F32"),
 }
 
 
@@ -104,23 +119,25 @@ def tool(name: str) -> Path:
 
 def read_library(path: Path) -> list[Compiled]:
     """Every linear kernel of a built library, by name and capability."""
+    library = Library(path)
+    needs = {kernel.name: library.needs(kernel) for kernel in library.kernels}
     usages = {at: RESOURCE_USAGE.search(text) for at, text in _functions(path, "-res-usage")}
     built = []
     for at, code in _functions(path, "-sass"):
-        usage, tile = usages[at], tile_of(at[1])
-        if usage is None or tile is None:  # the packing kernel
+        usage, name = usages[at], name_of(at[1])
+        if usage is None or name is None:  # packs weights, or quantizes rows
             continue
         registers, stack, local = map(int, usage.groups())
         products = _PRODUCT.findall(code)
         instruction = max(set(products), key=products.count) if products else "none"
         built.append(
             Compiled(
-                kernel=tile.name,
+                kernel=name,
                 capability=at[0],
-                threads=tile.threads,
+                threads=needs[name].threads,
                 registers=registers,
                 spills=stack + local,
-                shared=tile.shared,
+                shared=needs[name].shared_bytes,
                 instruction=instruction,
                 count=products.count(instruction),
             )
@@ -144,8 +161,19 @@ def _functions(path: Path, what: str) -> Iterator[tuple[tuple[int, str], str]]:
             yield (int(found[1]), name[1]), body
 
 
+def name_of(function: str) -> str | None:
+    """A linear kernel's name in the library, of the one that a compiler gave it."""
+    if tile := tile_of(function):
+        return tile.name
+    found = _HOPPER.search(function)
+    if found is None:
+        return None
+    kind = {"a": "int8", "N7cutlass10bfloat16_tE": "bf16"}.get(found[1], "f16")
+    return f"hopper.{kind}.{_STRUCTURES[int(found[2])]}.{found[3]}x{found[4]}"
+
+
 def tile_of(function: str) -> Tile | None:
-    """What the name that a compiler gave a kernel says of it; None of other functions."""
+    """What the name that a compiler gave an mma kernel says of it; None of other functions."""
     found = _TILE.search(function)
     if found is None:
         return None
@@ -173,8 +201,12 @@ def problems(kernel: Compiled) -> Iterator[str]:
     limit = SHARED_LIMITS[kernel.capability]
     if kernel.shared > limit:
         yield f"{where}: takes {kernel.shared} bytes of shared memory, {limit} at most"
-    _, kind, structure, _ = kernel.kernel.split(".")
-    wanted = _INSTRUCTIONS[kind, structure]
+    family, kind, structure, tile = kernel.kernel.split(".")
+    if family == "mma":
+        wanted = _INSTRUCTIONS[kind, structure]
+    else:
+        name, inputs = _WARPGROUP_INSTRUCTIONS[kind, structure]
+        wanted = f"{name}.64x{tile.partition('x')[2]}x{inputs}"
     if kernel.instruction != wanted or not kernel.count:
         yield f"{where}: expected products by {wanted}, got {kernel.instruction}"
 

@@ -39,9 +39,11 @@ def load() -> Loaded:
     except OSError as error:
         missing = str(error)
     try:
-        return Loaded(RuntimeLibrary(), None)
+        library = RuntimeLibrary()
     except (OSError, RuntimeError) as error:
         return Loaded(None, f"{missing} ({HOW_TO_BUILD}); {error}")
+    library.source = f"{library.source}, because {missing}"
+    return Loaded(library, None)
 
 
 def not_launched() -> str | None:

@@ -1,56 +1,22 @@
-"""The hand-written CUDA kernels where the library was not built: NVRTC compiles their sources.
-
-CUDA builds of PyTorch bring NVRTC along. What it makes for a GPU is kept in the user's cache.
-"""
+"""The hand-written CUDA kernels where the library was not built: NVRTC compiles their sources."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import json
-import os
-import sys
-import tempfile
-from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_void_p
-from functools import cache, cached_property
+from ctypes import byref, c_char_p, c_int, c_void_p
+from functools import cached_property
 from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .cuda_compiled import Tile, tile_of
-from .cuda_library import STRUCTURES, Kernel, Library, SrLinear, WorkspaceNeeds
+from .cuda_interface import STRUCTURES, Kernel, SrLinear, WorkspaceNeeds
+from .cuda_library import Library
+from .nm.exact_weight import ExactWeight
+from .nvrtc import Nvrtc
 
-SOURCES = Path(__file__).parents[1] / "csrc"
-LEAST_VERSION = (12, 5)
-"""The first NVRTC with mma.sp::ordered_metadata."""
-
-OPTIONS = ("-std=c++17", "--fmad=false", "--device-as-default-execution-space")
-PROGRAM = """
-#include "cuda/mma_linear/kernels.h"
-#include "cuda/mma_linear/pack_kernel.h"
-"""
-# NVRTC has no standard library. These are the parts of it that the sources use.
-_INTEGERS = "".join(
-    f"using {sign}int{bits}_t = {'unsigned' if sign else 'signed'} {kind};\n"
-    for bits, kind in ((8, "char"), (16, "short"), (32, "int"), (64, "long long"))
-    for sign in ("", "u")
-)
-_NAMES = "".join(f"using ::{sign}int{bits}_t;" for bits in (8, 16, 32, 64) for sign in ("", "u"))
-HEADERS = {
-    "stdint.h": f"#pragma once\n{_INTEGERS}",
-    "cstdint": f"#pragma once\n#include <stdint.h>\nnamespace std {{ {_NAMES} }}\n",
-    "cstring": "#pragma once\n",
-    "type_traits": (
-        "#pragma once\nnamespace std {\n"
-        "template <bool, typename A, typename> struct conditional { using type = A; };\n"
-        "template <typename A, typename B> struct conditional<false, A, B> { using type = B; };\n"
-        "template <bool C, typename A, typename B>\n"
-        "using conditional_t = typename conditional<C, A, B>::type;\n}\n"
-    ),
-}
 _SPACE = "sparse_runtime::mma"
 _CPP = {
     torch.int8: "signed char",
@@ -68,6 +34,27 @@ class Matrix(ctypes.Structure):
     """``Matrix`` of csrc/cuda/mma_linear/weights.h."""
 
     _fields_ = (("values", c_void_p), ("outputs", c_int), ("inputs", c_int))
+
+
+class _Layout(NamedTuple):
+    """A packed weight, as csrc/cuda/mma_linear/weights.h has it."""
+
+    dtype: torch.dtype
+    structure: str
+    out_features: int
+    in_features: int
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Slabs of inputs, tiles of outputs."""
+        return ceil(self.in_features / 64), ceil(self.out_features / 16)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slabs."""
+        size = self.dtype.itemsize
+        slab = 512 * size + 128 if self.structure == "2:4" else 1024 * size
+        return self.grid[0] * self.grid[1] * slab
 
 
 class Function(NamedTuple):
@@ -117,33 +104,54 @@ class RuntimeLibrary(Library):
 
     def pack(self, matrix: Tensor, structure: str) -> Tensor:
         """:meth:`Library.pack`, on the GPU whatever the device of ``matrix``."""
-        device = matrix.device if matrix.is_cuda else torch.device("cuda")
-        values = matrix.to(device).contiguous()
-        outputs, inputs = values.shape
-        size = values.element_size()
-        grid = (ceil(inputs / 64), ceil(outputs / 16))
-        slab = 512 * size + 128 if structure == "2:4" else 1024 * size
-        packed = torch.empty(grid[0] * grid[1] * slab, dtype=torch.uint8, device=device)
-        misfits = torch.zeros(1, dtype=torch.int32, device=device)
+        values = matrix.to(_gpu_of(matrix)).contiguous()
+        layout = _Layout(values.dtype, structure, *values.shape)
+        packed = torch.empty(layout.nbytes, dtype=torch.uint8, device=values.device)
+        misfits = torch.zeros(1, dtype=torch.int32, device=values.device)
         arguments = (
-            Matrix(values.data_ptr(), outputs, inputs),
+            Matrix(values.data_ptr(), *values.shape),
             ctypes.c_bool(structure == "2:4"),
             c_void_p(packed.data_ptr()),
             c_void_p(misfits.data_ptr()),
         )
-        with torch.cuda.device(device):
-            # Now, for while a graph is captured nothing can be loaded.
-            self._functions(_group(values.dtype, structure), packed.get_device())
-            function = self._functions("pack", packed.get_device())[_packer(size)]
-            self._launch(function.handle, grid, 32, 0, device, *arguments)
+        self._run("pack_kernel", layout, values, *arguments)
         if int(misfits):
             raise ValueError("weight: expected at most two nonzero values in every four inputs")
         return packed.to(matrix.device)
 
+    def pack_exact(self, matrix: Tensor) -> ExactWeight:
+        """:meth:`Library.pack_exact`."""
+        packed = super().pack_exact(matrix)
+        self._prepare(matrix.dtype, "exact", _gpu_of(matrix))
+        return packed
+
     def unpack(
         self, packed: Tensor, structure: str, dtype: torch.dtype, shape: tuple[int, int]
     ) -> Tensor:
-        raise NotImplementedError("weights are unpacked by the built library alone")
+        """:meth:`Library.unpack`, on the GPU whatever the device of ``packed``."""
+        given = packed.to(_gpu_of(packed)).contiguous()
+        matrix = torch.zeros(shape, dtype=dtype, device=given.device)
+        arguments = (
+            c_void_p(given.data_ptr()),
+            ctypes.c_bool(structure == "2:4"),
+            Matrix(matrix.data_ptr(), *shape),
+        )
+        layout = _Layout(dtype, structure, *shape)
+        self._run("unpack_kernel", layout, given, *arguments)
+        return matrix.to(packed.device)
+
+    def _run(self, name: str, layout: _Layout, given: Tensor, *arguments: Any) -> None:
+        """Pack or unpack on the device of ``given``, a warp for each slab."""
+        device = given.device
+        with torch.cuda.device_of(given):
+            self._prepare(layout.dtype, layout.structure, device)
+            found = self._functions("pack", _number(device))
+            function = found[_packer(name, layout.dtype.itemsize)]
+            self._launch(function.handle, layout.grid, 32, 0, device, *arguments)
+
+    def _prepare(self, dtype: torch.dtype, structure: str, device: torch.device) -> None:
+        """Load a weight's kernels while it is packed: nothing can be while a graph is captured."""
+        self._functions(_group(dtype, structure), _number(device))
 
     def launch(self, kernel: Kernel, layer: SrLinear, device: torch.device) -> None:
         group = self._functions(_group(kernel.dtype, kernel.structure), _number(device))
@@ -193,113 +201,6 @@ class RuntimeLibrary(Library):
             raise RuntimeError(f"CUDA driver: {(text.value or b'unknown').decode()} ({status})")
 
 
-class Nvrtc:
-    """NVRTC through ctypes.
-
-    Attributes:
-        version: major and minor.
-    """
-
-    def __init__(self) -> None:
-        """Load it.
-
-        Raises:
-            OSError: it is not there.
-            RuntimeError: it is too old.
-        """
-        self.handle = _load_nvrtc()
-        major, minor = c_int(), c_int()
-        self._check(self.handle.nvrtcVersion(byref(major), byref(minor)))
-        self.version = (major.value, minor.value)
-        if self.version < LEAST_VERSION:
-            raise RuntimeError(f"NVRTC {major.value}.{minor.value}: 12.5 or later is needed")
-
-    def compiled(self, expressions: tuple[str, ...], device: int) -> tuple[bytes, dict[str, str]]:
-        """Machine code for a GPU, and each kernel's name in it."""
-        architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        described = [self.version, architecture, OPTIONS, expressions, PROGRAM, HEADERS]
-        key = hashlib.sha256(json.dumps(described).encode() + _sources()).hexdigest()
-        path = _cache_folder() / f"nvrtc_{key[:32]}"
-        if path.exists():
-            names, _, binary = path.read_bytes().partition(b"\n")
-            return binary, json.loads(names)
-        binary, found = self.compile(expressions, architecture)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            Path(folder, path.name).write_bytes(json.dumps(found).encode() + b"\n" + binary)
-            os.replace(Path(folder, path.name), path)
-        return binary, found
-
-    def compile(
-        self, expressions: tuple[str, ...], architecture: str
-    ) -> tuple[bytes, dict[str, str]]:
-        """:meth:`compiled` for "sm_90" and the like, anew; needs no GPU.
-
-        Raises:
-            RuntimeError: the sources do not compile; with NVRTC's words.
-        """
-        program = c_void_p()
-        texts = (c_char_p * len(HEADERS))(*(text.encode() for text in HEADERS.values()))
-        names = (c_char_p * len(HEADERS))(*(name.encode() for name in HEADERS))
-        create = (PROGRAM.encode(), b"sparse_runtime.cu", len(HEADERS), texts, names)
-        self._check(self.handle.nvrtcCreateProgram(byref(program), *create))
-        try:
-            for expression in expressions:
-                self._check(self.handle.nvrtcAddNameExpression(program, expression.encode()))
-            options = (*OPTIONS, f"--gpu-architecture={architecture}", f"-I{SOURCES}")
-            given = (c_char_p * len(options))(*(option.encode() for option in options))
-            if self.handle.nvrtcCompileProgram(program, len(options), given):
-                log = self._read(program, "ProgramLog").rstrip(b"\0").decode()
-                raise RuntimeError(f"NVRTC does not compile {SOURCES}: {log[:2000]}")
-            lowered = {}
-            for expression in expressions:
-                name = c_char_p()
-                get = self.handle.nvrtcGetLoweredName
-                self._check(get(program, expression.encode(), byref(name)))
-                lowered[expression] = (name.value or b"").decode()
-            return self._read(program, "CUBIN"), lowered
-        finally:
-            self.handle.nvrtcDestroyProgram(byref(program))
-
-    def _read(self, program: c_void_p, what: str) -> bytes:
-        size = c_size_t()
-        self._check(getattr(self.handle, f"nvrtcGet{what}Size")(program, byref(size)))
-        text = ctypes.create_string_buffer(size.value)
-        self._check(getattr(self.handle, f"nvrtcGet{what}")(program, text))
-        return text.raw
-
-    def _check(self, status: int) -> None:
-        if status:
-            describe = self.handle.nvrtcGetErrorString
-            describe.restype = c_char_p
-            raise RuntimeError(f"NVRTC: {describe(c_int32(status)).decode()}")
-
-
-def _load_nvrtc() -> ctypes.CDLL:
-    """The one of PyTorch's own CUDA version, or whatever the system has."""
-    major = (torch.version.cuda or "13").split(".")[0]
-    name = f"libnvrtc.so.{major}"
-    places = [Path(entry, "nvidia") for entry in sys.path]
-    found = [str(path) for place in places for path in place.glob(f"*/lib/{name}")]
-    for candidate in (*found, name):
-        try:
-            return ctypes.CDLL(candidate)
-        except OSError:
-            continue
-    raise OSError(f"{name} was not found; pip install nvidia-cuda-nvrtc")
-
-
-@cache
-def _sources() -> bytes:
-    headers = sorted(path for room in ("core", "cuda") for path in (SOURCES / room).rglob("*.h"))
-    return b"".join(path.read_bytes() for path in headers)
-
-
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "sparse_runtime"
-
-
 def _kernels() -> list[Kernel]:
     """As csrc/cuda/mma_linear/table.cc lists them."""
     kernels: list[Kernel] = []
@@ -326,15 +227,21 @@ def _linear(tile: str, group: str) -> str:
     return f"{_SPACE}::linear_kernel<{_SPACE}::{tile}Tile<{group}>>"
 
 
-def _packer(size: int) -> str:
-    return f"{_SPACE}::pack_kernel<unsigned {'char' if size == 1 else 'short'}>"
+def _packer(name: str, size: int) -> str:
+    return f"{_SPACE}::{name}<unsigned {'char' if size == 1 else 'short'}>"
 
 
 def _expressions(group: str) -> tuple[str, ...]:
     """The kernels that are compiled together: of one type and structure, or for packing."""
     if group == "pack":
-        return _packer(1), _packer(2)
+        return tuple(
+            _packer(f"{way}_kernel", size) for way in ("pack", "unpack") for size in (1, 2)
+        )
     return tuple(_linear(tile, group) for tile in _TILES)
+
+
+def _gpu_of(tensor: Tensor) -> torch.device:
+    return tensor.device if tensor.is_cuda else torch.device("cuda")
 
 
 def _number(device: torch.device) -> int:

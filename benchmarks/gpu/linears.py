@@ -28,7 +28,7 @@ from sparse_runtime.benchmarks.gpu.records import append, error_line, results_pa
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
 from sparse_runtime.formats import PackedWeight
-from sparse_runtime.kernels.linear import linear_cuda
+from sparse_runtime.kernels.linear import linear_cuda, linear_hopper
 from sparse_runtime.kernels.linear.linear_cuda import MmaConfig
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.tiles import Workspace
@@ -105,12 +105,12 @@ def ours(layer: Layer, x: Tensor) -> Call:
     return lambda: prepared(x)
 
 
-def mma(layer: Layer, x: Tensor, *, structure: str, dtype: torch.dtype) -> Call:
-    """Our hand-written kernel with its epilogue (scales, bias, bf16 results), in the fastest of its
-    configurations; integers take quantized rows."""
+def library(layer: Layer, x: Tensor, family: str, structure: str, dtype: torch.dtype) -> Call:
+    """The CUDA library's kernel with its epilogue (scales, bias, bf16 results), in the fastest of
+    its configurations; integers take quantized rows."""
     integer = dtype == torch.int8
     matrix = layer.packed.unpack().cuda() if integer else layer.weight
-    weight = linear_cuda.pack(matrix, structure)
+    weight = (linear_hopper if family == "hopper" else linear_cuda).pack(matrix, structure)
     outputs, inputs = matrix.shape
     q = x.mul(30).clamp(-127, 127).to(torch.int8)
     ones = torch.ones(len(x), device="cuda")
@@ -128,11 +128,14 @@ def mma(layer: Layer, x: Tensor, *, structure: str, dtype: torch.dtype) -> Call:
         operands = (rows, weight, epilogue, None, target, "none", config, workspace)
         return partial(linear_cuda.linear, *operands)
 
-    key = (dtype, structure, len(x), outputs, inputs)
+    key = (family, dtype, structure, len(x), outputs, inputs)
     if key not in _FASTEST:
-        major, minor = torch.cuda.get_device_capability()
-        sizes = ("int8" if integer else "half", *key[2:])
-        configs = linear_cuda.candidates(*sizes, 10 * major + minor)[:MOST_CONFIGS]
+        product, sizes = "int8" if integer else "half", key[3:]
+        if family == "hopper":
+            configs = linear_hopper.candidates(product, structure, *sizes)[:MOST_CONFIGS]
+        else:
+            major, minor = torch.cuda.get_device_capability()
+            configs = linear_cuda.candidates(product, *sizes, 10 * major + minor)[:MOST_CONFIGS]
         timings = time_kernels({str(config): [call(config)] for config in configs})
         medians = {n: t.median for n, t in timings.items() if isinstance(t, Timing)}
         if not medians:
@@ -216,11 +219,14 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     if integer:
         yield "cublas int8 product", cublas_int8
     if structure.kind == "dense" or str(structure) == "2:4":
+        families = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
         # The dense kernel on the same weights is what the sparse one is compared with.
         for kind in dict.fromkeys(("dense", str(structure))):
             for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):
                 if name == "bf16" or integer:
-                    yield f"mma {kind} {name}", partial(mma, structure=kind, dtype=dtype)
+                    for family in families:
+                        make = partial(library, family=family, structure=kind, dtype=dtype)
+                        yield f"{family} {kind} {name}", make
     if integer and structure.kind == "dense":
         yield "torchao int8 compiled", torchao_int8
     if structure.kind == "nm":

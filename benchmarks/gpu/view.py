@@ -17,6 +17,7 @@ from sparse_runtime.benchmarks.gpu.records import read
 from sparse_runtime.benchmarks.records import FILE_WIDTH
 
 OURS = "ours"
+OUR_FAMILIES = ("triton", "mma", "hopper")
 
 
 def fastest_peer(contenders: Mapping[str, Mapping[str, Any]], field: str) -> str | None:
@@ -40,6 +41,37 @@ def linears(lines: Sequence[dict[str, Any]]) -> Table:
         where = f"{line['shape']} {line['layer']}"
         row = [where, line["case"], str(line["tokens"])]
         table.add_row(*row, *_cells(found, "p50_us", "{:.1f}"))
+    return table
+
+
+def gemms(lines: Sequence[dict[str, Any]]) -> Table:
+    """Microseconds with the weight in memory (in L2): our fastest kernel, our fastest on the same
+    weights as if they were dense, and the fastest product of a library."""
+    heads = (
+        "layer",
+        "weights",
+        "tokens",
+        "kernel",
+        "us (L2)",
+        "dense / it",
+        "library",
+        "library / it",
+    )
+    table = Table(*heads, "MHz", title="Products")
+    for line in latest(lines, "shape", "layer", "case", "tokens"):
+        timed = {n: c for n, c in line["contenders"].items() if "cold_us" in c and "warm_us" in c}
+        ours = {n: c for n, c in timed.items() if n.partition(".")[0] in OUR_FAMILIES}
+        best = fastest_peer(ours, "cold_us")
+        dense = fastest_peer({n: c for n, c in ours.items() if n.endswith(".dense")}, "cold_us")
+        other = fastest_peer({n: c for n, c in timed.items() if n not in ours}, "cold_us")
+        row = [f"{line['shape']} {line['layer']}", line["case"], str(line["tokens"])]
+        if best is None:
+            table.add_row(*row, "-")
+            continue
+        time = timed[best]["cold_us"]
+        ratios = [f"{timed[n]['cold_us'] / time:.2f}" if n else "-" for n in (dense, other)]
+        row += [best, f"{time:.1f} ({timed[best]['warm_us']:.1f})", ratios[0], other or "-"]
+        table.add_row(*row, ratios[1], str((line["clocks"] or {}).get("sm_mhz", "-")))
     return table
 
 
@@ -78,7 +110,8 @@ def main() -> None:
     console = terminal if terminal.is_terminal else Console(width=FILE_WIDTH)
     for line in read(path, "gpu_ceilings")[-1:]:
         console.print(line["environment"]["device"], line["ceilings"])
-    for kind, table in (("gpu_linear", linears), ("gpu_encoder", encoders)):
+    tables = {"gpu_linear": linears, "gpu_gemm": gemms, "gpu_encoder": encoders}
+    for kind, table in tables.items():
         if lines := read(path, kind):
             console.print(table(lines))
     for line in latest(read(path, "gpu_check"), "part"):

@@ -20,7 +20,7 @@ from sparse_runtime.benchmarks.repro.records import Run, append, read
 from sparse_runtime.benchmarks.repro.tasks import METRICS, calibration_texts, load_task
 
 OPENVINO = "dense INT8, OpenVINO"
-SCRIPT = Path(__file__).resolve().parent / "openvino_accuracy.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "peers" / "openvino_accuracy.py"
 CALIBRATION_ROWS = 300
 
 

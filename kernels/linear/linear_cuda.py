@@ -1,5 +1,6 @@
-"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights and two of four
-on the tensor cores of sm_80 and later, in one launch (docs/kernels/cuda_library.md)."""
+"""A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights, two of four,
+and any as two of four and a rest, on the tensor cores of sm_80 and later, in one launch
+(docs/kernels/cuda_library.md)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 
 from .. import cuda_loading
-from ..cuda_library import Kernel, Library, describe_layer
+from ..cuda_interface import Kernel, describe_layer
+from ..cuda_library import Library
+from ..nm.exact_weight import ExactWeight
 from .operands import Epilogue, Quantized, Target
 from .rules import MACHINES, cycles, known
 from .tiles import Config, Workspace
@@ -28,14 +31,17 @@ SPLITS = (1, 2, 4, 8)
 
 
 class MmaWeight(NamedTuple):
-    """A weight in the order of the tensor cores' registers (csrc/cuda/mma_linear/weights.h).
+    """A weight in the order that kernels read it in.
 
     Attributes:
         packed: uint8.
         dtype: of the values: int8, bf16 or fp16.
-        structure: "dense" or "2:4".
+        structure: "dense", "2:4" or "exact" (kernels/nm/exact_weight.py).
         out_features: outputs.
         in_features: inputs.
+        rest: "exact" alone, ``ExactWeight.rest``.
+        rest_places: "exact" alone, ``ExactWeight.rest_places``.
+        order: the kernels' (``cuda_interface.ORDERS``): "mma", or "hopper" (linear_hopper.py).
     """
 
     packed: Tensor
@@ -43,6 +49,16 @@ class MmaWeight(NamedTuple):
     structure: str
     out_features: int
     in_features: int
+    rest: Tensor | None = None
+    rest_places: Tensor | None = None
+    order: str = "mma"
+
+    @property
+    def operand(self) -> Tensor | ExactWeight:
+        """What the library takes."""
+        if self.rest is None or self.rest_places is None:
+            return self.packed
+        return ExactWeight(self.packed, self.rest, self.rest_places)
 
 
 class MmaConfig(NamedTuple):
@@ -76,11 +92,16 @@ def pack(matrix: Tensor, structure: str) -> MmaWeight:
 
     Args:
         matrix: int8, bf16 or fp16.
-        structure: "dense", or "2:4" for at most two nonzeros in every four inputs.
+        structure: "dense", "2:4" for at most two nonzeros in every four inputs, or "exact" for any
+            weight as 2:4 and a rest.
 
     Raises:
-        ValueError: more than two of four inputs are nonzero.
+        ValueError: "2:4", and more than two of four inputs are nonzero.
     """
+    if structure == "exact":
+        exact = library().pack_exact(matrix)
+        kinds = (matrix.dtype, structure, matrix.shape[0], matrix.shape[1])
+        return MmaWeight(exact.two_of_four, *kinds, exact.rest, exact.rest_places)
     packed = library().pack(matrix, structure)
     return MmaWeight(packed, matrix.dtype, structure, matrix.shape[0], matrix.shape[1])
 
@@ -91,11 +112,11 @@ def kernel_of(weight: MmaWeight, config: MmaConfig) -> Kernel:
     Raises:
         ValueError: the library has none such.
     """
-    wanted = (weight.dtype, weight.structure, config.block_m, config.block_n)
-    for kernel in library().kernels:
-        if (kernel.dtype, kernel.structure, kernel.tile_tok, kernel.tile_out) == wanted:
-            return kernel
-    raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    wanted = (weight.order, weight.dtype, weight.structure, config.block_m, config.block_n)
+    kernel = library().by_tile.get(wanted)
+    if kernel is None:
+        raise ValueError(f"the CUDA library has no kernel for {wanted}")
+    return kernel
 
 
 def workspace_needs(tokens: int, weight: MmaWeight, config: MmaConfig) -> tuple[int, int]:
@@ -175,7 +196,7 @@ def linear(
         return
     kernel = kernel_of(weight, config)
     layer = describe_layer(
-        x, weight.packed, weight.out_features, epilogue, activation, target, scheme
+        x, weight.operand, weight.out_features, epilogue, activation, target, scheme
     )
     layer.split_k = config.split_k
     if config.split_k > 1:

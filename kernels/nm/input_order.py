@@ -20,7 +20,7 @@ from .exact_weight import SLAB_INPUTS, TILE_OUTPUTS
 
 SLAB_GROUPS = SLAB_INPUTS // GROUP
 WORK = 4e8
-"""Words of 64 outputs that the search may read: 2 to 3 s of one core."""
+"""Words of 64 outputs that the search reads at most: 2 to 3 s of one core."""
 MOST_ROUNDS = 1000
 
 Bits = NDArray[np.uint64]
@@ -30,25 +30,38 @@ _FOURS = [four for four in combinations(range(8), 4) if 0 in four]
 _PARTS = np.array([(*four, *sorted({*range(8)} - {*four})) for four in _FOURS])
 
 
-def find_input_order(nonzero: Tensor, seed: int = 0) -> Tensor:
+def find_input_order(
+    nonzero: Tensor, seed: int = 0, unit: int | None = None, work: float = WORK
+) -> Tensor:
     """Search for an order of inputs with a small remainder (``exact_split.split``).
 
     Starts from the given order and only accepts what is smaller, so the result never has a larger
     remainder. Groups are paired at random, and each pair's eight inputs are parted in the best of
     all 35 ways; then groups that overflow in the same tiles are put into the same slabs. The same
-    matrix and seed give the same order; the work is bounded by ``WORK``, whatever the clock says.
+    matrix and seed give the same order; the work is bounded, whatever the clock says.
 
     Args:
         nonzero: bool [out, in], or a matrix whose nonzeros count.
         seed: of the random pairs.
+        unit: inputs stay within so many consecutive ones; None: they go anywhere.
+        work: words of 64 outputs that may be read, about 2 s of one core for 4e8.
 
     Returns:
         int64 [in]: ``matrix[:, order]`` and ``x[:, order]`` have the same product.
     """
-    nonzero = nonzero != 0
+    nonzero, inputs = nonzero != 0, nonzero.shape[1]
+    if unit is None or inputs == 0:
+        return _order_within(nonzero, seed, work)
+    parts = nonzero.split(unit, 1)
+    share = work / len(parts)
+    return torch.cat([i * unit + _order_within(part, seed, share) for i, part in enumerate(parts)])
+
+
+def _order_within(nonzero: Tensor, seed: int, work: float) -> Tensor:
     inputs = nonzero.shape[1]
     whole = inputs // GROUP * GROUP  # what is left of the last group stays where it is
-    groups = _part_groups(_pack_columns(nonzero[:, :whole]), np.random.default_rng(seed))
+    columns = _pack_columns(nonzero[:, :whole])
+    groups = _part_groups(columns, np.random.default_rng(seed), work)
     groups = groups[slab_order(_overflows(nonzero, groups))]
     return torch.cat((torch.from_numpy(groups.ravel()), torch.arange(whole, inputs)))
 
@@ -59,12 +72,12 @@ def _pack_columns(nonzero: Tensor) -> Bits:
     return np.packbits(columns, axis=1).view(np.uint64)
 
 
-def _part_groups(columns: Bits, random: np.random.Generator) -> NDArray[np.int64]:
+def _part_groups(columns: Bits, random: np.random.Generator, work: float) -> NDArray[np.int64]:
     groups = np.arange(len(columns), dtype=np.int64).reshape(-1, GROUP)
     pairs = len(groups) // 2
     if pairs == 0 or columns.shape[1] == 0:
         return groups
-    rounds = int(min(MOST_ROUNDS, WORK / (pairs * len(_PARTS) * 2 * columns.shape[1])))
+    rounds = int(min(MOST_ROUNDS, work / (pairs * len(_PARTS) * 2 * columns.shape[1])))
     for _ in range(rounds):
         chosen = random.permutation(len(groups))[: 2 * pairs].reshape(pairs, 2)
         eight = groups[chosen].reshape(pairs, 8)

@@ -60,10 +60,6 @@ app.command(
 app.command("run", epilog=example('run ./packed "A first text." "A second one."'))(run.run)
 app.command("export", epilog=example("export ./packed ./dense --form hugging-face"))(export.export)
 app.command("tune", epilog=example("tune ./packed --dtype bfloat16"))(tuning.tune)
-app.command(
-    "prune",
-    epilog=example("prune --recipe sparsebert --model ./my-bert --data ./texts --out ./sparse"),
-)(prune.prune)
 app.add_typer(bench.app, name="bench")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .fake_quant import attach_fake_quant, freeze_ranges, read_quantization, remove_fake_quant
 from .masks import Mask, attach_masks, bake, lock_masks, masks_of
 from .paper_layouts import export_paper_layout
@@ -10,6 +12,10 @@ from .schedules import CubicSparsity
 from .statement import LinearQuantization
 from .targets import COMPONENTS, Component, EncoderLayer, component, encoder_linears, layers
 from .writing import write_checkpoint
+
+if TYPE_CHECKING:
+    from .oneshot.prune import prune
+    from .training.run import train
 
 __all__ = [
     "COMPONENTS",
@@ -30,8 +36,23 @@ __all__ = [
     "layers",
     "lock_masks",
     "masks_of",
+    "prune",
     "read_quantization",
     "remove_fake_quant",
     "sparsity",
+    "train",
     "write_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # These need more than torch, and are loaded when they are asked for.
+    if name == "prune":
+        from .oneshot.prune import prune
+
+        return prune
+    if name == "train":
+        from .training.run import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -83,18 +83,25 @@ class Stack:
         names = self._settings.architecture.layer
         attention = ffn = None
         if shape.heads:
+            # A head's values may stand in any order: softmax weighs them alike.
+            qkv, out = weights.stack_pair(
+                tuple(f"{name}.{part}" for part in names.qkv),
+                f"{name}.{names.attention_out}",
+                unit=self._settings.head_size,
+            )
             attention = Attention(
                 name=name,
                 heads=shape.heads,
-                qkv=weights.stack_linear(*(f"{name}.{part}" for part in names.qkv)),
+                qkv=qkv,
                 quantized=weights.attention(name),
-                out=weights.stack_linear(f"{name}.{names.attention_out}"),
+                out=out,
                 norm=weights.norm(f"{name}.{names.attention_norm}"),
             )
         if shape.intermediate:
+            inner, out = weights.stack_pair((f"{name}.{names.ffn_in}",), f"{name}.{names.ffn_out}")
             ffn = FeedForward(
-                inner=weights.stack_linear(f"{name}.{names.ffn_in}"),
-                out=weights.stack_linear(f"{name}.{names.ffn_out}"),
+                inner=inner,
+                out=out,
                 norm=weights.norm(f"{name}.{names.ffn_norm}"),
             )
         return Layer(attention, ffn)

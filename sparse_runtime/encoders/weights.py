@@ -72,10 +72,19 @@ class Weights:
 
     def stack_linear(self, *names: str) -> PreparedLinear:
         """Layers of the stack that read the same input, by full module name."""
+        return self._backend.prepare_linear(self._packed(*names))
+
+    def stack_pair(
+        self, makers: tuple[str, ...], reader: str, unit: int | None = None
+    ) -> tuple[PreparedLinear, PreparedLinear]:
+        """:meth:`stack_linear` of layers and of the one that reads their last outputs, which may
+        change places (``Backend.prepare_pair``)."""
+        (last,) = self._packed(reader)
+        return self._backend.prepare_pair(self._packed(*makers), last, unit)
+
+    def _packed(self, *names: str) -> list[LinearWeight]:
         linears = [(name, self._model.linears[name]) for name in names]
-        return self._backend.prepare_linear(
-            [LinearWeight(name, linear.packed, linear.bias) for name, linear in linears]
-        )
+        return [LinearWeight(name, linear.packed, linear.bias) for name, linear in linears]
 
     def attention(self, name: str) -> QuantizedAttention | None:
         """How a layer's self-attention is quantized, by the layer's full name."""

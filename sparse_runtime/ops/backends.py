@@ -16,6 +16,7 @@ from .choose import Decision, check_backend, choose
 from .cuda import device as cuda_device
 from .native import unavailable
 from .reference import quantizers_of
+from .reorder import can_reorder, reorder
 from .types import LinearWeight, Norm, PreparedLinear, TokenBatch, can_fuse
 
 if TYPE_CHECKING:
@@ -76,6 +77,36 @@ class Backend:
         self.decisions += decisions
         prepared = [decision.prepare() for decision in decisions]
         return prepared[0] if len(prepared) == 1 else SideBySide(prepared)
+
+    def prepare_pair(
+        self, makers: Sequence[LinearWeight], reader: LinearWeight, unit: int | None = None
+    ) -> tuple[PreparedLinear, PreparedLinear]:
+        """:meth:`prepare_linear` of layers, and of the one that alone reads what they make.
+
+        The channels between may change places, as suits the reader's kernel: the last outputs of
+        the last maker, one for each input of the reader. Whatever stands between the two must treat
+        them alike.
+
+        Args:
+            makers: layers that read the same input.
+            reader: the other layer.
+            unit: channels may change places within so many consecutive ones; None: with any.
+        """
+        makers = list(makers)
+        if can_reorder(makers[-1], reader):
+            order = self.input_order(reader, unit)
+            if order is not None:
+                makers[-1], reader = reorder(makers[-1], reader, order)
+        return self.prepare_linear(makers), self.prepare_linear([reader])
+
+    def input_order(self, reader: LinearWeight, unit: int | None) -> Tensor | None:
+        """int64 [in], the order of a layer's inputs that its kernel runs fastest; None: as is.
+
+        Args:
+            reader: the layer.
+            unit: inputs stay within so many consecutive ones; None: they go anywhere.
+        """
+        return None
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """Row-major [tokens, features] of a whole pass.

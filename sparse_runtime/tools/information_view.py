@@ -90,7 +90,10 @@ def _no(reason: str | None) -> str:
 def _library_text(library: CudaLibrary) -> str:
     if not library.available:
         return f"{_no(library.reason)}; Triton kernels run in their place"
-    return f"{len(library.kernels)} kernels, {library.source}"
+    hopper = sum(name.startswith("hopper.") for name in library.kernels)
+    return (
+        f"{len(library.kernels)} kernels, {hopper or 'none'} of them for sm_90a; {library.source}"
+    )
 
 
 def _gpu_text(gpu: Gpu) -> str:

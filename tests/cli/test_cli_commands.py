@@ -112,6 +112,8 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         "crop": "fold",
         "activations": "none",
         "prune": "2:4",
+        "prune_method": None,
+        "calibration": None,
         "finalise": {"threshold": "0.1", "file": "a=b"},
         "overwrite": True,
         "progress": False,

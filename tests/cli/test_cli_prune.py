@@ -40,7 +40,14 @@ def test_prune_then_convert(command: Command, source: Make, tmp_path: Path, text
         assert torch.equal(linear.packed.unpack(), direct.linears[name].packed.unpack())
 
 
-def test_table_and_options(command: Command, source: Make, tmp_path: Path, texts: Path) -> None:
+def test_table_and_options(
+    command: Command,
+    source: Make,
+    tmp_path: Path,
+    texts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
     out = tmp_path / "sparse"
     result = command(
         *("prune", "--model", source("base"), "--out", out, "--to", "block:1x4@0.5"),

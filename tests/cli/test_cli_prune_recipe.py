@@ -68,3 +68,10 @@ def test_errors_are_one_line(more, message, folder, tmp_path) -> None:
     assert done.exit_code == 1
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_options_of_the_one_shot_half_are_refused(folder, tmp_path) -> None:
+    done = command(folder, tmp_path / "out", "--recipe", "dense", "--to", "2:4")
+    assert done.exit_code == 1 and "--to: a recipe says this itself" in done.stderr
+    done = command(folder, tmp_path / "out", "--to", "2:4", "--resume")
+    assert done.exit_code == 1 and "give --recipe" in done.stderr

@@ -44,16 +44,14 @@ def grid_of(problem: Problem, spec: ValueSpec) -> Grid:
     return fit_grid(problem.target, spec, search=False)
 
 
-@pytest.mark.parametrize("order", [None, torch.tensor([2, 0, 3, 1, 5, 4])])
-def test_each_column_is_updated_as_the_surgeon_would(order: Tensor | None) -> None:
+def test_each_column_is_updated_as_the_surgeon_would() -> None:
     """With a mask that is known, every column's removal is one exact update of those behind it."""
     problem = make(3, 6)
     mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5
-    columns = list(range(6)) if order is None else order.tolist()
-    result = sweep(problem, fixed(mask[:, columns]), 6, order=order)
+    result = sweep(problem, fixed(mask), 6)
     for row in range(3):
         left, inverse = problem.target[row].clone(), problem.inverse()
-        for col in columns:
+        for col in range(6):
             error = left[col] if not mask[row, col] else 0.0
             line = inverse[col].clone()
             left = left - error / line[col] * line

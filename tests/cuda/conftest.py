@@ -14,7 +14,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from sparse_runtime.kernels import cuda_loading
-from sparse_runtime.kernels.cuda_library import Kernel, Library, SrLinear
+from sparse_runtime.kernels.cuda_interface import Kernel, SrLinear
+from sparse_runtime.kernels.cuda_library import Library
 
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-ffp-contract=off", "-Wno-unknown-pragmas")
 

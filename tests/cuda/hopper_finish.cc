@@ -16,8 +16,10 @@ void finish_block(const hopper::Layer& layer) {
   const int thread = ptx::thread(), width = (p.out_features + 63) / 64 * 64;
   const int output = ptx::block_x() * 64 + thread % 16 * 4;
   const auto columns = hopper::load_columns(p, output);
-  hopper::Scale scale{1.0F, 0};
-  if (p.scheme == SR_STATIC) scale = {ptx::load(p.scale), p.zero ? ptx::load(p.zero) : 0};
+  hopper::Scale scale{1.0F, 0, 1.0F};
+  if (p.scheme == SR_STATIC) {
+    scale = hopper::make_scale(ptx::load(p.scale), p.zero ? ptx::load(p.zero) : 0);
+  }
   for (int i = thread / 16; i < 32; i += 8) {
     const int token = ptx::block_y() * 32 + i;
     hopper::Four<Sum> four{};
@@ -26,12 +28,27 @@ void finish_block(const hopper::Layer& layer) {
         four.sums[j] = static_cast<const Sum*>(p.partials)[token * width + output + j];
       }
     }
-    hopper::finish_four(layer, columns, hopper::load_operands(layer, columns, token), token, scale,
-                        four);
+    hopper::finish_four(layer, columns, hopper::load_token(p, token),
+                        hopper::load_residual(layer, columns, token), token, scale, four);
   }
 }
 
 }  // namespace
+
+// Of `count` quotients, those that quotient() and a division quantize to different integers.
+extern "C" int64_t wrong_quotients(const float* x, const float* scales, int64_t count) {
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto scale = hopper::make_scale(scales[i], 0);
+    const float inverted = scale.inverse != 0.0F ? hopper::quotient(x[i], scale) : x[i] / scales[i];
+    const int zero = static_cast<int>(i % 256) - 128;
+    for (const int range : {127, 1 << 21}) {  // as stored, and wide enough to see what is rounded
+      wrong += hopper::quantize_scaled(inverted, zero, -range, range) !=
+               mma::quantize_static(x[i], scales[i], zero, -range, range);
+    }
+  }
+  return wrong;
+}
 
 extern "C" int finish_rows(const SrLinear* layer, int by_four, int integers, char* error,
                            int64_t error_bytes) {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_runtime.kernels.cuda_library import describe_layer
+from sparse_runtime.kernels.cuda_interface import describe_layer
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import integer_linear, quantize_rows_asymmetric
 from sparse_runtime.kernels.nm.exact_split import split

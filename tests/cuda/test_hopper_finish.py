@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_runtime.kernels.cuda_library import describe_layer
+from sparse_runtime.kernels.cuda_interface import describe_layer
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import (
     integer_linear,
@@ -28,8 +28,8 @@ Finish = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
-def finish(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Finish:
-    """Runs hopper_finish.cc on a layer."""
+def handle(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """hopper_finish.cc, compiled."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on PATH")
@@ -38,7 +38,12 @@ def finish(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Fin
     sources = [checkout_root / "tests/cuda/hopper_finish.cc", csrc / "cuda/emulate/emulate.cc"]
     command = [compiler, *FLAGS, f"-I{csrc}", *map(str, sources), "-o", str(library)]
     subprocess.run(command, check=True, capture_output=True)
-    handle = ctypes.CDLL(str(library))
+    return ctypes.CDLL(str(library))
+
+
+@pytest.fixture(scope="module")
+def finish(handle: ctypes.CDLL) -> Finish:
+    """Runs hopper_finish.cc on a layer."""
 
     def run(layer, by_four: bool, integers: bool) -> None:
         error = ctypes.create_string_buffer(500)
@@ -157,3 +162,23 @@ def test_outputs_are_requantized_where_they_have_quantizers(finish) -> None:
     requantized = (quantize_static(plain, 0.03, 2, -100, 90) - 2).float() * torch.tensor(0.03)
     assert torch.equal(problem.target.floats[:, 40:], plain[:, 40:])
     assert torch.equal(problem.target.floats[:, :40], requantized[:, :40])
+
+
+def test_quotients_by_an_inverse_quantize_as_divisions_do(handle: ctypes.CDLL) -> None:
+    generator = torch.Generator().manual_seed(5)
+    count = 1 << 21
+    scale = torch.rand(count, generator=generator).add(1).mul(0.01)
+    scale[::5] *= 2.0 ** torch.randint(-70, 70, (len(scale[::5]),), generator=generator)
+    scale[::7] = 0.0100000007  # one scale for many values, as layers have
+    halves = torch.randint(-300, 300, (count,), generator=generator) + 0.5
+    x = (halves.double() * scale.double()).float()  # where the next float decides
+    x[1::4] = torch.nextafter(x[1::4], torch.tensor(torch.inf))
+    x[2::4] = torch.nextafter(x[2::4], torch.tensor(-torch.inf))
+    x[3::4] *= torch.rand(len(x[3::4]), generator=generator) * 1e5
+    specials = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 3.4e38, -3.4e38, 1e-45])
+    x[:8], x[8:16], x[16:24] = specials, specials, specials
+    scale[:8], scale[8:16], scale[16:24] = 1e-10, 0.05, 1e30
+    scale[24:28] = torch.tensor([1e-45, 3e38, 0.0, 1e-30])
+    handle.wrong_quotients.restype = c_int64
+    given = (c_void_p(x.data_ptr()), c_void_p(scale.data_ptr()), c_int64(count))
+    assert handle.wrong_quotients(*given) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_runtime.kernels.cuda_library import Kernel, SrLinear, describe_layer
+from sparse_runtime.kernels.cuda_interface import Kernel, SrLinear, describe_layer
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import (
     float_linear,

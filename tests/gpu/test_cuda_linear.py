@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparse_runtime as sr
 from sparse_runtime.ops import LinearRequest, LinearWeight
-from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, REGIMES, Choice, Estimate, Regime
+from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, REGIMES, Choice, Estimate, Regime, why_not
 from sparse_runtime.ops.cuda.families import FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import choices_of
 from sparse_runtime.ops.cuda.linear import CudaLinear
@@ -72,7 +72,8 @@ def test_every_family_gives_the_reference_at_real_sizes(
     x = inputs(tokens, shape[1])
     expected = ReferenceLinear(request)(x)
     for family in FAMILIES:
-        if family.rejects(problem) or tokens < family.least_tokens(problem):
+        refused = why_not(family, problem, None, machine_of(request.device))
+        if refused or tokens < family.least_tokens(problem):
             continue
         if family.name == "cusparselt" and not torch.backends.cusparselt.is_available():
             continue

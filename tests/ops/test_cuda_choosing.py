@@ -18,9 +18,10 @@ from sparse_runtime.ops.cuda.choosing import (
 )
 from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS
 from sparse_runtime.ops.cuda.family import Family
+from sparse_runtime.ops.cuda.hopper_families import HOPPER_FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import describe
 from sparse_runtime.ops.cuda.machine import H100, from_properties
-from sparse_runtime.ops.cuda.mma_families import MMA_FAMILIES
+from sparse_runtime.ops.cuda.mma_families import MmaDense
 from sparse_runtime.ops.cuda.predict import LAUNCH_SECONDS, Work, predict
 from sparse_runtime.ops.cuda.problem import Problem, problem_of
 from sparse_runtime.ops.cuda.stacked import stack_layers
@@ -136,8 +137,8 @@ def test_predictions_choose_nothing_slower_than_dense(
 def test_configurations_are_few_different_and_survive_a_table(family: Family, tokens: int) -> None:
     if family.name == "cusparselt":
         pytest.skip("packs on CUDA alone, and has no configurations")
-    if family in MMA_FAMILIES:
-        pytest.skip("tests/cuda/test_mma_layers.py has them, with a library")
+    if isinstance(family, MmaDense) or family in HOPPER_FAMILIES:
+        pytest.skip("tests/cuda has them, with a library")
     structures = {"triton.block": "block:64x64", "triton.unstructured": "unstructured"}
     packed = make_packed((128, 256), structures.get(family.name, "2:4"), values="int8")
     request = LinearRequest((LinearWeight("layer", packed),), torch.device("cpu"), torch.float32)
@@ -170,7 +171,12 @@ def test_the_kind_of_product_is_read_off_the_matrix() -> None:
     matrix[:16, :32] = 1
     assert problem_of(matrix, Structure.parse("block:16x16")).density == 0.1  # 2 of 16
     assert problem_of(matrix, Structure("unstructured")) == Problem(
-        "int8", 64, 64, "unstructured", 0.1
+        "int8",
+        64,
+        64,
+        "unstructured",
+        0.1,
+        0.25,  # one slab of four has more than 2:4
     )
     assert problem_of(matrix.bfloat16(), Structure.parse("2:4")) == Problem(
         "bf16", 64, 64, "2:4", 0.5

@@ -19,6 +19,7 @@ from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regim
 from sparse_runtime.ops.cuda.families import FAMILIES
 from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.linear import CudaLinear
+from sparse_runtime.ops.cuda.machine import machine_of
 from sparse_runtime.ops.cuda.stacked import stack_layers
 from sparse_runtime.ops.cuda.workspaces import workspace_for
 from sparse_runtime.ops.reference import ReferenceLinear
@@ -75,7 +76,9 @@ def forced(request: LinearRequest, family: Family, tokens: int = 16) -> CudaLine
 def families_for(request: LinearRequest) -> list[Family]:
     """Those that take these layers here."""
     layers = stack_layers(request)
-    able = [f for f in FAMILIES if why_not(f, layers.problem, layers.epilogue) is None]
+    able = [
+        f for f in FAMILIES if not why_not(f, layers.problem, layers.epilogue, machine_of(DEVICE))
+    ]
     return [family for family in able if family.name != "cusparselt"]
 
 

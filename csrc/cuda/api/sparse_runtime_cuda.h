@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define SR_ABI_VERSION 2
+#define SR_ABI_VERSION 3
 
 enum { SR_INT8 = 0, SR_BF16 = 1, SR_F16 = 2, SR_F32 = 3 };
 /* SR_EXACT: any matrix as the sum of two of four and a rest that is two of four as well. */
@@ -86,6 +86,8 @@ typedef struct {
   /* in_features must be a multiple of split_k times this where split_k > 1; 1: any. */
   int32_t split_multiple;
   int32_t weight_alignment; /* bytes */
+  int32_t threads;          /* of a block */
+  int32_t shared_bytes;     /* of a block, asked for at launch */
 } SrNeeds;
 int32_t sr_kernel_needs(int32_t kernel, SrNeeds* out);
 

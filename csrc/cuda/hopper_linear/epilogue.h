@@ -25,6 +25,7 @@ constexpr int kStagedRow = kBlockOut + 4;  // words; shifts each token by four b
 
 struct Staging {
   alignas(16) std::uint32_t words[kBlockTok * kStagedRow];
+  Token tokens[kBlockTok];
   std::int32_t flag;
 };
 
@@ -109,10 +110,13 @@ class Epilogue {
 #pragma unroll 1
     for (int block = 0; block < kBlocksOut; ++block) {
       const Columns columns = load_columns(p, part.output(block));
-      // Memory takes longer than two tokens' arithmetic: theirs are fetched ahead.
+      // Memory takes longer than two tokens' arithmetic: what they add is fetched ahead, and of the
+      // next slice, what scales it.
       int ahead = tok0 + part.token();
-      Operands next = load_operands(layer_, columns, ahead);
-      Operands after = load_operands(layer_, columns, ahead += kTokensAtOnce);
+      Residual next = load_residual(layer_, columns, ahead);
+      Residual after = load_residual(layer_, columns, ahead += kTokensAtOnce);
+      const bool brings_token = part.thread < kBlockTok;
+      Token token_ahead = brings_token ? load_token(p, tok0 + part.thread) : Token{};
 #pragma unroll 1
       for (int slice = 0; slice < kTileTok / kBlockTok; ++slice) {
         if (tok0 + slice * kBlockTok >= p.tokens) break;
@@ -126,6 +130,10 @@ class Epilogue {
             if (m == block && s == slice) stage(sums, places, m, s, part.row(m), staging);
           }
         }
+        if (brings_token) {
+          staging.tokens[part.thread] = token_ahead;
+          token_ahead = load_token(p, tok0 + (slice + 1) * kBlockTok + part.thread);
+        }
         sync_group();
 #pragma unroll 1
         for (int i = part.token(); i < kBlockTok; i += kTokensAtOnce) {
@@ -133,10 +141,14 @@ class Epilogue {
               *reinterpret_cast<const uint4*>(staging.words + i * kStagedRow + part.column());
           const int token = slice * kBlockTok + i;
           if (alone) {
-            const Operands now = next;
-            next = after;
-            after = load_operands(layer_, columns, ahead += kTokensAtOnce);
-            finish_four(layer_, columns, now, tok0 + token, scale, sums_of(four));
+            Residual now;
+            if (p.residual) {
+              now = next;
+              next = after;
+              after = load_residual(layer_, columns, ahead += kTokensAtOnce);
+            }
+            finish_four(layer_, columns, staging.tokens[i], now, tok0 + token, scale,
+                        sums_of(four));
           } else {
             parts[split * kFours + part.place(block, token)] = four;
           }
@@ -166,8 +178,8 @@ class Epilogue {
   }
   CUTLASS_DEVICE Scale static_scale() const {
     const SrLinear& p = layer_.linear;
-    if (p.scheme != SR_STATIC) return {1.0F, 0};
-    return {*p.scale, p.zero ? *p.zero : 0};
+    if (p.scheme != SR_STATIC) return {1.0F, 0, 1.0F};
+    return make_scale(*p.scale, p.zero ? *p.zero : 0);
   }
 
   template <class Sums, class Places>
@@ -194,7 +206,8 @@ class Epilogue {
         // Whole warps stay or leave: their two tokens are neighbours.
         if (part.tok0 + i / 2 * 2 >= p.tokens) break;
         const uint4* const place = parts + part.place(block, i);
-        const Operands operands = load_operands(layer_, columns, part.tok0 + i);
+        const int token = part.tok0 + i;
+        const Residual residual = load_residual(layer_, columns, token);
         Four<Sum> total = sums_of(place[0]);
 #pragma unroll 4
         for (int split = 1; split < p.split_k; ++split) {
@@ -202,7 +215,7 @@ class Epilogue {
 #pragma unroll
           for (int j = 0; j < 4; ++j) total.sums[j] += other.sums[j];
         }
-        finish_four(layer_, columns, operands, part.tok0 + i, scale, total);
+        finish_four(layer_, columns, load_token(p, token), residual, token, scale, total);
       }
     }
   }

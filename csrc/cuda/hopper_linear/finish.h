@@ -18,13 +18,45 @@ struct Layer {
 struct Scale {
   float scale;
   int zero;
+  float inverse;  // 1 / scale; 0: divide
 };
+
+// Within these, neither an inverse nor what quotient() makes of it is subnormal where it counts.
+constexpr float kLeastInverted = 8.673617379884035e-19F;  // 2^-60
+constexpr float kMostInverted = 1.152921504606847e18F;    // 2^60
+
+SPARSE_RUNTIME_DEVICE Scale make_scale(float scale, int zero) {
+  const bool inverts = scale >= kLeastInverted && scale <= kMostInverted;
+  return {scale, zero, inverts ? ptx::divide(1.0F, scale) : 0.0F};
+}
+
+// x / scale, as ptx::divide rounds it, wherever mma::quantize_static can tell: not below 2^-20,
+// which become 0, and not beyond 2^23, which are clamped. Two corrections by the remainder, as the
+// compiler's own division ends with: after the first the quotient is one of the two nearest, and
+// the second rounds it correctly (Markstein, "Computation of elementary functions on the IBM RISC
+// System/6000 processor", 1990), as `inverse` is rounded correctly and remainders are exact.
+SPARSE_RUNTIME_DEVICE float quotient(float x, const Scale& by) {
+  const float rough = ptx::multiply(x, by.inverse);
+  float y = rough;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    y = ptx::fused(ptx::fused(-y, by.scale, x), by.inverse, y);
+  }
+  return ptx::absolute(rough) < 8388608.0F ? y : rough;  // a NaN stays one
+}
+
+// As mma::quantize_static ends, for results of a byte: there, numbers are clamped to 2^22 before
+// the zero point is added, here to less in one step.
+SPARSE_RUNTIME_DEVICE int quantize_scaled(float scaled, int zero, int low, int high) {
+  return mma::clamped(ptx::nearest_integer(scaled), low - zero, high - zero) + zero;
+}
 
 // What belongs to the four outputs of a thread.
 struct Columns {
-  int output, count;  // the first, and how many exist
-  float scale[4], bias[4];
-  std::int32_t sum[4];
+  int output, count;     // the first, and how many exist
+  float scale[4];        // 1 without one
+  float bias[4];         // -0 without one, which changes no number
+  std::int32_t less[4];  // weights' sums times -1
 };
 
 SPARSE_RUNTIME_DEVICE Columns load_columns(const SrLinear& p, int output) {
@@ -35,28 +67,36 @@ SPARSE_RUNTIME_DEVICE Columns load_columns(const SrLinear& p, int output) {
   for (int i = 0; i < 4; ++i) {
     const bool exists = i < c.count;
     c.scale[i] = exists && p.weight_scale ? ptx::load(p.weight_scale + output + i) : 1.0F;
-    c.bias[i] = exists && p.bias ? ptx::load(p.bias + output + i) : 0.0F;
-    c.sum[i] = exists && p.x_zero ? ptx::load(p.weight_sum + output + i) : 0;
+    c.bias[i] = exists && p.bias ? ptx::load(p.bias + output + i) : -0.0F;
+    c.less[i] = exists && p.x_zero ? -ptx::load(p.weight_sum + output + i) : 0;
   }
   return c;
 }
 
-// What one token brings to the results of four columns.
-struct Operands {
+// What one token brings to all of its results.
+struct alignas(8) Token {
   float scale;
   std::int32_t zero;
-  float residual[4];
 };
 
+SPARSE_RUNTIME_DEVICE Token load_token(const SrLinear& p, int token) {
+  Token of{1.0F, 0};
+  if (token >= p.tokens) return of;
+  const int at = token * p.x_scale_stride;
+  if (p.x_scale) of.scale = ptx::load(p.x_scale + at);
+  if (p.x_zero) of.zero = ptx::load(p.x_zero + at);
+  return of;
+}
+
 SPARSE_RUNTIME_DEVICE void dequantize(const std::int32_t (&acc)[4], const Columns& c,
-                                      const Operands& of, float (&y)[4]) {
+                                      const Token& of, float (&y)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const auto sum = static_cast<float>(acc[i] - of.zero * c.sum[i]);
+    const auto sum = static_cast<float>(acc[i] + of.zero * c.less[i]);
     y[i] = ptx::multiply(ptx::multiply(sum, of.scale), c.scale[i]);
   }
 }
-SPARSE_RUNTIME_DEVICE void dequantize(const float (&acc)[4], const Columns&, const Operands&,
+SPARSE_RUNTIME_DEVICE void dequantize(const float (&acc)[4], const Columns&, const Token&,
                                       float (&y)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) y[i] = acc[i];
@@ -151,8 +191,9 @@ SPARSE_RUNTIME_DEVICE void load_four(const void* p, std::int64_t at, int type, f
   spread(ptx::load(reinterpret_cast<const FourHalves*>(from)), type, y);
 }
 
-// Stores y rounded to `type`, and leaves in y what a reader sees.
-SPARSE_RUNTIME_DEVICE void store_four(void* p, std::int64_t at, int type, float (&y)[4]) {
+// Stores y rounded to `type`, and leaves in y what a reader sees, if it is `read` again.
+SPARSE_RUNTIME_DEVICE void store_four(void* p, std::int64_t at, int type, bool read,
+                                      float (&y)[4]) {
   if (type == SR_F32) {
     FourWords four;
 #pragma unroll
@@ -162,25 +203,26 @@ SPARSE_RUNTIME_DEVICE void store_four(void* p, std::int64_t at, int type, float 
   }
   const FourHalves four{{halves_of(y[0], y[1], type), halves_of(y[2], y[3], type)}};
   ptx::store(reinterpret_cast<FourHalves*>(static_cast<std::uint16_t*>(p) + at), four);
-  spread(four, type, y);
+  if (read) spread(four, type, y);
 }
 
-SPARSE_RUNTIME_DEVICE Operands load_operands(const Layer& layer, const Columns& c, int token) {
+// Of four columns.
+struct Residual {
+  float values[4];
+};
+
+SPARSE_RUNTIME_DEVICE Residual load_residual(const Layer& layer, const Columns& c, int token) {
   const SrLinear& p = layer.linear;
-  Operands of{1.0F, 0, {}};
-  if (token >= p.tokens || c.count == 0) return of;
-  const int at = token * p.x_scale_stride;
-  if (p.x_scale) of.scale = ptx::load(p.x_scale + at);
-  if (p.x_zero) of.zero = ptx::load(p.x_zero + at);
-  if (!p.residual) return of;
+  Residual of{};
+  if (!p.residual || token >= p.tokens || c.count == 0) return of;
   const auto first = token * p.residual_stride + c.output;
   if (layer.by_four) {
-    load_four(p.residual, first, p.floats_type, of.residual);
+    load_four(p.residual, first, p.floats_type, of.values);
     return of;
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (i < c.count) of.residual[i] = mma::load_float(p.residual, first + i, p.floats_type);
+    if (i < c.count) of.values[i] = mma::load_float(p.residual, first + i, p.floats_type);
   }
   return of;
 }
@@ -189,7 +231,7 @@ SPARSE_RUNTIME_DEVICE void store_floats(const SrLinear& p, bool by_four, const C
                                         int token, float (&y)[4]) {
   const auto at = token * p.floats_stride + c.output;
   if (by_four) {
-    store_four(p.floats, at, p.floats_type, y);
+    store_four(p.floats, at, p.floats_type, p.scheme != SR_FLOATS, y);
     return;
   }
 #pragma unroll
@@ -199,12 +241,19 @@ SPARSE_RUNTIME_DEVICE void store_floats(const SrLinear& p, bool by_four, const C
 }
 
 SPARSE_RUNTIME_DEVICE void store_quantized(const SrLinear& p, bool by_four, const Columns& c,
-                                           int token, Scale scale, const float (&y)[4]) {
+                                           int token, const Scale& scale, const float (&y)[4]) {
+  float scaled[4];
+  if (scale.inverse != 0.0F) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scaled[i] = quotient(y[i], scale);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scaled[i] = ptx::divide(y[i], scale.scale);
+  }
   FourBytes four;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    four.bytes[i] = static_cast<std::int8_t>(
-        mma::quantize_static(y[i], scale.scale, scale.zero, p.low, p.high));
+    four.bytes[i] = static_cast<std::int8_t>(quantize_scaled(scaled[i], scale.zero, p.low, p.high));
   }
   std::int8_t* const to = p.q + token * p.q_stride + c.output;
   if (by_four) {
@@ -248,22 +297,21 @@ struct Four {
 
 // One token's results from the sums of four outputs.
 template <typename Sum>
-SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, const Operands& of,
-                                       int token, Scale fixed, const Four<Sum>& four) {
+SPARSE_RUNTIME_DEVICE void finish_four(const Layer& layer, const Columns& c, const Token& of,
+                                       const Residual& residual, int token, const Scale& fixed,
+                                       const Four<Sum>& four) {
   const SrLinear& p = layer.linear;
   float y[4] = {};
   const bool exists = token < p.tokens && c.count > 0;
   if (exists) {
     dequantize(four.sums, c, of, y);
-    if (p.bias) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
-    }
+    for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], c.bias[i]);
     if (p.out_scale) requantize(p, c, y);
     activate(p.activation, y);
     if (p.residual) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], of.residual[i]);
+      for (int i = 0; i < 4; ++i) y[i] = ptx::add(y[i], residual.values[i]);
     }
     if (p.floats) store_floats(p, layer.by_four, c, token, y);
     if (p.scheme == SR_STATIC) store_quantized(p, layer.by_four, c, token, fixed, y);

@@ -10,7 +10,6 @@
 #include "cuda/hopper_linear/layout.h"
 #include "cuda/hopper_linear/table.h"
 #include "cutlass/bfloat16.h"
-#include "cutlass/device_kernel.h"
 #include "cutlass/gemm/collective/collective_builder.hpp"
 #include "cutlass/gemm/dispatch_policy.hpp"
 #include "cutlass/gemm/kernel/gemm_universal.hpp"
@@ -119,29 +118,42 @@ struct Linear {
     arguments.scheduler.raster_order = Order::AlongM;
     return arguments;
   }
-
-  static cudaError_t launch(const SrLinear& p, int processors, cudaStream_t stream) {
-    typename Kernel::Params params =
-        Kernel::to_underlying_arguments(arguments(p, processors), nullptr);
-    const auto* const function = reinterpret_cast<const void*>(cutlass::device_kernel<Kernel>);
-    const auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                            Kernel::SharedStorageSize);
-    if (error != cudaSuccess) return error;
-    cudaLaunchAttribute cluster;
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {cute::size<0>(typename Tile::Cluster{}),
-                              cute::size<1>(typename Tile::Cluster{}), 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = Kernel::get_grid_shape(params);
-    config.blockDim = Kernel::get_block_shape();
-    config.dynamicSmemBytes = Kernel::SharedStorageSize;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    void* arguments[] = {&params};
-    return cudaLaunchKernelExC(&config, function, arguments);
-  }
 };
+
+// cutlass::device_kernel under a short name, which kernels/cuda_compiled.py reads.
+template <typename T, bool kSparse, typename Tile>
+__global__ void __launch_bounds__(Linear<T, kSparse, Tile>::Kernel::MaxThreadsPerBlock,
+                                  Linear<T, kSparse, Tile>::Kernel::MinBlocksPerMultiprocessor)
+    linear_kernel(const __grid_constant__ typename Linear<T, kSparse, Tile>::Kernel::Params given) {
+  extern __shared__ char shared[];
+  typename Linear<T, kSparse, Tile>::Kernel kernel;
+  kernel(given, shared);
+}
+
+template <typename T, bool kSparse, typename Tile>
+cudaError_t launch(const SrLinear& p, int processors, cudaStream_t stream) {
+  using Chosen = Linear<T, kSparse, Tile>;
+  using Kernel = typename Chosen::Kernel;
+  typename Kernel::Params params =
+      Kernel::to_underlying_arguments(Chosen::arguments(p, processors), nullptr);
+  const auto* const function = reinterpret_cast<const void*>(linear_kernel<T, kSparse, Tile>);
+  const auto error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          Kernel::SharedStorageSize);
+  if (error != cudaSuccess) return error;
+  cudaLaunchAttribute cluster;
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {cute::size<0>(typename Tile::Cluster{}),
+                            cute::size<1>(typename Tile::Cluster{}), 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = Kernel::get_grid_shape(params);
+  config.blockDim = Kernel::get_block_shape();
+  config.dynamicSmemBytes = Kernel::SharedStorageSize;
+  config.stream = stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  void* arguments[] = {&params};
+  return cudaLaunchKernelExC(&config, function, arguments);
+}
 
 template <typename T, bool kSparse, typename Tile>
 constexpr hopper::Kernel describe(const char* name) {
@@ -153,7 +165,9 @@ constexpr hopper::Kernel describe(const char* name) {
           Tile::tok,
           Chosen::kTileIn,
           Chosen::kGroups,
-          Chosen::launch};
+          Chosen::Kernel::MaxThreadsPerBlock,
+          Chosen::Kernel::SharedStorageSize,
+          launch<T, kSparse, Tile>};
 }
 
 #define SPARSE_RUNTIME_HOPPER_KERNEL(TYPE, T, STRUCTURE, SPARSE, TILE)           \

@@ -1,4 +1,4 @@
-// All wgmma kernels by number; one file each, made from kernel.h.
+// All wgmma kernels by number; two of a type and structure to a file, made from kernel.h.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,6 +12,7 @@ struct Kernel {
   int type, structure;
   int tile_out, tile_tok, tile_in;
   int groups;  // warpgroups that share a tile
+  int threads, shared_bytes;
   cudaError_t (*launch)(const SrLinear&, int processors, cudaStream_t);
 };
 

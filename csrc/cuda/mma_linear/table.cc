@@ -81,12 +81,13 @@ int32_t sr_kernel(int32_t number, SrKernel* out) {
 int32_t sr_kernel_needs(int32_t number, SrNeeds* out) {
 #ifdef SPARSE_RUNTIME_HOPPER
   if (const auto* found = hopper_kernel(number)) {
-    *out = {SR_ORDER_HOPPER, 90, found->tile_in, 128};
+    *out = {SR_ORDER_HOPPER, 90, found->tile_in, 128, found->threads, found->shared_bytes};
     return SR_OK;
   }
 #endif
-  if (!kernel(number)) return SR_NO_SUCH_KERNEL;
-  *out = {SR_ORDER_MMA, 80, 1, 16};
+  const auto* found = kernel(number);
+  if (!found) return SR_NO_SUCH_KERNEL;
+  *out = {SR_ORDER_MMA, 80, 1, 16, found->threads, found->shared_bytes};
   return SR_OK;
 }
 

@@ -109,8 +109,19 @@ SPARSE_RUNTIME_DEVICE float multiply(float a, float b) {
 SPARSE_RUNTIME_DEVICE float add(float a, float b) {
   return __fadd_rn(a, b);
 }
+// a b + c, rounded once.
+SPARSE_RUNTIME_DEVICE float fused(float a, float b, float c) {
+  return __fmaf_rn(a, b, c);
+}
 SPARSE_RUNTIME_DEVICE float divide(float a, float b) {
   return __fdiv_rn(a, b);
+}
+SPARSE_RUNTIME_DEVICE float absolute(float x) {
+  return fabsf(x);
+}
+// Half to even; beyond what an int holds, its limits; NaN: 0.
+SPARSE_RUNTIME_DEVICE int nearest_integer(float x) {
+  return __float2int_rn(x);
 }
 SPARSE_RUNTIME_DEVICE float round_half_even(float x) {
   return rintf(x);

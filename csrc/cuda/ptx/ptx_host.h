@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 
@@ -111,8 +112,20 @@ inline float multiply(float a, float b) {
 inline float add(float a, float b) {
   return a + b;
 }
+inline float fused(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
 inline float divide(float a, float b) {
   return a / b;
+}
+inline float absolute(float x) {
+  return std::fabs(x);
+}
+inline int nearest_integer(float x) {
+  if (!(x == x)) return 0;
+  if (x >= 2147483648.0F) return std::numeric_limits<int>::max();
+  if (x < -2147483648.0F) return std::numeric_limits<int>::min();
+  return static_cast<int>(std::nearbyint(x));
 }
 inline float round_half_even(float x) {
   return std::nearbyintf(x);

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..options import BatchSize, Debug, Json, LocalFilesOnly, Quiet, Revision
+from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot
+from .prune_recipe import by_recipe
 from .prune_search import (
     FormatsOption,
     KeepFlopsOption,
@@ -20,13 +21,32 @@ from .prune_search import (
     search_plan,
 )
 
+# Which half of the command an option belongs to.
+_ONE_SHOT = (
+    *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
+    *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
+    *("batch_size", "state", "revision", "local_files_only"),
+)
+_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "device")
+
 
 def prune(
+    context: typer.Context,
     model: Annotated[
         str, typer.Option(help="Hugging Face checkpoint to compress: a directory or a hub id.")
     ],
     out: Annotated[str, typer.Option(help="New directory for the compressed checkpoint.")],
-    data: Annotated[str, typer.Option(help="Calibration texts, one a line; - is stdin.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Calibration texts, one a line; - is stdin. With --recipe: a folder with train, "
+            "dev and test (csv, tsv, jsonl) or texts.txt, or one such file."
+        ),
+    ],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Train by a recipe: a name, or a .yaml file.", show_default="one-shot"),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(
@@ -69,14 +89,69 @@ def prune(
             show_default="none",
         ),
     ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="STAGE.KEY=VALUE",
+            help="Change a recipe, such as prune.epochs=3; * is every stage; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stage",
+            metavar="STAGE=DIRECTORY",
+            help="A model that stands for a recipe's stage, such as a teacher; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    dev: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Recipe: share of the rows to choose by.")
+    ] = 0.0,
+    test: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Recipe: share of the rows to report on.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Recipe: of heads, batches, dropout.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Recipe: go on with an unfinished training.")
+    ] = False,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Recipe: steps between what --resume goes on from.")
+    ] = 500,
+    device: Device = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
     quiet: Quiet = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Prune and quantize a checkpoint in view of some text; convert packs the result."""
+    """Prune and quantize a checkpoint in view of some text; convert packs the result.
+
+    Without a recipe in one pass over calibration texts; with --recipe by training.
+    """
     quiet_transformers()
+    if recipe is not None:
+        _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
+        trained = by_recipe(
+            model,
+            out,
+            recipe,
+            data,
+            changes=changes,
+            given=given,
+            dev=dev,
+            test=test,
+            seed=seed,
+            resume=resume,
+            save_every=save_every,
+            device=device,
+            progress=not quiet,
+        )
+        show(trained, as_json)
+        return
+    _refuse(context, _RECIPE, "belongs to training; give --recipe")
     progress = False if quiet else None
     report = one_shot(
         model,
@@ -104,3 +179,11 @@ def prune(
         local_files_only=local_files_only,
     )
     show(report, as_json)
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse what the command line states of one half of the command while the other runs."""
+    for option in context.command.params:
+        stated = context.get_parameter_source(option.name or "")
+        if option.name in names and stated is not None and stated.name == "COMMANDLINE":
+            raise ValueError(f"{option.opts[0]}: {why}")

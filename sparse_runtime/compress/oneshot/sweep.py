@@ -18,8 +18,6 @@ def sweep(
     choose: Choose,
     step: int,
     grid: Grid | None = None,
-    *,
-    order: Tensor | None = None,
 ) -> Solution:
     """Fix columns from left to right; each error is made up for by the columns that are still free.
 
@@ -33,29 +31,21 @@ def sweep(
         choose: says which weights of a range of columns stay.
         step: columns in a range.
         grid: round what stays to it; None keeps floats.
-        order: int64 [in], the order of the columns, for choices that do not depend on neighbours.
     """
-    hessian, weight = problem.hessian, problem.target.clone()
-    if order is not None:
-        hessian, weight = hessian[order][:, order], weight[:, order]
-    inverse = torch.cholesky_inverse(cholesky(hessian))
-    factor = cholesky(inverse).T.to(weight).contiguous()
+    weight = problem.target.clone()
+    factor = cholesky(problem.inverse()).T.to(weight).contiguous()
     rows, cols = weight.shape
     mask = torch.ones(rows, cols, dtype=torch.bool)
-    columns = torch.arange(cols) if order is None else order
     length = max(1, _LAZY // step) * step
     for start in range(0, cols, length):
         end = min(start + length, cols)
         part = slice(start, end)
-        scale = None if grid is None else grid.expanded[:, columns[part]]
+        scale = None if grid is None else grid.expanded[:, part]
         limit = 0 if grid is None else grid.limit
         errors = _sweep_block(
             weight[:, part], factor[part, part], mask[:, part], choose, step, start, scale, limit
         )
         weight[:, end:] -= errors @ factor[part, end:]
-    if order is not None:
-        back = order.argsort()
-        weight, mask = weight[:, back], mask[:, back]
     return Solution(weight, mask, None if grid is None else grid.scales)
 
 

@@ -53,7 +53,8 @@ def train(
         progress: show progress bars.
 
     Raises:
-        ValueError: the recipe, the data and the model do not fit each other, or ``out_dir`` exists.
+        ValueError: the recipe, the data and the model do not fit each other.
+        FileExistsError: ``out_dir`` exists.
         ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
     """
     if importlib.util.find_spec("accelerate") is None:
@@ -64,7 +65,7 @@ def train(
     started = time.perf_counter()
     out_dir = Path(out_dir).expanduser()
     if out_dir.exists():
-        raise ValueError(f"{out_dir}: exists already; give a new directory")
+        raise FileExistsError(f"{out_dir}: exists already; give a new directory")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, changes)
     elif list(changes):

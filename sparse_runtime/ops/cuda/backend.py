@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ...kernels.padding.operands import Padded
 from ...spec import QuantizedAttention
 from ..backends import Activation, Backend, Recorder, SideBySide
-from ..types import Norm, PreparedLinear, TokenBatch
+from ..types import LinearRequest, LinearWeight, Norm, PreparedLinear, TokenBatch
 from .device import interpreting, refuses, unavailable
 from .graphs import GRAPHS_VARIABLE, graphs_to_keep
+from .input_orders import input_order
 from .linear import CudaLinear
 from .padding import PaddedScan
 from .plan import make_plan
@@ -54,6 +55,12 @@ class CudaBackend(Backend):
         super().__init__(device, dtype, choice)
         self._lock = Lock()
         self._runners: dict[Recorder, Runner] = {}
+        self._reordered = 0
+
+    def input_order(self, reader: LinearWeight, unit: int | None) -> Tensor | None:
+        order = input_order(LinearRequest((reader,), self.device, self.dtype), unit)
+        self._reordered += order is not None
+        return order
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """As :meth:`Backend.encode`; a pass that can be run again is planned once.
@@ -145,9 +152,13 @@ class CudaBackend(Backend):
 
     def remarks(self) -> list[str]:
         most = graphs_to_keep()
+        graphs = f"up to {most}" if most else f"none, {GRAPHS_VARIABLE}=0"
         if interpreting():
-            return ["CUDA graphs: none, Triton interprets its kernels"]
-        return [f"CUDA graphs: up to {most}" if most else f"CUDA graphs: none, {GRAPHS_VARIABLE}=0"]
+            graphs = "none, Triton interprets its kernels"
+        found = [f"CUDA graphs: {graphs}"]
+        if self._reordered:
+            found.append(f"channels in another order, for 2:4: inputs of {self._reordered} layers")
+        return found
 
     def _attention_refuses(
         self, head_size: int, quantized: QuantizedAttention | None

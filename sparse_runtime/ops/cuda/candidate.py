@@ -8,6 +8,7 @@ from ..types import Candidate, LinearRequest, PreparedLinear
 from .device import refuses, unavailable
 from .layer_choice import choices_for, describe
 from .linear import CudaLinear
+from .machine import machine_of
 from .problem import DTYPE_NAMES
 from .stacked import stack_layers
 
@@ -43,7 +44,9 @@ class CudaCandidate(Candidate):
     def note(self, request: LinearRequest, *, measure: bool = False) -> str:
         layers = stack_layers(request)
         choices = choices_for(layers, request.device)
-        return f"{_converted(request)}{describe(layers.problem, choices, layers.epilogue)}"
+        machine = machine_of(request.device)
+        text = describe(layers.problem, choices, layers.epilogue, machine)
+        return f"{_converted(request)}{text}"
 
     def prepare(self, request: LinearRequest) -> PreparedLinear:
         return CudaLinear(request)

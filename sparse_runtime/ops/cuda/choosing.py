@@ -91,7 +91,7 @@ def compare(
         regimes: ascending numbers of tokens.
         epilogue: what follows the product; None: nothing that some family could not do.
     """
-    families = [family for family in FAMILIES if why_not(family, problem, epilogue) is None]
+    families = [family for family in FAMILIES if not why_not(family, problem, epilogue, machine)]
     found, least = [], 1
     for tokens in regimes:
         able = [f for f in families if f.least_tokens(problem) <= least]
@@ -106,8 +106,22 @@ def compare(
     return found
 
 
-def why_not(family: Family, problem: Problem, epilogue: Epilogue | None) -> str | None:
-    """Why a family cannot run a product and what follows it, or None."""
+def why_not(
+    family: Family,
+    problem: Problem,
+    epilogue: Epilogue | None,
+    machine: Machine | None = None,
+) -> str | None:
+    """Why a family cannot run a product and what follows it, or None.
+
+    Args:
+        family: the kernels.
+        problem: the product.
+        epilogue: what follows it; None: nothing that some family could not do.
+        machine: the GPU; None: one that every family runs on.
+    """
+    if machine is not None and (reason := family.unfit(machine)):
+        return reason
     return family.rejects(problem) or (None if epilogue is None else family.refuses(epilogue))
 
 

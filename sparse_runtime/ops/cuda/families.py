@@ -21,7 +21,9 @@ from ...kernels.unstructured import layout as unstructured_layout
 from ...kernels.unstructured.cases import configs_of
 from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
+from .exact_families import EXACT_FAMILIES
 from .family import Family
+from .hopper_families import HOPPER_FAMILIES
 from .machine import Machine
 from .mma_families import MMA_FAMILIES
 from .predict import Work
@@ -272,6 +274,8 @@ FAMILIES: tuple[Family, ...] = (
     TritonBlock(),
     CusparseltFamily(),
     *MMA_FAMILIES,
+    *EXACT_FAMILIES,
+    *HOPPER_FAMILIES,
 )
 """The dense ones first: nothing that is slower than they are is taken."""
 

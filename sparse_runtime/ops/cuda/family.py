@@ -32,9 +32,17 @@ class Family(ABC):
     def rejects(self, problem: Problem) -> str | None:
         """Why it cannot take such a product, or None."""
 
+    def unfit(self, machine: Machine) -> str | None:
+        """Why it cannot run on such a GPU, or None."""
+        return None
+
     def refuses(self, epilogue: Epilogue) -> str | None:
         """Why it cannot do what follows the product, or None."""
         return None
+
+    def remark(self, problem: Problem) -> str:
+        """What ``explain()`` says behind its name: of the weight, in its layout."""
+        return ""
 
     def least_tokens(self, problem: Problem) -> int:
         """The fewest rows that it takes."""

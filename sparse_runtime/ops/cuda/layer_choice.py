@@ -11,7 +11,7 @@ from ...kernels.linear.operands import Epilogue
 from .choosing import ANY_TOKENS, Choice, choose, compare, why_not
 from .families import FAMILIES
 from .family import Family
-from .machine import machine_of
+from .machine import Machine, machine_of
 from .problem import Problem
 from .stacked import StackedLayers
 from .timings import own_timings, shipped_timings
@@ -31,7 +31,12 @@ def choices_of(
     return choose(compare(problem, machine, tables, epilogue=epilogue))
 
 
-def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | None = None) -> str:
+def describe(
+    problem: Problem,
+    choices: Sequence[Choice],
+    epilogue: Epilogue | None = None,
+    machine: Machine | None = None,
+) -> str:
     """What runs which numbers of tokens, its time and the others', and which families do not fit.
 
     Neighbouring regimes of one family are one entry, with the times of the last.
@@ -39,16 +44,16 @@ def describe(problem: Problem, choices: Sequence[Choice], epilogue: Epilogue | N
     lines = []
     for (family, _), found in groupby(choices, key=lambda c: (c.estimate.family, c.regime.source)):
         run = list(found)
-        lines.append(_line(family, run[0].regime.least, run[-1]))
+        lines.append(_line(family, problem, run[0].regime.least, run[-1]))
     rejected = [
         f"{family.name}: {reason}"
         for family in FAMILIES
-        if (reason := why_not(family, problem, epilogue))
+        if (reason := why_not(family, problem, epilogue, machine))
     ]
     return "; ".join([*lines, *(f"not {text}" for text in rejected)])
 
 
-def _line(family: Family, least: int, last: Choice) -> str:
+def _line(family: Family, problem: Problem, least: int, last: Choice) -> str:
     """One family for the numbers of tokens from ``least`` to the last choice's."""
     when = f" from {least} tokens" if least > 1 else ""
     if last.most_tokens != ANY_TOKENS:
@@ -58,7 +63,6 @@ def _line(family: Family, least: int, last: Choice) -> str:
     others = [other for other in regime.estimates.values() if other.family != family]
     others.sort(key=lambda other: other.microseconds)
     compared = ", ".join(f"{other.family.name} {other.microseconds:.1f}" for other in others)
-    text = (
-        f"{family.name}{when}: {how} {last.estimate.microseconds:.1f} us at {regime.tokens} tokens"
-    )
+    name, time = f"{family.name}{family.remark(problem)}", f"{last.estimate.microseconds:.1f} us"
+    text = f"{name}{when}: {how} {time} at {regime.tokens} tokens"
     return f"{text} ({compared})" if compared else text

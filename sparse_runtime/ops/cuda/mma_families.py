@@ -55,7 +55,7 @@ class MmaDense(Family):
         return TritonVariant(linear_cuda.linear, packed, config, needs)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        config = _candidates(problem, tokens, machine)[0]
+        config = self.configs(None, problem, tokens, machine)[0]
         tiles = -(-tokens // config.block_m) * -(-problem.out_features // config.block_n)
         parts = tokens * problem.out_features * 4.0 * config.split_k if config.split_k > 1 else 0.0
         share = HOPPER_SHARE if machine.capability >= 90 else MMA_SHARE
@@ -68,7 +68,8 @@ class MmaDense(Family):
         )
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        return list(_candidates(problem, tokens, machine))
+        sizes = (tokens, problem.out_features, problem.in_features)
+        return linear_cuda.candidates(problem.product, *sizes, machine.capability)
 
 
 class MmaTwoOfFour(MmaDense):
@@ -95,11 +96,6 @@ def _fits(structure: Structure) -> bool:
         return False
     n, m = structure.n, structure.m
     return (n <= 2 and m % 4 == 0) or (n == 1 and m == 2)
-
-
-def _candidates(problem: Problem, tokens: int, machine: Machine) -> list[MmaConfig]:
-    sizes = (tokens, problem.out_features, problem.in_features)
-    return linear_cuda.candidates(problem.product, *sizes, machine.capability)
 
 
 MMA_FAMILIES: tuple[Family, ...] = (MmaDense(), MmaTwoOfFour())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...formats.block import to_blocks
+from ...kernels.nm.exact_weight import crowded_slabs
 from ...spec import Structure
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -21,6 +22,9 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 DENSITIES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 """Layers of a pruned model each have a density of their own: times are kept for these."""
 
+RESTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Shares of an unstructured weight that exceed 2:4, likewise."""
+
 
 class Problem(NamedTuple):
     """One kind of product.
@@ -32,6 +36,8 @@ class Problem(NamedTuple):
         structure: structure string (``Structure``), that of all layers or "unstructured".
         density: share of the weights that are not 0, one of ``DENSITIES``; of blocks, where the
             structure has them.
+        rest: of an unstructured weight, the share of its slabs (16 outputs, 64 inputs) in which
+            some four inputs have more than two nonzeros, one of ``RESTS``; else 0.
     """
 
     dtype: str
@@ -39,6 +45,7 @@ class Problem(NamedTuple):
     in_features: int
     structure: str
     density: float
+    rest: float = 0.0
 
     @property
     def weights(self) -> int:
@@ -59,16 +66,20 @@ class Problem(NamedTuple):
 def problem_of(matrix: Tensor, structure: Structure) -> Problem:
     """The kind of product that a stacked weight [out, in] gives."""
     out_features, in_features = matrix.shape
-    density = 1.0
+    density, rest = 1.0, 0.0
     if structure.kind == "nm":
         density = structure.n / structure.m
     elif structure.kind == "block":
         density = _share((to_blocks(matrix, structure) != 0).any(-1))
     elif structure.kind == "unstructured":
         density = _share(matrix != 0)
-    nearest = min(DENSITIES, key=lambda known: abs(known - density))
-    name = DTYPE_NAMES[matrix.dtype]
-    return Problem(name, out_features, in_features, str(structure), nearest)
+        rest = _nearest(RESTS, _share(crowded_slabs(matrix)))
+    name, sizes = DTYPE_NAMES[matrix.dtype], (out_features, in_features)
+    return Problem(name, *sizes, str(structure), _nearest(DENSITIES, density), rest)
+
+
+def _nearest(known: tuple[float, ...], share: float) -> float:
+    return min(known, key=lambda one: abs(one - share))
 
 
 def _share(mask: Tensor) -> float:

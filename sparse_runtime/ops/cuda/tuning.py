@@ -147,7 +147,7 @@ class _Search:
         packed: dict[str, Any] = {}
         lists = []
         for family in FAMILIES:
-            refused = why_not(family, problem, layers.epilogue) is not None
+            refused = why_not(family, problem, layers.epilogue, self._machine) is not None
             if refused or family.least_tokens(problem) > least:
                 continue
             try:

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 import sparse_runtime as sr
 from sparse_runtime.compress.patterns import Pattern
-from sparse_runtime.compress.training.pruners import Pruner
 from sparse_runtime.compress.training.run import train
+from sparse_runtime.compress.training.trainer import PrunerCallback
 
 SHORT = ["teacher.epochs=1", "*.batch_size=15"]
 # 90 rows in batches of 15: 6 steps an epoch.
@@ -143,7 +143,7 @@ def test_interrupted_runs_end_as_if_they_had_not_been(
     arguments = (checkpoints["bert"], recipe, labelled, tmp_path / "parts")
     changes = [*SHORT, *CASES[recipe]]
     with monkeypatch.context() as patch:
-        patch.setattr(Pruner, "before_optimizer", _gone)
+        patch.setattr(PrunerCallback, "on_pre_optimizer_step", _gone)
         with pytest.raises(Interrupted):
             train(*arguments, changes=changes, save_every=4)
     train(*arguments, changes=changes, save_every=4, resume=True)
@@ -151,6 +151,6 @@ def test_interrupted_runs_end_as_if_they_had_not_been(
         assert torch.equal(weight, whole[name]), name
 
 
-def _gone(_pruner: Pruner, step: int) -> None:
-    if step == 9:
+def _gone(callback: PrunerCallback, args: Any, state: Any, control: Any, **_: Any) -> None:
+    if state.global_step == 9:
         raise Interrupted

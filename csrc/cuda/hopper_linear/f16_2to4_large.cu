@@ -1,3 +1,4 @@
 #include "cuda/hopper_linear/kernel.h"
 
+SPARSE_RUNTIME_HOPPER_KERNEL(f16, cutlass::half_t, 2to4, true, 128x256)
 SPARSE_RUNTIME_HOPPER_KERNEL(f16, cutlass::half_t, 2to4, true, 128x128)

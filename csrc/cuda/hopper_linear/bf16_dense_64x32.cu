@@ -1,3 +1,0 @@
-#include "cuda/hopper_linear/kernel.h"
-
-SPARSE_RUNTIME_HOPPER_KERNEL(bf16, cutlass::bfloat16_t, dense, false, 64x32)
