@@ -16,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from sparse_runtime.benchmarks.repro.experiments import CLASSIFICATION
 from sparse_runtime.benchmarks.repro.records import RESULTS
 from sparse_runtime.benchmarks.repro.tasks import TASKS, TINY
 
@@ -64,7 +65,8 @@ def latency(options: argparse.Namespace) -> int:
 
     if options.peers is not None and re.search(options.only, OPENVINO):
         measure_openvino(options.dir, options.results, options.peers)
-    time_all(options.dir, options.results, options.peers, options.threads, options.only)
+    tasks = options.task or CLASSIFICATION
+    time_all(options.dir, options.results, options.peers, options.threads, tasks, options.only)
     return 0
 
 
@@ -111,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=smoke)
     command = commands.add_parser("latency", parents=[shared], help=latency.__doc__)
     command.add_argument("--only", default="", help="regular expression of experiments' names")
+    command.add_argument("--task", action="append", choices=CLASSIFICATION, help="can be repeated")
     command.add_argument("--peers", type=Path, help="folder of benchmarks/peers/install.sh")
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.set_defaults(command=latency)

@@ -26,7 +26,7 @@ SMOKE = {
     DENSE: stage(TEACHER, "epochs=10", "learning_rate=2.0e-3"),
     "dense INT8": (),
     "2:4 INT8, OBS, one-shot": (),
-    "2:4 FP32, OBS, one-shot": (),
+    "2:4 floats, OBS, one-shot": (),
     "90 % INT8, distilled": stage("prune", "epochs=6", "learning_rate=2.0e-3"),
     "2:4 INT8, OBS, then trained": stage("quantize", "epochs=3", "learning_rate=1.0e-3"),
 }

@@ -18,7 +18,7 @@ from sparse_runtime.benchmarks.records import environment
 from sparse_runtime.benchmarks.repro.making import Bench
 from sparse_runtime.benchmarks.repro.peer_accuracy import OPENVINO
 from sparse_runtime.benchmarks.repro.records import Latency, Run, append, read
-from sparse_runtime.benchmarks.repro.tasks import METRICS, load_task
+from sparse_runtime.benchmarks.repro.tasks import load_task
 
 SCALE = "full"
 SENTENCES = 32
@@ -32,7 +32,14 @@ PEER_MODEL = Path("models") / "minilm-dense"
 Workload = tuple[int, int, tuple[int, ...]]
 
 
-def time_all(folder: Path, results: Path, peers: Path | None, threads: int, only: str = "") -> None:
+def time_all(
+    folder: Path,
+    results: Path,
+    peers: Path | None,
+    threads: int,
+    tasks: Sequence[str],
+    only: str = "",
+) -> None:
     """Time what has a run of seed 0, and the peers; append a line for each and each batch.
 
     Batches: one text of 128 tokens, and 32 real sentences of the task.
@@ -42,11 +49,12 @@ def time_all(folder: Path, results: Path, peers: Path | None, threads: int, only
         results: read for the runs, and appended to.
         peers: environments and models of the peers; None leaves them out.
         threads: of every contender.
+        tasks: whose models to time.
         only: regular expression; experiments in whose name it is found, and the peers.
     """
     runs = [run for run in read(results)[0] if run.seed == 0 and run.scale == SCALE]
     around = asdict(environment())
-    for task in dict.fromkeys(run.task for run in runs if METRICS[run.task] == "accuracy"):
+    for task in tasks:
         models = {run.experiment: _packed(folder, run) for run in runs if run.task == task}
         models = {
             name: path for name, path in models.items() if path.is_dir() and re.search(only, name)

@@ -217,6 +217,7 @@ def plot(results: Path, scale: str, path: Path, tasks: Sequence[str] = ("banking
             if batch in peer.latency:
                 place = peer.latency[batch], 100 * peer.share
                 axes.scatter(*place, marker=mark, color="black", s=25, label=peer.name)
+        axes.set_xscale("log")
         axes.set_title(task)
         axes.set_xlabel(f"milliseconds, {batch[0]} text of {batch[1]} tokens")
         axes.set_ylabel(f"{METRICS[task]}, % of {DENSE}")

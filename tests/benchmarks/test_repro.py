@@ -88,7 +88,7 @@ def test_a_run_waits_for_what_it_goes_on_from() -> None:
     by_name = {e.name: e for e in EXPERIMENTS}
     later = Job(by_name["2:4 INT8, OBS, then trained"], "mr", 0)
     dense = run_of(DENSE, 0.9, task="mr")
-    start = run_of("2:4 FP32, OBS, one-shot", 0.8, task="mr")
+    start = run_of("2:4 floats, OBS, one-shot", 0.8, task="mr")
     known = {dense.key: dense}
     assert list(running._ready([later], known, "full")) == []
     known[start.key] = start
