@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from ...checkpoints import locate
 from .data import Data, load_data
 from .reading import load_recipe
 from .recipe import Recipe
 from .report import TrainReport
+from .sources import digest, given_directories
 from .stage_run import Pace, StageRunner
 from .workspace import Workspace
 
@@ -72,8 +74,16 @@ def train(
         raise ValueError("changes: a Recipe is complete; change it before, or give its content")
     if not isinstance(data, Data):
         data = load_data(data)
-    runner = StageRunner(model, recipe, data, seed, torch.device(device), given or {})
-    plan = {"recipe": recipe.to_dict(), "seed": seed, "data": data.fingerprint()}
+    source = locate(model)
+    directories = given_directories(given or {})
+    runner = StageRunner(source, recipe, data, seed, torch.device(device), directories)
+    plan = {
+        "model": digest(source),
+        "given": {stage: digest(place) for stage, place in directories.items()},
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "data": data.fingerprint(),
+    }
     workspace = Workspace(out_dir, plan, resume=resume)
     pace = Pace(save_every, log_every, progress)
     try:

@@ -49,7 +49,7 @@ class StageRunner:
     """Runs the stages of one recipe on one model and one set of data.
 
     Args:
-        source: the checkpoint that the recipe is applied to.
+        source: directory of the checkpoint that the recipe is applied to.
         recipe: its stages.
         data: to train and evaluate on.
         seed: of the run.
@@ -62,19 +62,19 @@ class StageRunner:
 
     def __init__(
         self,
-        source: str | Path,
+        source: Path,
         recipe: Recipe,
         data: Data,
         seed: int,
         device: torch.device,
-        given: Mapping[str, str | Path],
+        given: Mapping[str, Path],
     ) -> None:
         self.source = source
         self.recipe = recipe
         self.data = data
         self.seed = seed
         self.device = device
-        self.given = {name: Path(path).expanduser() for name, path in given.items()}
+        self.given = dict(given)
         earlier = [stage.name for stage in recipe.stages[:-1]]
         for name in self.given:
             if name not in earlier:
@@ -162,14 +162,13 @@ class StageRunner:
             "arguments": self.recipe.to_dict(),
             "seed": self.seed,
         }
-        source = Path(self.source)
         write_checkpoint(
             model,
             self.tokenizer,
             folder,
             record=record,
             # With its pipeline beside it, a model with a head would run as the bare encoder.
-            extra_files=source if stage.task == "embedding" and source.is_dir() else None,
+            extra_files=self.source if stage.task == "embedding" else None,
         )
 
     def _report(

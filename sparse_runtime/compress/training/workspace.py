@@ -22,7 +22,7 @@ class Workspace:
 
     Args:
         out_dir: of the result.
-        plan: what the run is (recipe, seed, data); a run goes on only under the same.
+        plan: what the run is (models, recipe, seed, data); a run goes on only under the same.
         resume: go on with what is there.
 
     Raises:

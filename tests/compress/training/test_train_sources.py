@@ -1,0 +1,67 @@
+"""What a training begins with: the same when it goes on, and whole."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sparse_runtime.compress.training.run import train
+from sparse_runtime.compress.training.stage_run import StageRunner
+
+SHORT = ("*.steps=2", "*.batch_size=8")
+
+
+def interrupt(monkeypatch, model, data, out: Path, recipe="gradual-magnitude-distilled", **more):
+    """Leaves ``out``.training with its first stage done."""
+    stage = StageRunner.stage
+
+    def second_fails(self, one, workspace, pace):
+        if one is not self.recipe.stages[0]:
+            raise KeyboardInterrupt
+        return stage(self, one, workspace, pace)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRunner, "stage", second_fails)
+        with pytest.raises(KeyboardInterrupt):
+            train(model, recipe, data, out, changes=SHORT, **more)
+
+
+def other_weights(folder: Path, out: Path) -> Path:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folder, out)
+    tensors = load_file(out / "model.safetensors")
+    first = next(iter(tensors))
+    tensors[first] = tensors[first] + 1
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    return out
+
+
+def test_a_training_goes_on_with_its_own_models_alone(
+    checkpoints, labelled, tmp_path, monkeypatch
+) -> None:
+    model, out, recipe = checkpoints["bert"], tmp_path / "out", "gradual-magnitude-distilled"
+    train(model, "dense", labelled, tmp_path / "dense", changes=SHORT)
+    given = {"teacher": tmp_path / "dense"}
+    interrupt(monkeypatch, model, labelled, out, given=given)
+    more = {"changes": SHORT, "resume": True}
+    other = other_weights(model, tmp_path / "other")
+    with pytest.raises(ValueError, match="begun with other model;"):
+        train(other, recipe, labelled, out, given=given, **more)
+    with pytest.raises(ValueError, match="begun with other given;"):
+        train(model, recipe, labelled, out, **more)
+    worse = {"teacher": other_weights(tmp_path / "dense", tmp_path / "worse")}
+    with pytest.raises(ValueError, match="begun with other given;"):
+        train(model, recipe, labelled, out, given=worse, **more)
+    # A copy is the same model.
+    copy = shutil.copytree(model, tmp_path / "copy")
+    report = train(copy, recipe, labelled, out, given=given, **more)
+    assert [stage.steps for stage in report.stages] == [0, 2]
+
+
+def test_a_given_model_is_a_directory(checkpoints, labelled, tmp_path) -> None:
+    recipe = "gradual-magnitude-distilled"
+    with pytest.raises(ValueError, match="stage 'teacher': nowhere: no such directory"):
+        train(checkpoints["bert"], recipe, labelled, tmp_path / "out", given={"teacher": "nowhere"})
