@@ -70,8 +70,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     # Without files, transformers makes an empty tokenizer that knows no word.
     if not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise CheckpointError(
-            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), which calibration "
-            "texts need; save the tokenizer into the model's directory"
+            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), without "
+            "which texts cannot be read; save the tokenizer into the model's directory"
         )
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 

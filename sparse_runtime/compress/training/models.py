@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...checkpoints import locate
+from ..oneshot.loading import load_tokenizer as tokenizer_beside
 from .recipe import Task
 
 if TYPE_CHECKING:
@@ -139,10 +141,12 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a checkpoint.
 
-    return AutoTokenizer.from_pretrained(source)
+    Raises:
+        CheckpointError: there is none.
+    """
+    return tokenizer_beside(locate(source))
 
 
 def _model_class(task: Task) -> Any:

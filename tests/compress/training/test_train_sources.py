@@ -65,3 +65,14 @@ def test_a_given_model_is_a_directory(checkpoints, labelled, tmp_path) -> None:
     recipe = "gradual-magnitude-distilled"
     with pytest.raises(ValueError, match="stage 'teacher': nowhere: no such directory"):
         train(checkpoints["bert"], recipe, labelled, tmp_path / "out", given={"teacher": "nowhere"})
+
+
+def test_a_model_without_a_tokenizer_is_refused(checkpoints, labelled, tmp_path) -> None:
+    # transformers would make a tokenizer to which every word is unknown.
+    shutil.copytree(
+        checkpoints["bert"],
+        tmp_path / "bare",
+        ignore=shutil.ignore_patterns("tokenizer*", "vocab*"),
+    )
+    with pytest.raises(ValueError, match=r"bare: no tokenizer \(tokenizer.json, "):
+        train(tmp_path / "bare", "dense", labelled, tmp_path / "out", changes=SHORT)
