@@ -13,6 +13,7 @@ from torch import nn
 
 from ...checkpoints import locate
 from ..oneshot.loading import load_tokenizer as tokenizer_beside
+from .classes import checkpoint_classes, fit_head
 from .recipe import Task
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
         dropout: of hidden states and attention while training; None leaves the checkpoint's.
 
     Returns:
-        The model; its attribute ``new_parameters`` lists what the checkpoint did not hold.
+        The model, its classes in the data's order whatever the checkpoint's is; its attribute
+        ``new_parameters`` lists what the checkpoint did not hold, or held for other classes.
 
     Raises:
         ValueError: the checkpoint lacks more than a head or pooler.
@@ -45,6 +47,7 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     from transformers import AutoConfig
 
     settings: dict[str, Any] = {}
+    named = checkpoint_classes(AutoConfig.from_pretrained(source))
     if task == "classification":
         if data.label_names is None:
             raise ValueError("task classification: the data has no classes; give labelled data")
@@ -73,7 +76,10 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     for name, value in usual.items():
         # Modules have taken theirs; what is written later is the checkpoint's own.
         setattr(model.config, name, value)
-    model.new_parameters = sorted(_missing(report))
+    new = _missing(report)
+    if task == "classification" and not any(_of_head(n) and "pooler" not in n for n in new):
+        new |= set(fit_head(model, named, names))
+    model.new_parameters = sorted(new)
     _refuse_new(model.new_parameters, str(source))
     if task == "embedding" and any("pooler" in name for name in model.new_parameters):
         # Sentence vectors do not go through it, and a random one must not be written.
@@ -107,7 +113,8 @@ def continue_from(model: nn.Module, earlier: nn.Module) -> None:
                 f"stage, got {'none' if other is None else list(other.shape)}; both stages need "
                 "one architecture"
             )
-    model.new_parameters = sorted(set(getattr(model, "new_parameters", ())) - set(copied))  # type: ignore[assignment]
+    trained = set(copied) - set(getattr(earlier, "new_parameters", ()))
+    model.new_parameters = sorted(set(getattr(model, "new_parameters", ())) - trained)  # type: ignore[assignment]
 
 
 def sentence_pooling(source: str | Path, wanted: str) -> str:

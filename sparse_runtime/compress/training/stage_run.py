@@ -17,6 +17,7 @@ from ..masks import baked_weight
 from ..patterns import sparsity
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
+from .classes import in_checkpoint_order
 from .data import Data
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
@@ -71,7 +72,7 @@ class StageRunner:
     ) -> None:
         self.source = source
         self.recipe = recipe
-        self.data = data
+        self.data = in_checkpoint_order(data, source)
         self.seed = seed
         self.device = device
         self.given = dict(given)
@@ -209,8 +210,9 @@ class StageRunner:
         if teacher.new_parameters:
             raise ValueError(
                 f"stage {stage.name!r}: its teacher {stage.teacher!r} has no head for task "
-                f"{stage.task} ({teacher.new_parameters[0]} would be random); expected a stage of "
-                "that task"
+                f"{stage.task} and the data's classes ({teacher.new_parameters[0]} would be "
+                "random); expected a model of that task whose config.json names these classes in "
+                "id2label"
             )
         return teacher.to(self.device).eval().requires_grad_(False)
 
