@@ -46,7 +46,8 @@ def _finite(value: Any) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Keep transformers' reports of what it loads off the terminal."""
+    """Keep transformers' reports and bars of what it loads and writes off the terminal."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -55,6 +55,16 @@ def test_a_recipe_from_the_command_line(folder, tmp_path) -> None:
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
+    # Without --quiet, where transformers' own bar would write its log to stdout.
+    parts = ["--model", folder / "model", "--data", folder / "all.csv", "--out", tmp_path / "out"]
+    more = ("--recipe", "dense", "--set", "teacher.steps=2", "--json")
+    done = CliRunner().invoke(app, [str(part) for part in ("prune", *parts, *more)])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["recipe"] == "dense"
+    assert "steps" not in done.stderr and "it/s" not in done.stderr  # no terminal, no bar
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -132,6 +132,7 @@ def prune(
     Without a recipe in one pass over calibration texts; with --recipe by training.
     """
     quiet_transformers()
+    progress = False if quiet else None
     if recipe is not None:
         _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
@@ -147,12 +148,11 @@ def prune(
             resume=resume,
             save_every=save_every,
             device=device,
-            progress=not quiet,
+            progress=progress,
         )
         show(trained, as_json)
         return
     _refuse(context, _RECIPE, "belongs to training; give --recipe")
-    progress = False if quiet else None
     report = one_shot(
         model,
         out,

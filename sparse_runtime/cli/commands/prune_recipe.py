@@ -22,7 +22,7 @@ def by_recipe(
     resume: bool,
     save_every: int,
     device: str | None,
-    progress: bool,
+    progress: bool | None,
 ) -> TrainReport:
     """Read the data and train.
 
@@ -39,7 +39,7 @@ def by_recipe(
         resume: go on with an unfinished training.
         save_every: steps between checkpoints.
         device: where to train; None is the CPU.
-        progress: show progress bars.
+        progress: show progress bars on stderr; None shows them where that is a terminal.
 
     Raises:
         ValueError: as ``load_data`` and ``train`` do, or a text of ``given`` is of another form.

@@ -34,7 +34,7 @@ def train(
     device: str | torch.device = "cpu",
     save_every: int | None = None,
     log_every: int = 50,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> TrainReport:
     """Compress a model by training.
 
@@ -52,7 +52,7 @@ def train(
         device: where to train.
         save_every: optimizer steps between checkpoints; None keeps whole stages alone.
         log_every: optimizer steps between entries of the log.
-        progress: show progress bars.
+        progress: show progress bars on stderr; None shows them where that is a terminal.
 
     Raises:
         ValueError: the recipe, the data and the model do not fit each other.

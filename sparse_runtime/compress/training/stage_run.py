@@ -38,12 +38,12 @@ class Pace:
     Attributes:
         save_every: optimizer steps between checkpoints; None keeps none.
         log_every: optimizer steps between entries of the log.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it where stderr is a terminal.
     """
 
     save_every: int | None = None
     log_every: int = 50
-    progress: bool = False
+    progress: bool | None = None
 
 
 class StageRunner:
@@ -141,9 +141,8 @@ class StageRunner:
             workspace.checkpoints(stage.name),
             save_every=pace.save_every,
             log_every=pace.log_every,
-            progress=pace.progress,
         )
-        trainer = CompressionTrainer(training, pruner, arguments)
+        trainer = CompressionTrainer(training, pruner, arguments, progress=pace.progress)
         last = workspace.last_checkpoint(stage.name)
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if last is None else str(last))

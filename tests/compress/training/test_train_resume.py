@@ -50,9 +50,7 @@ def run(case, checkpoint, data, folder: Path, stop: int | None, resume: Path | N
     workspace = Workspace(folder / "out", {}, resume=True)
     runner = StageRunner(checkpoint, recipe, data, 0, torch.device("cpu"), {})
     training, pruner = runner.prepare(recipe.stages[0], workspace)
-    arguments = training_arguments(
-        training, folder / "saved", save_every=stop, log_every=5, progress=False
-    )
+    arguments = training_arguments(training, folder / "saved", save_every=stop, log_every=5)
     trainer = CompressionTrainer(training, pruner, arguments)
     if stop is not None:
         trainer.add_callback(_stop_at(stop))

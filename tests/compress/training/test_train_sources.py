@@ -76,3 +76,18 @@ def test_a_model_without_a_tokenizer_is_refused(checkpoints, labelled, tmp_path)
     )
     with pytest.raises(ValueError, match=r"bare: no tokenizer \(tokenizer.json, "):
         train(tmp_path / "bare", "dense", labelled, tmp_path / "out", changes=SHORT)
+
+
+def test_bars_are_on_stderr_and_only_where_asked(checkpoints, labelled, tmp_path, capsys) -> None:
+    for name, progress in (("bare", None), ("shown", True)):
+        train(
+            checkpoints["bert"],
+            "dense",
+            labelled,
+            tmp_path / name,
+            changes=SHORT,
+            progress=progress,
+        )
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert ("steps: 100%" in told.err) == (progress is True)
