@@ -70,6 +70,7 @@ def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
     [
         (("--recipe", "sparsebrt"), "did you mean 'sparsebert'"),
         (("--recipe", "dense", "--set", "prune.steps=2"), "no stage 'prune'"),
+        (("--recipe", "dense", "--pooling", "max"), "expected one of auto, mean, cls"),
         (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
     ],
 )

@@ -27,7 +27,7 @@ _ONE_SHOT = (
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
     *("batch_size", "state", "revision", "local_files_only"),
 )
-_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "device")
+_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "pooling", "device")
 
 
 def prune(
@@ -120,6 +120,13 @@ def prune(
     save_every: Annotated[
         int, typer.Option(min=1, help="Recipe: steps between what --resume goes on from.")
     ] = 500,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe: how an encoder makes a vector of a text: auto, mean or cls.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     device: Device = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
@@ -147,6 +154,7 @@ def prune(
             seed=seed,
             resume=resume,
             save_every=save_every,
+            pooling=pooling,
             device=device,
             progress=progress,
         )

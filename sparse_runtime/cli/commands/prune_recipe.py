@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ...compress.training import TrainReport
+    from ...compress.training.recipe import Pooling
 
 
 def by_recipe(
@@ -21,6 +22,7 @@ def by_recipe(
     seed: int,
     resume: bool,
     save_every: int,
+    pooling: str | None,
     device: str | None,
     progress: bool | None,
 ) -> TrainReport:
@@ -38,6 +40,7 @@ def by_recipe(
         seed: of the run.
         resume: go on with an unfinished training.
         save_every: steps between checkpoints.
+        pooling: "auto", "mean" or "cls"; None is the recipe's.
         device: where to train; None is the CPU.
         progress: show progress bars on stderr; None shows them where that is a terminal.
 
@@ -57,6 +60,7 @@ def by_recipe(
         given=_pairs(given),
         device=device or "cpu",
         save_every=save_every,
+        pooling=cast("Pooling | None", pooling),  # checked there
         progress=progress,
     )
 

@@ -121,7 +121,7 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
     """How a checkpoint makes one vector of a text.
 
     Args:
-        source: a directory of sentence-transformers, for "auto".
+        source: a directory of sentence-transformers or a hub id, for "auto".
         wanted: "mean", "cls" or "auto".
 
     Raises:
@@ -129,11 +129,11 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    path = Path(source) / _POOLING_FILE
+    path = locate(source) / _POOLING_FILE
     if not path.is_file():
         raise ValueError(
             f"pooling auto: {source} has no {_POOLING_FILE}; say pooling: mean or pooling: cls in "
-            "the recipe, or --pooling"
+            "the recipe, or --pooling mean, --pooling cls"
         )
     config = json.loads(path.read_text(encoding="utf-8"))
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]

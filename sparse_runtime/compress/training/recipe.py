@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Task = Literal["classification", "regression", "masked_lm", "embedding"]
+Pooling = Literal["auto", "mean", "cls"]
 LearningRateSchedule = Literal["linear", "constant", "rewinding", "sawtooth"]
 
 MODEL = "model"
@@ -238,7 +239,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     paper: str = ""
     about: str = ""
-    pooling: Literal["auto", "mean", "cls"] = "auto"
+    pooling: Pooling = "auto"
 
     def __post_init__(self) -> None:
         if not self.stages:

@@ -6,15 +6,16 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from ...checkpoints import locate
 from .data import Data, load_data
 from .reading import load_recipe
-from .recipe import Recipe
+from .recipe import Pooling, Recipe
 from .report import TrainReport
 from .sources import digest, given_directories
 from .stage_run import Pace, StageRunner
@@ -32,6 +33,7 @@ def train(
     resume: bool = False,
     given: Mapping[str, str | Path] | None = None,
     device: str | torch.device = "cpu",
+    pooling: Pooling | None = None,
     save_every: int | None = None,
     log_every: int = 50,
     progress: bool | None = None,
@@ -50,6 +52,7 @@ def train(
         resume: go on with an unfinished training, to the very result it would have had.
         given: stage -> directory of a model that stands for the stage's; it is not trained.
         device: where to train.
+        pooling: how an encoder without a head makes one vector of a text, instead of the recipe's.
         save_every: optimizer steps between checkpoints; None keeps whole stages alone.
         log_every: optimizer steps between entries of the log.
         progress: show progress bars on stderr; None shows them where that is a terminal.
@@ -72,6 +75,11 @@ def train(
         recipe = load_recipe(recipe, changes)
     elif list(changes):
         raise ValueError("changes: a Recipe is complete; change it before, or give its content")
+    if pooling is not None:
+        if pooling not in get_args(Pooling):
+            words = ", ".join(get_args(Pooling))
+            raise ValueError(f"pooling {pooling!r}: expected one of {words}")
+        recipe = replace(recipe, pooling=pooling)
     if not isinstance(data, Data):
         data = load_data(data)
     source = locate(model)

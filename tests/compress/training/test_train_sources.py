@@ -91,3 +91,29 @@ def test_bars_are_on_stderr_and_only_where_asked(checkpoints, labelled, tmp_path
         told = capsys.readouterr()
         assert told.out == ""
         assert ("steps: 100%" in told.err) == (progress is True)
+
+
+def test_a_hub_id_brings_its_files_along(
+    sentence_encoder, scored_pairs, tmp_path, monkeypatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: str(sentence_encoder)
+    )
+    train("someone/encoder", "int8-embedding", scored_pairs, tmp_path / "out", changes=SHORT)
+    for name in ("modules.json", "1_Pooling/config.json"):
+        assert (tmp_path / "out" / name).is_file()
+
+
+def test_pooling_can_be_said_beside_the_recipe(checkpoints, scored_pairs, tmp_path) -> None:
+    import json
+
+    arguments = (checkpoints["bert"], "int8-embedding", scored_pairs)
+    with pytest.raises(ValueError, match="--pooling mean"):
+        train(*arguments, tmp_path / "out", changes=SHORT)
+    with pytest.raises(ValueError, match="pooling 'max': expected one of auto, mean, cls"):
+        train(*arguments, tmp_path / "out", changes=SHORT, pooling="max")  # type: ignore[arg-type]
+    train(*arguments, tmp_path / "out", changes=SHORT, pooling="cls")
+    record = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert record["arguments"]["pooling"] == "cls"
