@@ -49,7 +49,8 @@ def train(
         seed: of new heads, batches, dropout and masks; the same seed gives the same result on one
             machine.
         changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
-        resume: go on with an unfinished training, to the very result it would have had.
+        resume: go on with an unfinished training, to the very result it would have had; there
+            must be one.
         given: stage -> directory of a model that stands for the stage's; it is not trained.
         device: where to train.
         pooling: how an encoder without a head makes one vector of a text, instead of the recipe's.

@@ -117,3 +117,9 @@ def test_pooling_can_be_said_beside_the_recipe(checkpoints, scored_pairs, tmp_pa
     train(*arguments, tmp_path / "out", changes=SHORT, pooling="cls")
     record = json.loads((tmp_path / "out" / "compression.json").read_text())
     assert record["arguments"]["pooling"] == "cls"
+
+
+def test_there_must_be_a_training_to_go_on_with(checkpoints, labelled, tmp_path) -> None:
+    with pytest.raises(ValueError, match="out.training: holds no unfinished training"):
+        train(checkpoints["bert"], "dense", labelled, tmp_path / "out", changes=SHORT, resume=True)
+    assert not list(tmp_path.iterdir())
