@@ -6,12 +6,50 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from ...checkpoints import Checkpoint, CheckpointError, open_checkpoint
+from ...checkpoints.layouts import stated_quantization, unused_layers
+from ..oneshot.loading import refuse_changed_layers
+
 _PARTS = (
     *("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*"),
     *("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
     *("*.model", "1_Pooling/config.json"),
 )
 """Of a checkpoint, what the result of a training depends on."""
+
+
+def check_source(directory: Path) -> None:
+    """Refuse a checkpoint whose files are not the float weights that transformers would train.
+
+    Raises:
+        CheckpointError: it is packed or quantized, lacks heads, or is of a layout that transformers
+            would misread.
+    """
+    checkpoint = open_checkpoint(directory)
+    refuse_changed_layers(checkpoint)
+    _refuse_layouts(checkpoint, {unused_layers.LAYOUT.name})
+
+
+def check_given(directory: Path) -> None:
+    """The same for a model that stands for a stage; it may be what a quantizing stage has written.
+
+    Raises:
+        CheckpointError: as :func:`check_source`.
+    """
+    checkpoint = open_checkpoint(directory)
+    if any(found.layout != stated_quantization.LAYOUT.name for found in checkpoint.recognised):
+        refuse_changed_layers(checkpoint)
+    _refuse_layouts(checkpoint, {unused_layers.LAYOUT.name, stated_quantization.LAYOUT.name})
+
+
+def _refuse_layouts(checkpoint: Checkpoint, read: set[str]) -> None:
+    others = [found.layout for found in checkpoint.recognised if found.layout not in read]
+    if others:
+        raise CheckpointError(
+            f"{checkpoint.directory.name}: its weights are stored as {', '.join(others)}, which a "
+            "recipe does not read; write them plainly first: sparse-runtime convert, then export "
+            "--form FORM"
+        )
 
 
 def digest(directory: Path) -> str:

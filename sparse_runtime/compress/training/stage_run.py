@@ -25,6 +25,7 @@ from .pruners import PRUNERS, Pruner
 from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
 from .selection import pruning_targets
+from .sources import check_given, check_source
 from .stage_training import Models, StageTraining
 from .task_data import evaluation_texts, training_texts
 from .terms import distillation_terms
@@ -58,7 +59,8 @@ class StageRunner:
         given: stage -> directory of a model that stands for the stage's.
 
     Raises:
-        ValueError: a given stage is not in the recipe, or is its last.
+        ValueError: a given stage is not in the recipe, or is its last; or a model is quantized,
+            packed, or stored in a way that transformers would misread.
     """
 
     def __init__(
@@ -83,6 +85,9 @@ class StageRunner:
                     f"stage {name!r}: a model can be given for {', '.join(earlier) or 'none'} "
                     f"of recipe {recipe.name!r}; the last stage makes the result"
                 )
+        check_source(source)
+        for directory in self.given.values():
+            check_given(directory)
         self.tokenizer = load_tokenizer(source)
         self._stages = {stage.name: stage for stage in recipe.stages}
         embeds = any(stage.task == "embedding" for stage in recipe.stages)

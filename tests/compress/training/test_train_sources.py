@@ -120,6 +120,37 @@ def test_pooling_can_be_said_beside_the_recipe(checkpoints, scored_pairs, tmp_pa
 
 
 def test_there_must_be_a_training_to_go_on_with(checkpoints, labelled, tmp_path) -> None:
-    with pytest.raises(ValueError, match="out.training: holds no unfinished training"):
+    with pytest.raises(ValueError, match=r"out\.training: holds no unfinished training"):
         train(checkpoints["bert"], "dense", labelled, tmp_path / "out", changes=SHORT, resume=True)
     assert not list(tmp_path.iterdir())
+
+
+def test_only_floats_are_trained(
+    checkpoints, sentence_encoder, labelled, scored_pairs, tmp_path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    import sparse_runtime as sr
+
+    def refused(message: str, model: Path, **given: Path) -> None:
+        out, recipe = tmp_path / "never", "gradual-magnitude-distilled"
+        with pytest.raises(ValueError, match=message):
+            train(model, recipe, labelled, out, changes=SHORT, given=given)
+        assert not out.exists()
+
+    int8, encoder = tmp_path / "int8", checkpoints["bert"]
+    train(sentence_encoder, "int8-embedding", scored_pairs, int8, changes=SHORT)
+    refused("int8: its linear layers are integers already", int8)
+    packed = tmp_path / "packed"
+    sr.convert(encoder, packed, progress=False)
+    refused("packed", packed)
+    refused("packed", encoder, teacher=packed)
+    # torch.nn.utils.prune: transformers would find no weight in the pair.
+    pruned = shutil.copytree(encoder, tmp_path / "pruned")
+    tensors = load_file(pruned / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    weight = tensors.pop(name)
+    tensors |= {f"{name}_orig": weight, f"{name}_mask": torch.ones_like(weight)}
+    save_file(tensors, pruned / "model.safetensors", metadata={"format": "pt"})
+    refused("stored as torch.nn.utils.prune, which a recipe does not read", pruned)
