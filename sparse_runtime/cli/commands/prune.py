@@ -25,7 +25,7 @@ from .prune_search import (
 _ONE_SHOT = (
     *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
-    *("batch_size", "state", "revision", "local_files_only"),
+    *("batch_size", "state"),
 )
 _RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "pooling", "device")
 
@@ -157,6 +157,8 @@ def prune(
             pooling=pooling,
             device=device,
             progress=progress,
+            revision=revision,
+            local_files_only=local_files_only,
         )
         show(trained, as_json)
         return

@@ -25,6 +25,8 @@ def by_recipe(
     pooling: str | None,
     device: str | None,
     progress: bool | None,
+    revision: str | None,
+    local_files_only: bool,
 ) -> TrainReport:
     """Read the data and train.
 
@@ -43,6 +45,8 @@ def by_recipe(
         pooling: "auto", "mean" or "cls"; None is the recipe's.
         device: where to train; None is the CPU.
         progress: show progress bars on stderr; None shows them where that is a terminal.
+        revision: of a hub id.
+        local_files_only: use what is cached and never the network.
 
     Raises:
         ValueError: as ``load_data`` and ``train`` do, or a text of ``given`` is of another form.
@@ -62,6 +66,8 @@ def by_recipe(
         save_every=save_every,
         pooling=cast("Pooling | None", pooling),  # checked there
         progress=progress,
+        revision=revision,
+        local_files_only=local_files_only,
     )
 
 

@@ -37,6 +37,8 @@ def train(
     save_every: int | None = None,
     log_every: int = 50,
     progress: bool | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> TrainReport:
     """Compress a model by training.
 
@@ -57,9 +59,12 @@ def train(
         save_every: optimizer steps between checkpoints; None keeps whole stages alone.
         log_every: optimizer steps between entries of the log.
         progress: show progress bars on stderr; None shows them where that is a terminal.
+        revision: of a hub id, a branch, tag or commit.
+        local_files_only: of a hub id, use what is cached and never the network.
 
     Raises:
-        ValueError: the recipe, the data and the model do not fit each other.
+        ValueError: the recipe, the data and the model do not fit each other, or this machine has
+            no such device.
         FileExistsError: ``out_dir`` exists.
         ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
     """
@@ -83,9 +88,10 @@ def train(
         recipe = replace(recipe, pooling=pooling)
     if not isinstance(data, Data):
         data = load_data(data)
-    source = locate(model)
+    chosen = _device(device)
+    source = locate(model, revision=revision, local_files_only=local_files_only)
     directories = given_directories(given or {})
-    runner = StageRunner(source, recipe, data, seed, torch.device(device), directories)
+    runner = StageRunner(source, recipe, data, seed, chosen, directories)
     plan = {
         "model": digest(source),
         "given": {stage: digest(place) for stage, place in directories.items()},
@@ -104,3 +110,17 @@ def train(
     workspace.remove()
     seconds = time.perf_counter() - started
     return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r}: expected cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise ValueError(
+            f"device {str(device)!r}: PyTorch sees {count} CUDA devices here; say --device cpu, or "
+            "install a PyTorch with CUDA"
+        )
+    return chosen

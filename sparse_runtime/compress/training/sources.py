@@ -48,7 +48,7 @@ def _refuse_layouts(checkpoint: Checkpoint, read: set[str]) -> None:
         raise CheckpointError(
             f"{checkpoint.directory.name}: its weights are stored as {', '.join(others)}, which a "
             "recipe does not read; write them plainly first: sparse-runtime convert, then export "
-            "--form FORM"
+            "--form hugging-face"
         )
 
 
