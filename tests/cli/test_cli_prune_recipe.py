@@ -55,11 +55,25 @@ def test_a_recipe_from_the_command_line(folder, tmp_path) -> None:
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
+    # Without --quiet, where transformers' own bar would write its log to stdout.
+    parts = ["--model", folder / "model", "--data", folder / "all.csv", "--out", tmp_path / "out"]
+    more = ("--recipe", "dense", "--set", "teacher.steps=2", "--json")
+    done = CliRunner().invoke(app, [str(part) for part in ("prune", *parts, *more)])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["recipe"] == "dense"
+    assert "steps" not in done.stderr and "it/s" not in done.stderr  # no terminal, no bar
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (("--recipe", "sparsebrt"), "did you mean 'sparsebert'"),
         (("--recipe", "dense", "--set", "prune.steps=2"), "no stage 'prune'"),
+        (("--recipe", "dense", "--pooling", "max"), "expected one of auto, mean, cls"),
+        (("--recipe", "dense", "--device", "cuda:99"), "device 'cuda:99': PyTorch sees"),
+        (("--recipe", "dense", "--device", "gpu"), "device 'gpu': expected cpu, cuda or cuda:N"),
+        (("--recipe", "dense", "--stage", "teacher=nodir"), "nodir: no such directory"),
         (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
     ],
 )
@@ -75,3 +89,21 @@ def test_options_of_the_one_shot_half_are_refused(folder, tmp_path) -> None:
     assert done.exit_code == 1 and "--to: a recipe says this itself" in done.stderr
     done = command(folder, tmp_path / "out", "--to", "2:4", "--resume")
     assert done.exit_code == 1 and "give --recipe" in done.stderr
+
+
+def test_a_hub_id_is_taken_at_its_revision(folder, tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(repo_id, **more):
+        asked.append((repo_id, more["revision"], more["local_files_only"]))
+        return str(folder / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    parts = ["--model", "some/one", "--data", folder / "all.csv", "--out", tmp_path / "out", "-q"]
+    more = ("--recipe", "dense", "--set", "teacher.steps=1", "--revision", "v2")
+    command = ("prune", *parts, *more, "--local-files-only")
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.stderr
+    assert asked and {*asked} == {("some/one", "v2", True)}

@@ -127,3 +127,14 @@ def test_refusals() -> None:
         ToIntegers(ValueSpec("fp16"))
     with pytest.raises(ValueError, match="'max' or 'search'"):
         ToIntegers(ValueSpec("int8"), "mean")
+
+
+def test_a_ranking_across_scales_is_not_the_nearest() -> None:
+    # The module says so: 0.75 goes, though leaving out 0.9 on its row's coarse grid costs less.
+    weight = torch.tensor([[10.0, 0.9], [0.8, 0.75]])
+    values = ValueSpec("int4", "row")
+    done = projection(Structure.parse("unstructured"), 0.25, values)(weight)
+    assert (done == 0).tolist() == [[False, False], [False, True]]
+    other = ToIntegers(values)(weight * torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert (weight - done).square().sum() == pytest.approx(0.842, abs=1e-3)
+    assert (weight - other).square().sum() == pytest.approx(0.8125, abs=1e-3)

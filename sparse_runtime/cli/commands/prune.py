@@ -25,9 +25,9 @@ from .prune_search import (
 _ONE_SHOT = (
     *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
-    *("batch_size", "state", "revision", "local_files_only"),
+    *("batch_size", "state"),
 )
-_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "device")
+_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "pooling", "device")
 
 
 def prune(
@@ -122,6 +122,13 @@ def prune(
     save_every: Annotated[
         int, typer.Option(min=1, help="Recipe: steps between what --resume goes on from.")
     ] = 500,
+    pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe: how an encoder makes a vector of a text: auto, mean or cls.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     device: Device = None,
     revision: Revision = None,
     local_files_only: LocalFilesOnly = False,
@@ -133,7 +140,12 @@ def prune(
 
     Without a recipe in one pass over calibration texts; with --recipe by training.
     """
+<<<<<<< HEAD
     quiet_transformers(bars=not quiet)
+=======
+    quiet_transformers()
+    progress = False if quiet else None
+>>>>>>> y-train
     if recipe is not None:
         _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
@@ -148,13 +160,15 @@ def prune(
             seed=seed,
             resume=resume,
             save_every=save_every,
+            pooling=pooling,
             device=device,
-            progress=not quiet,
+            progress=progress,
+            revision=revision,
+            local_files_only=local_files_only,
         )
         show(trained, as_json)
         return
     _refuse(context, _RECIPE, "belongs to training; give --recipe")
-    progress = False if quiet else None
     report = one_shot(
         model,
         out,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ...compress.training import TrainReport
+    from ...compress.training.recipe import Pooling
 
 
 def by_recipe(
@@ -21,8 +22,11 @@ def by_recipe(
     seed: int,
     resume: bool,
     save_every: int,
+    pooling: str | None,
     device: str | None,
-    progress: bool,
+    progress: bool | None,
+    revision: str | None,
+    local_files_only: bool,
 ) -> TrainReport:
     """Read the data and train.
 
@@ -38,8 +42,11 @@ def by_recipe(
         seed: of the run.
         resume: go on with an unfinished training.
         save_every: steps between checkpoints.
+        pooling: "auto", "mean" or "cls"; None is the recipe's.
         device: where to train; None is the CPU.
-        progress: show progress bars.
+        progress: show progress bars on stderr; None shows them where that is a terminal.
+        revision: of a hub id.
+        local_files_only: use what is cached and never the network.
 
     Raises:
         ValueError: as ``load_data`` and ``train`` do, or a text of ``given`` is of another form.
@@ -57,7 +64,10 @@ def by_recipe(
         given=_pairs(given),
         device=device or "cpu",
         save_every=save_every,
+        pooling=cast("Pooling | None", pooling),  # checked there
         progress=progress,
+        revision=revision,
+        local_files_only=local_files_only,
     )
 
 

@@ -25,17 +25,8 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     """
     import transformers
 
+    refuse_changed_layers(checkpoint)
     where = checkpoint.directory.name
-    if checkpoint.linears:
-        raise CheckpointError(
-            f"{where}: its linear layers are integers already ({checkpoint.layout}); prune the "
-            "float checkpoint that it was made from"
-        )
-    if checkpoint.absent or checkpoint.head_size is not None:
-        raise CheckpointError(
-            f"{where}: lacks heads or halves of layers ({checkpoint.layout}), which transformers' "
-            "own classes cannot hold; prune the checkpoint that it was made from"
-        )
     cls = _class_of(checkpoint, transformers)
     config = transformers.AutoConfig.for_model(**checkpoint.config)
     # The model takes the tensors as they are, and what is changed in place must not be the file's.
@@ -59,6 +50,25 @@ def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
     return model.eval()
 
 
+def refuse_changed_layers(checkpoint: Checkpoint) -> None:
+    """Raise where transformers' own classes cannot hold a checkpoint's layers as floats.
+
+    Raises:
+        CheckpointError: the layers are integers already or smaller than the config says.
+    """
+    where = checkpoint.directory.name
+    if checkpoint.linears:
+        raise CheckpointError(
+            f"{where}: its linear layers are integers already ({checkpoint.layout}); prune the "
+            "float checkpoint that it was made from"
+        )
+    if checkpoint.absent or checkpoint.head_size is not None:
+        raise CheckpointError(
+            f"{where}: lacks heads or halves of layers ({checkpoint.layout}), which transformers' "
+            "own classes cannot hold; prune the checkpoint that it was made from"
+        )
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a checkpoint.
 
@@ -70,8 +80,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     # Without files, transformers makes an empty tokenizer that knows no word.
     if not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
         raise CheckpointError(
-            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), which calibration "
-            "texts need; save the tokenizer into the model's directory"
+            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), without "
+            "which texts cannot be read; save the tokenizer into the model's directory"
         )
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 

@@ -6,18 +6,15 @@ may hold ``texts.txt`` for what needs no labels. A single file is the training p
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-_LABELS = ("label", "category", "score")
-_SECOND = ("text2", "sentence2")
-_FIRST = ("text", "sentence", "text1", "sentence1")
+from .rows import FIRST, LABELS, READERS, SECOND, reader
+
 _PARTS = ("train", "dev", "test")
 _UNLABELLED = "texts.txt"
 
@@ -182,11 +179,11 @@ class _Raw:
 
 def _find(path: Path) -> dict[str, Path]:
     if not path.is_dir():
-        _reader(path)
+        reader(path)
         return {"train": path}
     found: dict[str, Path] = {}
     for name in _PARTS:
-        files = [path / f"{name}{suffix}" for suffix in _READERS if suffix != ".txt"]
+        files = [path / f"{name}{suffix}" for suffix in READERS if suffix != ".txt"]
         files = [file for file in files if file.is_file()]
         if len(files) > 1:
             raise ValueError(f"{path}: expected one {name} file, got {[f.name for f in files]}")
@@ -197,16 +194,16 @@ def _find(path: Path) -> dict[str, Path]:
 
 def _read(path: Path) -> _Raw:
     try:
-        rows = list(_reader(path)(path))
+        rows = list(reader(path)(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file first") from error
     if not rows:
         raise ValueError(f"{path}: expected rows, got none")
-    first = _column(rows[0], _FIRST)
-    second, label = _column(rows[0], _SECOND), _column(rows[0], _LABELS)
+    first = _column(rows[0], FIRST)
+    second, label = _column(rows[0], SECOND), _column(rows[0], LABELS)
     if first is None:
         raise ValueError(
-            f"{path}: expected a column {', '.join(_FIRST)}; got {', '.join(map(str, rows[0]))}"
+            f"{path}: expected a column {', '.join(FIRST)}; got {', '.join(map(str, rows[0]))}"
         )
     try:
         return _Raw(
@@ -221,61 +218,6 @@ def _read(path: Path) -> _Raw:
 
 def _column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return next((name for name in names if name in row), None)
-
-
-def _reader(path: Path) -> Callable[[Path], Iterator[dict[str, Any]]]:
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: expected a folder or a file {', '.join(_READERS)}")
-    return _READERS[path.suffix]
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            yield _full(row, path, number)
-
-
-def _tsv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        for number, row in enumerate(reader, 2):
-            yield _full(row, path, number)
-
-
-def _full(row: dict[Any, Any], path: Path, number: int) -> dict[str, Any]:
-    # DictReader puts what is too much under None, and None where there is too little.
-    if None in row or None in row.values():
-        raise ValueError(f"{path}: row {number} has another number of columns than the header")
-    return row
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}: line {number}: expected an object, got {line[:40]!r}")
-            yield row
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for line in file:
-            if line.strip():
-                yield {"text": line.strip()}
-
-
-_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-    ".csv": _csv,
-    ".tsv": _tsv,
-    ".jsonl": _jsonl,
-    ".txt": _lines,
-}
 
 
 def _label_names(train: _Raw) -> tuple[str, ...] | None:

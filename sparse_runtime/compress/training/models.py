@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ...checkpoints import locate
+from ..oneshot.loading import load_tokenizer as tokenizer_beside
+from .classes import checkpoint_classes, fit_head
 from .recipe import Task
 
 if TYPE_CHECKING:
@@ -35,7 +38,8 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
         dropout: of hidden states and attention while training; None leaves the checkpoint's.
 
     Returns:
-        The model; its attribute ``new_parameters`` lists what the checkpoint did not hold.
+        The model, its classes in the data's order whatever the checkpoint's is; its attribute
+        ``new_parameters`` lists what the checkpoint did not hold, or held for other classes.
 
     Raises:
         ValueError: the checkpoint lacks more than a head or pooler.
@@ -43,6 +47,7 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     from transformers import AutoConfig
 
     settings: dict[str, Any] = {}
+    named = checkpoint_classes(AutoConfig.from_pretrained(source))
     if task == "classification":
         if data.label_names is None:
             raise ValueError("task classification: the data has no classes; give labelled data")
@@ -71,7 +76,10 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     for name, value in usual.items():
         # Modules have taken theirs; what is written later is the checkpoint's own.
         setattr(model.config, name, value)
-    model.new_parameters = sorted(_missing(report))
+    new = _missing(report)
+    if task == "classification" and not any(_of_head(n) and "pooler" not in n for n in new):
+        new |= set(fit_head(model, named, names))
+    model.new_parameters = sorted(new)
     _refuse_new(model.new_parameters, str(source))
     if task == "embedding" and any("pooler" in name for name in model.new_parameters):
         # Sentence vectors do not go through it, and a random one must not be written.
@@ -105,14 +113,15 @@ def continue_from(model: nn.Module, earlier: nn.Module) -> None:
                 f"stage, got {'none' if other is None else list(other.shape)}; both stages need "
                 "one architecture"
             )
-    model.new_parameters = sorted(set(getattr(model, "new_parameters", ())) - set(copied))  # type: ignore[assignment]
+    trained = set(copied) - set(getattr(earlier, "new_parameters", ()))
+    model.new_parameters = sorted(set(getattr(model, "new_parameters", ())) - trained)  # type: ignore[assignment]
 
 
 def sentence_pooling(source: str | Path, wanted: str) -> str:
     """How a checkpoint makes one vector of a text.
 
     Args:
-        source: a directory of sentence-transformers, for "auto".
+        source: a directory of sentence-transformers or a hub id, for "auto".
         wanted: "mean", "cls" or "auto".
 
     Raises:
@@ -120,11 +129,11 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    path = Path(source) / _POOLING_FILE
+    path = locate(source) / _POOLING_FILE
     if not path.is_file():
         raise ValueError(
             f"pooling auto: {source} has no {_POOLING_FILE}; say pooling: mean or pooling: cls in "
-            "the recipe, or --pooling"
+            "the recipe, or --pooling mean, --pooling cls"
         )
     config = json.loads(path.read_text(encoding="utf-8"))
     modes = [key for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
@@ -139,10 +148,12 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    from transformers import AutoTokenizer
+    """The tokenizer of a checkpoint.
 
-    return AutoTokenizer.from_pretrained(source)
+    Raises:
+        CheckpointError: there is none.
+    """
+    return tokenizer_beside(locate(source))
 
 
 def _model_class(task: Task) -> Any:

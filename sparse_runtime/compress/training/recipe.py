@@ -6,11 +6,13 @@ stage gave, and the last stage's is the result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Task = Literal["classification", "regression", "masked_lm", "embedding"]
+Pooling = Literal["auto", "mean", "cls"]
 LearningRateSchedule = Literal["linear", "constant", "rewinding", "sawtooth"]
 
 MODEL = "model"
@@ -163,7 +165,7 @@ class Stage:
         weight_decay: of matrices, not of biases and norms.
         batch_size: examples of an optimizer step.
         accumulation: parts that a batch is cut into, to save memory.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; 0 leaves it as it is.
         max_length: tokens a text is cut to; null leaves it at the tokenizer's limit.
         dropout: of hidden states and attention; null leaves the model's own.
         length_grouping: put texts of like length into a batch.
@@ -213,12 +215,35 @@ class Stage:
                 f"stage {self.name!r}: batch_size {self.batch_size} must be a multiple of "
                 f"accumulation {self.accumulation}, both at least 1"
             )
+        self._check_ranges()
         if self.distillation is not None and self.teacher is None:
             raise ValueError(f"stage {self.name!r}: distillation needs a teacher")
         if self.task == "embedding" and self.teacher is None:
             raise ValueError(f"stage {self.name!r}: task embedding has no labels; give a teacher")
         if not self.name or "/" in self.name or self.name in (MODEL, ".", ".."):
             raise ValueError(f"stage name {self.name!r}: expected a word that can name a folder")
+
+    def _check_ranges(self) -> None:
+        # Written so that NaN is refused too.
+        fitting = {
+            "learning_rate": (0 < self.learning_rate < math.inf, "above 0"),
+            "final_learning_rate": (0 <= self.final_learning_rate < math.inf, "0 or more"),
+            "lr_cycles": (self.lr_cycles >= 1, "1 or more"),
+            "warmup": (0 <= self.warmup < 1, "a fraction from 0 to below 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
+            "clip": (0 <= self.clip < math.inf, "above 0, or 0 for no clipping"),
+            "max_length": (self.max_length is None or self.max_length >= 1, "1 or more, or null"),
+            "dropout": (
+                self.dropout is None or 0 <= self.dropout < 1,
+                "from 0 to below 1, or null",
+            ),
+            "mask_probability": (0 < self.mask_probability <= 1, "above 0 to 1"),
+        }
+        for key, (fits, expected) in fitting.items():
+            if not fits:
+                raise ValueError(
+                    f"stage {self.name!r}: {key}: expected {expected}, got {getattr(self, key)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -238,7 +263,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     paper: str = ""
     about: str = ""
-    pooling: Literal["auto", "mean", "cls"] = "auto"
+    pooling: Pooling = "auto"
 
     def __post_init__(self) -> None:
         if not self.stages:

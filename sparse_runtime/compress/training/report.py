@@ -93,6 +93,9 @@ class TrainReport:
         table = Table(title=f"{self.recipe}, seed {self.seed} -> {self.out_dir}")
         for column in ("stage", "task", "steps", "seconds", "zeros", "test"):
             table.add_column(column, justify="left" if column in ("stage", "task") else "right")
+        begun = any(stage.new_parameters for stage in self.stages)
+        if begun:
+            table.add_column("began random")
         for stage in self.stages:
             metrics = ", ".join(f"{name} {value:.4f}" for name, value in stage.metrics.items())
             table.add_row(
@@ -102,5 +105,6 @@ class TrainReport:
                 f"{stage.seconds:.1f}",
                 f"{stage.sparsity:.1%}",
                 metrics or "-",
+                *([", ".join(stage.new_parameters) or "-"] if begun else []),
             )
         return table

@@ -6,15 +6,18 @@ import importlib.util
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
+from ...checkpoints import locate
 from .data import Data, load_data
 from .reading import load_recipe
-from .recipe import Recipe
+from .recipe import Pooling, Recipe
 from .report import TrainReport
+from .sources import digest, given_directories
 from .stage_run import Pace, StageRunner
 from .workspace import Workspace
 
@@ -30,9 +33,12 @@ def train(
     resume: bool = False,
     given: Mapping[str, str | Path] | None = None,
     device: str | torch.device = "cpu",
+    pooling: Pooling | None = None,
     save_every: int | None = None,
     log_every: int = 50,
-    progress: bool = False,
+    progress: bool | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
 ) -> TrainReport:
     """Compress a model by training.
 
@@ -45,15 +51,20 @@ def train(
         seed: of new heads, batches, dropout and masks; the same seed gives the same result on one
             machine.
         changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
-        resume: go on with an unfinished training, to the very result it would have had.
+        resume: go on with an unfinished training, to the very result it would have had; there
+            must be one.
         given: stage -> directory of a model that stands for the stage's; it is not trained.
         device: where to train.
+        pooling: how an encoder without a head makes one vector of a text, instead of the recipe's.
         save_every: optimizer steps between checkpoints; None keeps whole stages alone.
         log_every: optimizer steps between entries of the log.
-        progress: show progress bars.
+        progress: show progress bars on stderr; None shows them where that is a terminal.
+        revision: of a hub id, a branch, tag or commit.
+        local_files_only: of a hub id, use what is cached and never the network.
 
     Raises:
-        ValueError: the recipe, the data and the model do not fit each other.
+        ValueError: the recipe, the data and the model do not fit each other, or this machine has
+            no such device.
         FileExistsError: ``out_dir`` exists.
         ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
     """
@@ -70,10 +81,24 @@ def train(
         recipe = load_recipe(recipe, changes)
     elif list(changes):
         raise ValueError("changes: a Recipe is complete; change it before, or give its content")
+    if pooling is not None:
+        if pooling not in get_args(Pooling):
+            words = ", ".join(get_args(Pooling))
+            raise ValueError(f"pooling {pooling!r}: expected one of {words}")
+        recipe = replace(recipe, pooling=pooling)
     if not isinstance(data, Data):
         data = load_data(data)
-    runner = StageRunner(model, recipe, data, seed, torch.device(device), given or {})
-    plan = {"recipe": recipe.to_dict(), "seed": seed, "data": data.fingerprint()}
+    chosen = _device(device)
+    source = locate(model, revision=revision, local_files_only=local_files_only)
+    directories = given_directories(given or {})
+    runner = StageRunner(source, recipe, data, seed, chosen, directories)
+    plan = {
+        "model": digest(source),
+        "given": {stage: digest(place) for stage, place in directories.items()},
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "data": data.fingerprint(),
+    }
     workspace = Workspace(out_dir, plan, resume=resume)
     pace = Pace(save_every, log_every, progress)
     try:
@@ -85,3 +110,17 @@ def train(
     workspace.remove()
     seconds = time.perf_counter() - started
     return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r}: expected cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise ValueError(
+            f"device {str(device)!r}: PyTorch sees {count} CUDA devices here; say --device cpu, or "
+            "install a PyTorch with CUDA"
+        )
+    return chosen

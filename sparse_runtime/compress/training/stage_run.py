@@ -17,6 +17,7 @@ from ..masks import baked_weight
 from ..patterns import sparsity
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
+from .classes import in_checkpoint_order
 from .data import Data
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
@@ -24,6 +25,7 @@ from .pruners import PRUNERS, Pruner
 from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
 from .selection import pruning_targets
+from .sources import check_given, check_source
 from .stage_training import Models, StageTraining
 from .task_data import evaluation_texts, training_texts
 from .terms import distillation_terms
@@ -37,19 +39,19 @@ class Pace:
     Attributes:
         save_every: optimizer steps between checkpoints; None keeps none.
         log_every: optimizer steps between entries of the log.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it where stderr is a terminal.
     """
 
     save_every: int | None = None
     log_every: int = 50
-    progress: bool = False
+    progress: bool | None = None
 
 
 class StageRunner:
     """Runs the stages of one recipe on one model and one set of data.
 
     Args:
-        source: the checkpoint that the recipe is applied to.
+        source: directory of the checkpoint that the recipe is applied to.
         recipe: its stages.
         data: to train and evaluate on.
         seed: of the run.
@@ -57,24 +59,25 @@ class StageRunner:
         given: stage -> directory of a model that stands for the stage's.
 
     Raises:
-        ValueError: a given stage is not in the recipe, or is its last.
+        ValueError: a given stage is not in the recipe, or is its last; or a model is quantized,
+            packed, or stored in a way that transformers would misread.
     """
 
     def __init__(
         self,
-        source: str | Path,
+        source: Path,
         recipe: Recipe,
         data: Data,
         seed: int,
         device: torch.device,
-        given: Mapping[str, str | Path],
+        given: Mapping[str, Path],
     ) -> None:
         self.source = source
         self.recipe = recipe
-        self.data = data
+        self.data = in_checkpoint_order(data, source)
         self.seed = seed
         self.device = device
-        self.given = {name: Path(path).expanduser() for name, path in given.items()}
+        self.given = dict(given)
         earlier = [stage.name for stage in recipe.stages[:-1]]
         for name in self.given:
             if name not in earlier:
@@ -82,6 +85,9 @@ class StageRunner:
                     f"stage {name!r}: a model can be given for {', '.join(earlier) or 'none'} "
                     f"of recipe {recipe.name!r}; the last stage makes the result"
                 )
+        check_source(source)
+        for directory in self.given.values():
+            check_given(directory)
         self.tokenizer = load_tokenizer(source)
         self._stages = {stage.name: stage for stage in recipe.stages}
         embeds = any(stage.task == "embedding" for stage in recipe.stages)
@@ -140,9 +146,8 @@ class StageRunner:
             workspace.checkpoints(stage.name),
             save_every=pace.save_every,
             log_every=pace.log_every,
-            progress=pace.progress,
         )
-        trainer = CompressionTrainer(training, pruner, arguments)
+        trainer = CompressionTrainer(training, pruner, arguments, progress=pace.progress)
         last = workspace.last_checkpoint(stage.name)
         began = time.perf_counter()
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -162,14 +167,13 @@ class StageRunner:
             "arguments": self.recipe.to_dict(),
             "seed": self.seed,
         }
-        source = Path(self.source)
         write_checkpoint(
             model,
             self.tokenizer,
             folder,
             record=record,
             # With its pipeline beside it, a model with a head would run as the bare encoder.
-            extra_files=source if stage.task == "embedding" and source.is_dir() else None,
+            extra_files=self.source if stage.task == "embedding" else None,
         )
 
     def _report(
@@ -210,8 +214,9 @@ class StageRunner:
         if teacher.new_parameters:
             raise ValueError(
                 f"stage {stage.name!r}: its teacher {stage.teacher!r} has no head for task "
-                f"{stage.task} ({teacher.new_parameters[0]} would be random); expected a stage of "
-                "that task"
+                f"{stage.task} and the data's classes ({teacher.new_parameters[0]} would be "
+                "random); expected a model of that task whose config.json names these classes in "
+                "id2label"
             )
         return teacher.to(self.device).eval().requires_grad_(False)
 

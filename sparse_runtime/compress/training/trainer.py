@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import (
     PrinterCallback,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -40,10 +42,16 @@ class CompressionTrainer(Trainer):
         training: the stage.
         pruner: drives sparsity; None trains without.
         arguments: as :func:`training_arguments` gives them.
+        progress: show a progress bar; None shows it where stderr is a terminal.
     """
 
     def __init__(
-        self, training: StageTraining, pruner: Pruner | None, arguments: TrainingArguments
+        self,
+        training: StageTraining,
+        pruner: Pruner | None,
+        arguments: TrainingArguments,
+        *,
+        progress: bool | None = False,
     ) -> None:
         self.training = training
         self.pruner = pruner
@@ -53,8 +61,11 @@ class CompressionTrainer(Trainer):
             train_dataset=training.texts,
             callbacks=[PrunerCallback(training, pruner)],
         )
-        # What is logged stays in the state's history, which the report keeps.
+        # Both print to stdout; what is logged stays in the state's history for the report.
         self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        if progress is not False:
+            self.add_callback(ProgressBar(progress))
         # The loss is the mean of each part of a batch; the trainer divides by their number.
         self.model_accepts_loss_kwargs = False
 
@@ -196,8 +207,42 @@ class PrunerCallback(TrainerCallback):
         state.log_history[-1].update(extra | (self.pruner.metrics() if self.pruner else {}))
 
 
+class ProgressBar(TrainerCallback):
+    """A bar of optimizer steps on stderr, and nothing anywhere else.
+
+    Args:
+        shown: None shows it where stderr is a terminal.
+    """
+
+    def __init__(self, shown: bool | None) -> None:
+        self.shown = shown
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The bar opens, at 0 or where a training goes on."""
+        hidden = None if self.shown is None else not self.shown
+        total, done = state.max_steps, state.global_step
+        self.bar = tqdm(total=total, initial=done, desc="steps", disable=hidden)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """A step."""
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The bar closes."""
+        if self.bar is not None:
+            self.bar.close()
+
+
 def training_arguments(
-    training: StageTraining, folder: Path, *, save_every: int | None, log_every: int, progress: bool
+    training: StageTraining, folder: Path, *, save_every: int | None, log_every: int
 ) -> TrainingArguments:
     """Arguments of transformers for a stage.
 
@@ -206,11 +251,10 @@ def training_arguments(
         folder: for checkpoints.
         save_every: steps between checkpoints; None saves none.
         log_every: steps between entries of the log.
-        progress: show a progress bar.
     """
     stage = training.stage
     # Another value makes transformers look for loggers that are installed.
-    reporting: Mapping[str, Any] = {"report_to": "none", "disable_tqdm": not progress}
+    reporting: Mapping[str, Any] = {"report_to": "none", "disable_tqdm": True}
     return TrainingArguments(
         output_dir=os.fspath(folder),
         max_steps=training.total_steps,

@@ -22,11 +22,12 @@ class Workspace:
 
     Args:
         out_dir: of the result.
-        plan: what the run is (recipe, seed, data); a run goes on only under the same.
+        plan: what the run is (models, recipe, seed, data); a run goes on only under the same.
         resume: go on with what is there.
 
     Raises:
-        ValueError: an unfinished training is there and ``resume`` is False, or its plan differs.
+        ValueError: an unfinished training is there and ``resume`` is False, or its plan differs; or
+            there is none and ``resume`` is True.
     """
 
     def __init__(self, out_dir: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
@@ -46,6 +47,11 @@ class Workspace:
                     "same, or remove the folder"
                 )
             return
+        if resume:
+            raise ValueError(
+                f"{self.folder}: holds no unfinished training to go on with; check the directory, "
+                "or leave --resume out to begin one"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
 

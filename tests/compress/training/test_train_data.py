@@ -50,6 +50,28 @@ def test_json_lines_and_numbered_labels(tmp_path) -> None:
     assert data.label_names == ("9", "10") and data.train.labels == (1, 0)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": null, "label": 1}', "line 2: text: expected a text, got None"),
+        ('{"text": 3, "label": 1}', "line 2: text: expected a text, got 3"),
+        ('{"text": "b", "label": null}', "line 2: label: expected a text or a number, got None"),
+        ('{"text": "b", "label": [1]}', r"line 2: label: expected a text or a number, got \[1\]"),
+    ],
+)
+def test_json_lines_hold_texts_and_labels(line, message, tmp_path) -> None:
+    (tmp_path / "all.jsonl").write_text(f'{{"text": "a", "label": 0, "note": null}}\n{line}\n')
+    with pytest.raises(ValueError, match=message):
+        load_data(tmp_path / "all.jsonl")
+
+
+def test_json_numbers_of_one_value_are_one_class(tmp_path) -> None:
+    lines = [f'{{"text": "a", "label": {label}}}' for label in ("1", "1.0", "0")]
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    data = load_data(tmp_path / "all.jsonl")
+    assert data.label_names == ("0", "1") and data.train.labels == (1, 1, 0)
+
+
 def test_labelled_lines_split_at_line_feeds_alone(tmp_path) -> None:
     (tmp_path / "x.all").write_bytes("1 good\x85 film\n0 bad\n".encode("iso-8859-1"))
     part = labelled_lines(tmp_path / "x.all", encoding="iso-8859-1")

@@ -48,7 +48,7 @@ def trained(training, pruner, folder: Path, watch):
         def on_step_end(self, args, state, control, **_):
             watch(state.global_step - 1)
 
-    arguments = training_arguments(training, folder, save_every=None, log_every=1, progress=False)
+    arguments = training_arguments(training, folder, save_every=None, log_every=1)
     trainer = CompressionTrainer(training, pruner, arguments)
     trainer.add_callback(Watch())
     trainer.train()

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
+from pathlib import Path
+
 import pytest
 
-from sparse_runtime.compress.training.reading import load_recipe, parse
+from sparse_runtime.compress.training.reading import load_recipe, parse, recipe_names
 from sparse_runtime.compress.training.recipe import Recipe, Schedule
+from sparse_runtime.compress.training.report import StageReport, TrainReport
 
 STAGE = {"name": "prune", "task": "classification", "epochs": 2}
 
@@ -124,3 +129,23 @@ def test_schedules_in_steps() -> None:
     assert (steps.begin, steps.end, steps.last, steps.every) == (10, 50, 99, 9)
     assert steps.is_update(99) and not steps.is_update(98)
     assert cubic(Schedule(begin=0, end=0, stop=0), 0.5, 7).value(0) == 0.5
+
+
+def test_the_documentation_lists_every_recipe(checkout_root) -> None:
+    text = (checkout_root / "docs" / "compress" / "training.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE)
+    assert sorted(rows) == recipe_names()
+
+
+def test_the_report_shows_what_began_random() -> None:
+    from rich.console import Console
+
+    def shown(*new: str) -> str:
+        stage = StageReport("tune", "classification", 1, 1.0, {}, {"a": 0.0}, new_parameters=new)
+        console = Console(width=200, record=True, file=io.StringIO())
+        console.print(TrainReport("own", Path("out"), 0, (stage,), 1.0))
+        return console.export_text()
+
+    text = shown("classifier.weight")
+    assert "began random" in text and "classifier.weight" in text
+    assert "began random" not in shown()

@@ -47,12 +47,10 @@ CASES = {
 def run(case, checkpoint, data, folder: Path, stop: int | None, resume: Path | None = None):
     """Trains to the end, or as far as ``stop``; returns the trainer."""
     recipe = parse({"name": "test", "stages": [{**STAGE, **copy.deepcopy(CASES[case])}]})
-    workspace = Workspace(folder / "out", {}, resume=True)
+    workspace = Workspace(folder / "out", {}, resume=(folder / "out.training").exists())
     runner = StageRunner(checkpoint, recipe, data, 0, torch.device("cpu"), {})
     training, pruner = runner.prepare(recipe.stages[0], workspace)
-    arguments = training_arguments(
-        training, folder / "saved", save_every=stop, log_every=5, progress=False
-    )
+    arguments = training_arguments(training, folder / "saved", save_every=stop, log_every=5)
     trainer = CompressionTrainer(training, pruner, arguments)
     if stop is not None:
         trainer.add_callback(_stop_at(stop))

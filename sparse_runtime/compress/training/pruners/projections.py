@@ -1,10 +1,12 @@
-"""Nearest matrices of a constraint: what ADMM pulls weights towards, and where it ends.
+"""Projections onto a constraint: what ADMM pulls weights towards, and where it ends.
 
 Each is a function of a matrix [out, in]. Sparsity keeps the largest magnitudes, which is the
 nearest matrix of the pattern; quantization rounds to the nearest multiple of a scale, which is the
-nearest matrix for that scale; sparsity, then quantization by the scales of what is kept, is the
-nearest for these scales too, because on a grid that is symmetric around 0 the error saved by
-keeping a weight grows with its magnitude.
+nearest matrix for that scale. Sparsity, then quantization by the scales of what is kept, is the
+nearest for these scales where weights are ranked against those of their own scale alone, because on
+a grid that is symmetric around 0 the error saved by keeping a weight grows with its magnitude.
+Where a ranking crosses scales (unstructured or blocks, with row or chunk scales) it need not be: a
+large weight on a coarse grid may save less than a small one on a fine grid.
 """
 
 from __future__ import annotations
