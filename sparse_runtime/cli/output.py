@@ -45,7 +45,6 @@ def _finite(value: Any) -> Any:
     return value
 
 
-<<<<<<< HEAD
 def quiet_transformers(*, bars: bool = True) -> None:
     """Keep transformers' reports of what it loads off the terminal; without ``bars`` all of it."""
     from transformers.utils import logging
@@ -55,11 +54,3 @@ def quiet_transformers(*, bars: bool = True) -> None:
         logging.enable_progress_bar()
     else:
         logging.disable_progress_bar()
-=======
-def quiet_transformers() -> None:
-    """Keep transformers' reports and bars of what it loads and writes off the terminal."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
->>>>>>> y-train

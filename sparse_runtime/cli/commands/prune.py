@@ -140,12 +140,8 @@ def prune(
 
     Without a recipe in one pass over calibration texts; with --recipe by training.
     """
-<<<<<<< HEAD
     quiet_transformers(bars=not quiet)
-=======
-    quiet_transformers()
     progress = False if quiet else None
->>>>>>> y-train
     if recipe is not None:
         _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
