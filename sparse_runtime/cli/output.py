@@ -46,11 +46,14 @@ def _finite(value: Any) -> Any:
 
 
 def quiet_transformers(*, bars: bool = True) -> None:
-    """Keep transformers' reports of what it loads off the terminal; without ``bars`` all of it."""
+    """Keep transformers' reports of what it loads off the terminal; without ``bars`` all of it.
+
+    Where stderr is no terminal there are no bars either.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    if bars:
+    if bars and sys.stderr.isatty():
         logging.enable_progress_bar()
     else:
         logging.disable_progress_bar()
