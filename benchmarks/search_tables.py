@@ -55,6 +55,7 @@ from sparse_runtime.compress.patterns import Pattern
 from sparse_runtime.compress.targets import component, encoder_linears
 from sparse_runtime.encoders import SparseModel
 from sparse_runtime.tools.layer_latency import Shape, latency_costs, measure_latency, pack_model
+from sparse_runtime.tools.verification.measures import spearman
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,17 +127,6 @@ def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:
     """[batch, features]: means over real tokens."""
     weights = mask.unsqueeze(-1).to(states)
     return (states * weights).sum(1) / weights.sum(1)
-
-
-def spearman(x: Tensor, y: Tensor) -> float:
-    """Spearman's rank correlation; ties take the mean of their ranks."""
-    return float(torch.corrcoef(torch.stack([_ranks(x), _ranks(y)]))[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, counts = values.double().unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts - 1) / 2)[inverse]
 
 
 def calibration_texts(count: int, seed: int = 0) -> list[str]:

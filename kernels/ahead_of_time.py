@@ -178,6 +178,14 @@ def markdown_table(kind: type, rows: list[Any]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
+def markdown_cells(kind: type, text: str) -> Iterator[list[str]]:
+    """The rows of :func:`markdown_table`, whose second column are numbers, in a page of text."""
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) == len(fields(kind)) and cells[1].isdigit():
+            yield cells
+
+
 def table(built: list[Compiled]) -> str:
     """Markdown, one row a kernel."""
     return markdown_table(Compiled, built)
@@ -186,11 +194,8 @@ def table(built: list[Compiled]) -> str:
 def read_table(text: str) -> list[Compiled]:
     """What :func:`table` wrote."""
     built = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if len(cells) == len(fields(Compiled)) and cells[1].isdigit():
-            case, capability, kernel, *numbers = cells
-            built.append(Compiled(case, int(capability), kernel, *map(int, numbers)))
+    for case, capability, kernel, *numbers in markdown_cells(Compiled, text):
+        built.append(Compiled(case, int(capability), kernel, *map(int, numbers)))
     return built
 
 

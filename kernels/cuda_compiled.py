@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from .ahead_of_time import RESOURCE_USAGE, SHARED_LIMITS, markdown_table
+from .ahead_of_time import RESOURCE_USAGE, SHARED_LIMITS, markdown_cells, markdown_table
 from .cuda_library import Library
 
 _BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
@@ -219,18 +219,15 @@ def table(built: list[Compiled]) -> str:
 def read_table(text: str) -> list[Compiled]:
     """What :func:`table` wrote."""
     built = []
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("| ").split("|")]
-        if len(cells) == len(fields(Compiled)) and cells[1].isdigit():
-            kernel, *numbers, instruction, count = cells
-            capability, threads, registers, spills, shared = map(int, numbers)
-            built.append(
-                Compiled(
-                    *(kernel, capability, threads, registers, spills, shared),
-                    instruction=instruction,
-                    count=int(count),
-                )
+    for kernel, *numbers, instruction, count in markdown_cells(Compiled, text):
+        capability, threads, registers, spills, shared = map(int, numbers)
+        built.append(
+            Compiled(
+                *(kernel, capability, threads, registers, spills, shared),
+                instruction=instruction,
+                count=int(count),
             )
+        )
     return built
 
 

@@ -15,7 +15,7 @@ from ..spec import ActivationSpec
 from .calibration import panel_seconds
 from .layouts import LayoutChoice, choose_layouts
 from .native import address, extension, rows_of, unavailable
-from .prepared_op import prepared_linear, register
+from .prepared_op import TracedLinear
 from .types import Candidate, LinearRequest, PreparedLinear
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PANEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Activations that may be computed in float32 inside and rounded at the door."""
 
 
-class PanelLinear(PreparedLinear):
+class PanelLinear(TracedLinear):
     """One or several layers that read the same input, held by C++.
 
     Attributes:
@@ -48,23 +48,13 @@ class PanelLinear(PreparedLinear):
             self.handle = _float_handle(request.name, weight, bias, self.choices)
         else:
             self.handle = _int8_handle(request, weight, bias, activations, self.choices)
-        self.key = register(self)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the device layouts, scales and bias."""
         return int(self.handle.bytes)
 
-    def forward(
-        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        # The dispatcher costs more than a small layer, so only traced calls go through it.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
-            return prepared_linear(x, self.key, self.out_features, activation, residual)
-        return self.run(x, activation, residual)
-
     def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        """:meth:`forward` without the dispatcher."""
         self.check(x, activation, residual)
         tokens = x.shape[0]
         rows = rows_of(x)

@@ -7,31 +7,42 @@ graph.
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from itertools import count
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .types import PreparedLinear
 
-class Runs(Protocol):
-    """A prepared layer."""
 
-    out_features: int
+class TracedLinear(PreparedLinear):
+    """A prepared layer that traced graphs see as the operator.
 
+    Attributes:
+        key: its number in this process, for as long as it lives.
+    """
+
+    def __init__(self, name: str, in_features: int, out_features: int) -> None:
+        super().__init__(name, in_features, out_features)
+        self.key = next(_KEYS)
+        _LAYERS[self.key] = self
+
+    def forward(
+        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        # The dispatcher costs more than a small layer, so only traced calls go through it.
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
+            return prepared_linear(x, self.key, self.out_features, activation, residual)
+        return self.run(x, activation, residual)
+
+    @abstractmethod
     def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        """Float [tokens, in] -> [tokens, out] in x's type."""
+        """:meth:`forward` without the dispatcher."""
 
 
-_LAYERS: weakref.WeakValueDictionary[int, Runs] = weakref.WeakValueDictionary()
+_LAYERS: weakref.WeakValueDictionary[int, TracedLinear] = weakref.WeakValueDictionary()
 _KEYS = count(1)
-
-
-def register(layer: Runs) -> int:
-    """A number for a layer, as long as it lives."""
-    key = next(_KEYS)
-    _LAYERS[key] = layer
-    return key
 
 
 @torch.library.custom_op("sparse_runtime::prepared_linear", mutates_args=())

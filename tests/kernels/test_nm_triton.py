@@ -8,10 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparse_runtime.kernels.linear.linear_triton import linear
-from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import accumulate
-from sparse_runtime.kernels.linear.tiles import Config, Workspace, workspace_needs
+from sparse_runtime.kernels.linear.tiles import Config
 from sparse_runtime.kernels.nm.layout import pack, unpack, word_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -84,25 +82,6 @@ def test_refused() -> None:
         pack(matrix, 3, 5)
 
 
-def multiply(x: Tensor, matrix: Tensor, n: int, m: int, config: Config) -> Tensor:
-    """float32 [tokens, out]: rows, int8 with scale 1 or floats, times a packed matrix."""
-    tokens, outputs = len(x), len(matrix)
-    out = torch.full((tokens, outputs), 7.0, device=DEVICE)
-    rows: Quantized | Tensor = x
-    epilogue = Epilogue()
-    if x.dtype == torch.int8:
-        rows = Quantized(x, x.stride(0), torch.ones(1, device=DEVICE), None, 0)
-        epilogue = Epilogue(weight_scale=torch.ones(outputs, device=DEVICE))
-    partials, counters = workspace_needs(tokens, outputs, config)
-    workspace = Workspace(
-        torch.empty(partials, device=DEVICE),
-        torch.zeros(counters, dtype=torch.int32, device=DEVICE),
-    )
-    weight = pack(matrix, n, m)
-    linear(rows, weight, epilogue, None, Target(out, outputs), "none", config, workspace)
-    return out
-
-
 CASES = [
     # tokens, out, in: one tile; several with parts left over, split; inputs off word and group
     (3, 16, 32, Config(16, 16, 32)),
@@ -114,22 +93,24 @@ CASES = [
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
 @pytest.mark.parametrize(("tokens", "outputs", "inputs", "config"), CASES)
 def test_integer_products_are_exact(
-    tokens: int, outputs: int, inputs: int, config: Config, n: int, m: int
+    multiply, tokens: int, outputs: int, inputs: int, config: Config, n: int, m: int
 ) -> None:
     matrix = random_matrix((outputs, inputs), n, m, torch.int8)
     matrix[outputs // 2] = 0
     x = random_matrix((tokens, inputs), 1, 1, torch.int8)
     expected = accumulate(x.cpu(), 0, matrix.cpu())
-    assert torch.equal(multiply(x, matrix, n, m, config).double().cpu(), expected)
+    assert torch.equal(
+        multiply(x, pack(matrix, n, m), len(matrix), config).double().cpu(), expected
+    )
 
 
 @pytest.mark.parametrize("kind", TYPES[1:])
 @pytest.mark.parametrize(("n", "m"), PATTERNS)
-def test_float_products(n: int, m: int, kind: torch.dtype) -> None:
+def test_float_products(multiply, n: int, m: int, kind: torch.dtype) -> None:
     tokens, outputs, inputs, config = CASES[2]
     matrix = random_matrix((outputs, inputs), n, m, kind)
     matrix[0] = torch.where(matrix[0] != 0, -0.0, 0.0)
     x = random_matrix((tokens, inputs), 1, 1, kind)
     # Parts of 2**12: every sum is exact in float32, in any order.
     expected = x.double() @ matrix.double().T
-    assert torch.equal(multiply(x, matrix, n, m, config).double(), expected)
+    assert torch.equal(multiply(x, pack(matrix, n, m), len(matrix), config).double(), expected)

@@ -8,10 +8,8 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from sparse_runtime.kernels.linear.linear_triton import linear
-from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.reference import accumulate
-from sparse_runtime.kernels.linear.tiles import Config, Workspace, workspace_needs
+from sparse_runtime.kernels.linear.tiles import Config
 from sparse_runtime.kernels.unstructured.layout import pack, unpack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -57,25 +55,6 @@ def test_strides_and_the_highest_bit() -> None:
     assert torch.equal(unpack(pack(matrix.T), (3, 64)), matrix.T)
 
 
-def multiply(x: Tensor, matrix: Tensor, config: Config) -> Tensor:
-    """float32 [tokens, out]: rows, int8 with scale 1 or floats, times a packed matrix."""
-    tokens, outputs = len(x), len(matrix)
-    out = torch.full((tokens, outputs), 7.0, device=DEVICE)
-    rows: Quantized | Tensor = x
-    epilogue = Epilogue()
-    if x.dtype == torch.int8:
-        rows = Quantized(x, x.stride(0), torch.ones(1, device=DEVICE), None, 0)
-        epilogue = Epilogue(weight_scale=torch.ones(outputs, device=DEVICE))
-    partials, counters = workspace_needs(tokens, outputs, config)
-    workspace = Workspace(
-        torch.empty(partials, device=DEVICE),
-        torch.zeros(counters, dtype=torch.int32, device=DEVICE),
-    )
-    target = Target(out, outputs)
-    linear(rows, pack(matrix), epilogue, None, target, "none", config, workspace)
-    return out
-
-
 CASES = [
     # tokens, out, in: one tile; several with parts left over; inputs off a word, split
     (3, 16, 32, Config(16, 16, 32)),
@@ -88,32 +67,34 @@ CASES = [
 @pytest.mark.parametrize("density", [0.0, 0.12, 1.0])
 @pytest.mark.parametrize(("tokens", "outputs", "inputs", "config"), CASES)
 def test_integer_products_are_exact(
-    tokens: int, outputs: int, inputs: int, config: Config, density: float
+    multiply, tokens: int, outputs: int, inputs: int, config: Config, density: float
 ) -> None:
     matrix = random_matrix((outputs, inputs), density, torch.int8)
     matrix[outputs // 2] = 0
     x = random_matrix((tokens, inputs), 1.0, torch.int8)
     expected = accumulate(x.cpu(), 0, matrix.cpu())
-    assert torch.equal(multiply(x, matrix, config).double().cpu(), expected)
+    assert torch.equal(multiply(x, pack(matrix), len(matrix), config).double().cpu(), expected)
 
 
 @pytest.mark.parametrize("kind", TYPES[1:])
 @pytest.mark.parametrize(("tokens", "outputs", "inputs", "config"), CASES[1:])
 def test_float_products(
-    tokens: int, outputs: int, inputs: int, config: Config, kind: torch.dtype
+    multiply, tokens: int, outputs: int, inputs: int, config: Config, kind: torch.dtype
 ) -> None:
     matrix = random_matrix((outputs, inputs), 0.2, kind)
     matrix[0] = -0.0
     x = random_matrix((tokens, inputs), 1.0, kind)
     # Parts of 2**12: every sum is exact in float32, in any order.
     expected = x.double() @ matrix.double().T
-    assert torch.equal(multiply(x, matrix, config).double(), expected)
+    assert torch.equal(multiply(x, pack(matrix), len(matrix), config).double(), expected)
 
 
-def test_a_wrong_bit_is_seen() -> None:
+def test_a_wrong_bit_is_seen(multiply) -> None:
     matrix = random_matrix((16, 64), 0.2, torch.int8)
     x = random_matrix((4, 64), 1.0, torch.int8)
     wrong = matrix.clone()
     wrong[7, 40] += 1
     config = Config(16, 16, 64)
-    assert not torch.equal(multiply(x, matrix, config), multiply(x, wrong, config))
+    assert not torch.equal(
+        multiply(x, pack(matrix), len(matrix), config), multiply(x, pack(wrong), len(wrong), config)
+    )

@@ -9,11 +9,10 @@ import torch
 
 from ...checkpoints import Checkpoint, CheckpointError
 from ...checkpoints.errors import listed
+from ...checkpoints.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -77,10 +76,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    # Without files, transformers makes an empty tokenizer that knows no word.
-    if not any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES):
+    if not has_tokenizer(directory):
         raise CheckpointError(
-            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}), without "
+            f"{directory.name}: no tokenizer ({', '.join(TOKENIZER_FILES)}), without "
             "which texts cannot be read; save the tokenizer into the model's directory"
         )
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...testing.ranks import ranks
 from .encoding import EncodedTexts
 from .forward import evaluating, run
 from .recipe import Task
@@ -76,13 +77,7 @@ def pearson(first: Tensor, second: Tensor) -> float:
 
 def spearman(first: Tensor, second: Tensor) -> float:
     """Rank correlation of two vectors; equal values share their mean rank."""
-    return pearson(_ranks(first), _ranks(second))
-
-
-def _ranks(values: Tensor) -> Tensor:
-    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
+    return pearson(ranks(first), ranks(second))
 
 
 def _predict(model: nn.Module, texts: EncodedTexts) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from .family import Family
 from .machine import Machine
-from .mma_families import TWO_OF_FOUR_GAIN, MmaDense
+from .mma_families import TWO_OF_FOUR_GAIN, MmaDense, two_of_four_bytes
 from .predict import Work
 from .problem import Problem
 
@@ -48,8 +48,7 @@ class MmaExact(MmaDense):
         return found
 
     def stored_bytes(self, problem: Problem) -> float:
-        metadata = problem.weights / 8  # two bits for each of the values that are kept
-        return (1 + problem.rest) * (problem.weights * problem.itemsize / 2 + metadata)
+        return (1 + problem.rest) * two_of_four_bytes(problem)
 
 
 EXACT_FAMILIES: tuple[Family, ...] = (MmaExact(),)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ...kernels.linear.configs import Workspace
 from ...kernels.linear.operands import Quantized, Target
 from ..native import rows_of
-from ..prepared_op import prepared_linear, register
-from ..types import LinearRequest, PreparedLinear
+from ..prepared_op import TracedLinear
+from ..types import LinearRequest
 from .choosing import Choice
 from .inputs import InputQuantizer
 from .layer_choice import choices_for
@@ -22,7 +22,7 @@ from .variants import Variant
 from .workspaces import workspace_for
 
 
-class CudaLinear(PreparedLinear):
+class CudaLinear(TracedLinear):
     """One or several layers that read the same input.
 
     Attributes:
@@ -54,7 +54,6 @@ class CudaLinear(PreparedLinear):
         )
         self._packed: dict[str, Any] = {}
         self._variants = [(choice.most_tokens, self._variant(choice, layers)) for choice in choices]
-        self.key = register(self)
 
     def _variant(self, choice: Choice, layers: StackedLayers) -> Variant:
         family, config, _ = choice.estimate
@@ -119,16 +118,7 @@ class CudaLinear(PreparedLinear):
                 f"{self.name}: expected x on {self._device}, where the layer is, got {x.device}"
             )
 
-    def forward(
-        self, x: Tensor, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        # The dispatcher costs more than a small layer, so only traced calls go through it.
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
-            return prepared_linear(x, self.key, self.out_features, activation, residual)
-        return self.run(x, activation, residual)
-
     def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
-        """:meth:`forward` without the dispatcher."""
         self.check(x, activation, residual)
         # Integers are computed with in float32; float64 has no kernels, and becomes float32.
         own = x.dtype if self._quantize is not None else self.dtype

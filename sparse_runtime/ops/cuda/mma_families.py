@@ -86,8 +86,13 @@ class MmaTwoOfFour(MmaDense):
         return super().rejects(problem)
 
     def stored_bytes(self, problem: Problem) -> float:
-        metadata = problem.weights / 8  # two bits for each of the values that are kept
-        return problem.weights * problem.itemsize / 2 + metadata
+        return two_of_four_bytes(problem)
+
+
+def two_of_four_bytes(problem: Problem) -> float:
+    """Of every weight in 2:4."""
+    metadata = problem.weights / 8  # two bits for each of the values that are kept
+    return problem.weights * problem.itemsize / 2 + metadata
 
 
 def _fits(structure: Structure) -> bool:

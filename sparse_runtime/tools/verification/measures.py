@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ...testing.ranks import ranks
+
 
 class DriftMeter:
     """Distance of changed numbers from the original ones, summed up batch by batch.
@@ -54,13 +56,6 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     lengths = norms[0] * norms[1]
     cosine = (a * b).sum(dim=1) / torch.where(lengths == 0, torch.ones_like(lengths), lengths)
     return torch.where(both_zero, torch.ones_like(cosine), cosine.clamp(-1, 1))
-
-
-def ranks(values: Tensor) -> Tensor:
-    """float64 [n]: rank of each of ``values`` [n], equal values sharing the mean of their ranks."""
-    _, group, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[group]
 
 
 def spearman(a: Tensor, b: Tensor) -> float:

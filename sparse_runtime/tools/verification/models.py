@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...checkpoints import Checkpoint
+from ...checkpoints.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 from ...encoders import SparseModel
 from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
@@ -46,7 +47,6 @@ _FIELDS = (
     "num_labels",
     "problem_type",
 )
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 
 def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> PretrainedConfig:
@@ -122,21 +122,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    # Without files, transformers makes an empty tokenizer that knows no word.
     if not has_tokenizer(directory):
         raise ValueError(
-            f"{directory.name}: no tokenizer ({', '.join(_TOKENIZER_FILES)}); save the tokenizer "
+            f"{directory.name}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer "
             "into the model's directory"
         )
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:
         raise ValueError(f"{directory.name}: its tokenizer does not load: {error}") from error
-
-
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a directory holds the files of a tokenizer."""
-    return any(any(directory.glob(pattern)) for pattern in _TOKENIZER_FILES)
 
 
 def check_same_tokens(

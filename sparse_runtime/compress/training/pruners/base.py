@@ -23,11 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from ...masks import Mask
 from ...schedules import CubicSparsity
 
 if TYPE_CHECKING:
@@ -77,6 +76,18 @@ class Pruner:
         self.model = model
         self.linears = dict(linears)
         self.training = training
+
+    def require_one_ranking(self) -> None:
+        """For methods that may rank all matrices together.
+
+        Raises:
+            ValueError: scope global, and patterns that differ.
+        """
+        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
+            raise ValueError(
+                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
+                "say scope uniform"
+            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Before the first step of an epoch."""
@@ -140,7 +151,14 @@ def cubic(schedule: Schedule, final: float, total: int) -> CubicSparsity:
     return CubicSparsity(min(schedule.initial, final), final, begin, end, stop, every)
 
 
-def mask_metrics(masks: Mapping[str, Mask]) -> dict[str, float]:
+class Masked(Protocol):
+    """A parametrization that prunes."""
+
+    mask: Tensor
+    """bool [out, in]"""
+
+
+def mask_metrics(masks: Mapping[str, Masked]) -> dict[str, float]:
     """Share of zeros over all masked matrices, as "sparsity"."""
     kept = sum(int(mask.mask.sum()) for mask in masks.values())
     return {"sparsity": 1 - kept / sum(mask.mask.numel() for mask in masks.values())}

@@ -115,11 +115,7 @@ class GroupLassoPruner(Pruner):
                     f"{name}: group lasso works on groups, got {pattern}; expected a structure "
                     "such as block:1x64@0.8"
                 )
-        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
-            raise ValueError(
-                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
-                "say scope uniform"
-            )
+        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         steps = round(self.settings.options.until * training.total_steps)
         self._removal = min(max(1, steps), training.total_steps - 1)

@@ -47,11 +47,7 @@ class MagnitudePruner(Pruner):
             ValueError: global scope with patterns that differ.
         """
         super().attach(model, linears, training)
-        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
-            raise ValueError(
-                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
-                "say scope uniform"
-            )
+        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         self._schedules = {
             pattern: cubic(self.settings.schedule, pattern.final_sparsity, training.total_steps)

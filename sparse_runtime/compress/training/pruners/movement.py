@@ -23,7 +23,7 @@ from ....spec import Structure
 from ...masks import WeightTransform, transforms
 from ...schedules import CubicSparsity
 from ..context import Training
-from .base import Pruner, cubic
+from .base import Pruner, cubic, mask_metrics
 
 _SINGLE = Structure("unstructured")
 
@@ -114,11 +114,26 @@ class MovementOptions:
     score_learning_rate: float = 1e-2
 
 
-class MovementPruner(Pruner):
+class ScorePruner(Pruner):
+    """What pruners with learned scores have in common."""
+
+    masks: dict[str, ScoredMask]
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """The scores, without weight decay."""
+        rate = self.settings.options.score_learning_rate
+        scores = [mask.scores for mask in self.masks.values()]
+        return [{"params": scores, "lr": rate, "weight_decay": 0.0}]
+
+    def metrics(self) -> dict[str, float]:
+        """Share of zeros over all matrices."""
+        return mask_metrics(self.masks)
+
+
+class MovementPruner(ScorePruner):
     """Keeps the top scores of each matrix, fewer and fewer on a cubic schedule ("top-K")."""
 
     Options = MovementOptions
-    masks: dict[str, ScoredMask]
 
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
@@ -155,22 +170,6 @@ class MovementPruner(Pruner):
             if step >= self._schedules[name].last:
                 mask.scores.grad = None
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The scores, without weight decay."""
-        rate = self.settings.options.score_learning_rate
-        scores = [mask.scores for mask in self.masks.values()]
-        return [{"params": scores, "lr": rate, "weight_decay": 0.0}]
-
-    def metrics(self) -> dict[str, float]:
-        """Share of zeros over all matrices."""
-        return {"sparsity": zeros(self.masks)}
-
-
-def zeros(masks: Mapping[str, ScoredMask]) -> float:
-    """Share of masked weights over all matrices."""
-    kept = sum(int(mask.mask.sum()) for mask in masks.values())
-    return 1 - kept / sum(mask.mask.numel() for mask in masks.values())
-
 
 @dataclass(frozen=True)
 class SoftMovementOptions(MovementOptions):
@@ -194,7 +193,7 @@ class SoftMovementOptions(MovementOptions):
             )
 
 
-class SoftMovementPruner(Pruner):
+class SoftMovementPruner(ScorePruner):
     """Keeps weights whose score passes a threshold, against a penalty on all scores.
 
     Threshold and penalty grow together, cubically, over the schedule. The sparsity is what emerges.
@@ -202,7 +201,6 @@ class SoftMovementPruner(Pruner):
 
     Options = SoftMovementOptions
     needs_pattern = False
-    masks: dict[str, ScoredMask]
 
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
@@ -237,16 +235,6 @@ class SoftMovementPruner(Pruner):
             return None
         means = [torch.sigmoid(mask.scores).mean() for mask in self.masks.values()]
         return weight * torch.stack(means).mean()
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """The scores, without weight decay."""
-        rate = self.settings.options.score_learning_rate
-        scores = [mask.scores for mask in self.masks.values()]
-        return [{"params": scores, "lr": rate, "weight_decay": 0.0}]
-
-    def metrics(self) -> dict[str, float]:
-        """Share of zeros over all matrices."""
-        return {"sparsity": zeros(self.masks)}
 
     def state_dict(self) -> dict[str, Any]:
         """How far threshold and penalty have grown; masks and scores are in the model."""

@@ -74,11 +74,7 @@ class ObertPruner(Pruner):
                     f"{name}: fisher_block {block} is no multiple of the {size} weights of a block "
                     f"of {pattern}; give one, such as {size * max(1, 32 // size)}"
                 )
-        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
-            raise ValueError(
-                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
-                "say scope uniform"
-            )
+        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         self._schedules: dict[Pattern, CubicSparsity] = {
             pattern: cubic(self.settings.schedule, pattern.final_sparsity, training.total_steps)
