@@ -24,6 +24,7 @@ from sparse_runtime.compress.training.reading import load_recipe, recipe_names
 from sparse_runtime.compress.training.recipe import MODEL, Recipe, Stage
 from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.task_data import evaluation_texts
+from sparse_runtime.compress.training.workspace import is_unfinished
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 MADE = "made.json"
@@ -165,7 +166,7 @@ class Maker:
             out,
             seed=self.seed,
             given=given,
-            resume=True,
+            resume=is_unfinished(out),
             save_every=500,
         )
         seconds = searching + sum(stage.seconds for stage in report.stages)

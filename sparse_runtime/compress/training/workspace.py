@@ -31,7 +31,7 @@ class Workspace:
     """
 
     def __init__(self, out_dir: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
-        self.folder = out_dir.with_name(f"{out_dir.name}.training")
+        self.folder = _folder(out_dir)
         file = self.folder / _PLAN
         text = json.dumps(plan, indent=2, sort_keys=True)
         if file.is_file():
@@ -96,6 +96,15 @@ class Workspace:
     def remove(self) -> None:
         """The training is done and its result written."""
         shutil.rmtree(self.folder)
+
+
+def is_unfinished(out_dir: Path) -> bool:
+    """Whether a training into this directory was begun and not ended."""
+    return (_folder(out_dir) / _PLAN).is_file()
+
+
+def _folder(out_dir: Path) -> Path:
+    return out_dir.with_name(f"{out_dir.name}.training")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from sparse_runtime.compress.training.reading import parse
 from sparse_runtime.compress.training.stage_run import StageRunner
 from sparse_runtime.compress.training.trainer import CompressionTrainer, training_arguments
-from sparse_runtime.compress.training.workspace import Workspace
+from sparse_runtime.compress.training.workspace import Workspace, is_unfinished
 
 STEPS = 10
 # 90 rows in batches of 32, cut in two: 3 steps an epoch, the last with a smaller batch. Step 5 is
@@ -47,7 +47,7 @@ CASES = {
 def run(case, checkpoint, data, folder: Path, stop: int | None, resume: Path | None = None):
     """Trains to the end, or as far as ``stop``; returns the trainer."""
     recipe = parse({"name": "test", "stages": [{**STAGE, **copy.deepcopy(CASES[case])}]})
-    workspace = Workspace(folder / "out", {}, resume=(folder / "out.training").exists())
+    workspace = Workspace(folder / "out", {}, resume=is_unfinished(folder / "out"))
     runner = StageRunner(checkpoint, recipe, data, 0, torch.device("cpu"), {})
     training, pruner = runner.prepare(recipe.stages[0], workspace)
     arguments = training_arguments(training, folder / "saved", save_every=stop, log_every=5)
