@@ -111,15 +111,17 @@ def quantize_rows_asymmetric(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if x.shape[1] == 0:
         zeros = torch.zeros(x.shape[0], dtype=torch.int32, device=x.device)
         return x.to(torch.int32), x.new_ones(x.shape[0]), zeros
-    low, high = x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)
+    # Both are NaN where a value is, and one of them is infinite where a value is.
+    low, high = x.amin(1), x.amax(1)
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    low, high = low.clamp_max(0), high.clamp_min(0)
     levels = torch.full_like(low, UINT8_MAX)
     scale = (high / levels - low / levels).clamp_min(torch.finfo(torch.float32).tiny)
     scale = torch.where(low == high, torch.ones_like(scale), scale)
     inverse = torch.ones_like(scale) / scale
-    finite = torch.isfinite(x).all(1)
     zero_point = (-low * inverse).round().clamp(0, UINT8_MAX)
-    q = ((x * inverse.unsqueeze(1)).round() + zero_point.unsqueeze(1)).clamp(0, UINT8_MAX)
-    q = torch.where(finite.unsqueeze(1), q, torch.zeros_like(q)).to(torch.int32)
+    q = (x * inverse.unsqueeze(1)).round_().add_(zero_point.unsqueeze(1)).clamp_(0, UINT8_MAX)
+    q = q.masked_fill_(~finite.unsqueeze(1), 0).to(torch.int32)
     zero_point = torch.where(finite, zero_point, torch.zeros_like(zero_point)).to(torch.int32)
     return q, torch.where(finite, scale, torch.full_like(scale, torch.nan)), zero_point
 
