@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,3 +44,29 @@ class QuantizedLinear:
     nbytes: int
     load: Callable[[], QuantizedValues]
     outputs: ActivationSpec | None = None
+
+    def centred(self) -> Tensor:
+        """int16 [out, in]: the integers minus their zero points, 0 where the weight is 0."""
+        stored = self.load()
+        weight = stored.weight.short()
+        if stored.zero_points is None:
+            return weight
+        return weight - self.values.spread(stored.zero_points.short(), *self.shape)
+
+    def select(self, rows: Tensor, columns: Tensor) -> QuantizedLinear:
+        """The layer with some of its outputs and inputs, its integers as they are.
+
+        Args:
+            rows: int64, ascending; of a chunk that shares a scale all rows or none.
+            columns: int64, ascending; of a group that shares a scale all columns or none.
+        """
+
+        def of(numbers: Tensor) -> Tensor:
+            return self.values.select(numbers, self.shape, rows, columns)
+
+        def load() -> QuantizedValues:
+            stored = self.load()
+            zero_points = None if stored.zero_points is None else of(stored.zero_points)
+            return QuantizedValues(stored.weight[rows][:, columns], of(stored.scales), zero_points)
+
+        return replace(self, shape=(len(rows), len(columns)), load=load)

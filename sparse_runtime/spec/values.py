@@ -132,3 +132,22 @@ class ValueSpec:
         if self.granularity == "chunk":
             scales = scales[torch.arange(rows, device=scales.device) // self.chunk_rows]
         return scales.unsqueeze(1)
+
+    def select(
+        self, scales: Tensor, shape: tuple[int, int], rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """The scales, or zero points, of some rows and columns of a weight.
+
+        Args:
+            scales: [``scale_count(*shape)``].
+            shape: (rows, columns) of the weight.
+            rows: int64, ascending; of a chunk all rows or none.
+            columns: int64, ascending; of a group all columns or none.
+
+        Returns:
+            [``scale_count(len(rows), len(columns))``].
+        """
+        height = {"tensor": shape[0], "chunk": self.chunk_rows}.get(self.granularity, 1)
+        width = self.group_cols or shape[1]
+        grid = scales.view(-1, -(-shape[1] // width))
+        return grid[(rows // height).unique()][:, (columns // width).unique()].flatten()

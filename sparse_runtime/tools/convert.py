@@ -24,14 +24,12 @@ from ..checkpoints import (
 )
 from ..checkpoints.errors import listed
 from ..formats import Compression, CompressionNote, PackedWeight
-from ..spec import FLOAT_DTYPES, ValueSpec
 from ..store import PackedLinear, PackedModel, save, size_report
 from .convert_report import ConvertReport, KeptTensor, LayerReport
-from .crop import Crop, plan_crop
-from .integers import pack_integers
+from .crop import Crop
+from .crop_plan import plan_crop
+from .integers import linear_shape, pack_integers, packed_values
 from .one_shot import METHOD, solve_checkpoint
-
-_FLOATS = {str(dtype).removeprefix("torch."): name for name, dtype in FLOAT_DTYPES.items()}
 
 
 def convert(
@@ -236,10 +234,10 @@ def _pack_one(
     try:
         if module in checkpoint.linears:
             linear = checkpoint.linears[module]
-            return *pack_integers(linear, policy.structure), linear.nbytes
+            return *pack_integers(cut.integers(module, linear), policy.structure), linear.nbytes
         if checkpoint.linears:
-            kept = _FLOATS[checkpoint.tensors.dtype(stored)]
-            policy = replace(policy, values=ValueSpec(kept), activations=None)
+            kept = packed_values(checkpoint, module, policy.values)
+            policy = replace(policy, values=kept, activations=None)
         packed, note = policy.apply(cut.weight(module, checkpoint.tensors[stored]))
         return packed, note, checkpoint.tensors.nbytes(stored)
     except CheckpointError:
@@ -272,20 +270,13 @@ def _bias(checkpoint: Checkpoint, module: str) -> Tensor | None:
     name = checkpoint.aliases.get(f"{module}.bias", f"{module}.bias")
     if name not in checkpoint.tensors:
         return None
-    rows = _shape(checkpoint, module)[0]
+    rows = linear_shape(checkpoint, module)[0]
     if checkpoint.tensors.shape(name) != (rows,):
         raise CheckpointError(
             f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
             f"{list(checkpoint.tensors.shape(name))}; the checkpoint is damaged"
         )
     return checkpoint.tensors[name].to(torch.float32)
-
-
-def _shape(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
-    if module in checkpoint.linears:
-        return checkpoint.linears[module].shape
-    weight = f"{module}.weight"
-    return checkpoint.tensors.shape(checkpoint.aliases.get(weight, weight))
 
 
 def _rest(checkpoint: Checkpoint, modules: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

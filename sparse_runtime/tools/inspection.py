@@ -22,7 +22,7 @@ from ..checkpoints import (
 from ..formats import observe
 from ..formats.detect import heads_without_nonzero
 from ..store import PackedModel, load
-from .crop import head_size_of
+from .crop_plan import head_size_of
 from .inspection_report import InspectReport, MatrixReport
 
 # Modules whose rows are the heads of an attention, and those whose columns are.

@@ -1,4 +1,4 @@
-"""Layers that a checkpoint states in integers: packed as they are, or as floats."""
+"""A checkpoint's linear layers as they are packed; those stated in integers keep these."""
 
 from __future__ import annotations
 
@@ -9,7 +9,32 @@ from torch import Tensor
 
 from ..checkpoints import Checkpoint, QuantizedLinear
 from ..formats import CompressionNote, PackedWeight, observe, pack
-from ..spec import LinearSpec, Structure
+from ..spec import FLOAT_DTYPES, LinearSpec, Structure, ValueSpec
+
+_FLOATS = {str(dtype).removeprefix("torch."): name for name, dtype in FLOAT_DTYPES.items()}
+
+
+def linear_shape(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
+    """Sizes of a layer's weight, without reading it."""
+    if module in checkpoint.linears:
+        return checkpoint.linears[module].shape
+    return checkpoint.tensors.shape(_stored(checkpoint, module))
+
+
+def packed_values(checkpoint: Checkpoint, module: str, asked: ValueSpec) -> ValueSpec:
+    """What a layer is packed in: what the source states, or else ``asked``.
+
+    Floats beside layers that the source states in integers keep their type.
+    """
+    if module in checkpoint.linears:
+        return checkpoint.linears[module].values
+    if not checkpoint.linears:
+        return asked
+    return ValueSpec(_FLOATS[checkpoint.tensors.dtype(_stored(checkpoint, module))])
+
+
+def _stored(checkpoint: Checkpoint, module: str) -> str:
+    return checkpoint.aliases.get(f"{module}.weight", f"{module}.weight")
 
 
 def pack_integers(
