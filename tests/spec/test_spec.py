@@ -8,6 +8,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -314,3 +315,27 @@ def test_bad_quantized_attention_is_refused_by_name(change: dict[str, Any], name
     for data in (None, [], {"query": None}):
         with pytest.raises(ValueError, match="attention: "):
             QuantizedAttention.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    ("scales", "rows", "columns"),
+    [
+        ("tensor", [1, 4], [0, 6]),
+        ("row", [1, 4], [0, 6]),
+        ("chunk:2", [2, 3, 4], [0, 6]),  # the second chunk of two rows, and the last one of one
+        ("group:3", [1, 4], [3, 4, 5, 6]),  # the second group of three columns, and the last one
+        ("group:9", [0], [2, 3]),
+        ("chunk:9", [0, 2], [2, 3]),
+    ],
+)
+def test_selected_scales_are_those_of_what_is_left(
+    scales: str, rows: list[int], columns: list[int]
+) -> None:
+    values, shape = ValueSpec.parse("int8", scales), (5, 7)
+    numbers = torch.arange(float(values.scale_count(*shape)))
+    at, across = torch.tensor(rows), torch.tensor(columns)
+    left = values.select(numbers, shape, at, across)
+    assert left.shape == (values.scale_count(len(rows), len(columns)),)
+    expected = values.spread(numbers, *shape).expand(shape)[at][:, across]
+    found = values.spread(left, len(rows), len(columns)).expand_as(expected)
+    assert torch.equal(found, expected)

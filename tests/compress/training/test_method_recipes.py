@@ -100,6 +100,31 @@ def test_packing_sees_what_each_method_left(
     assert cropped < 0.6 * sum(one.numel() for one in weights(heads).values())
 
 
+@pytest.mark.parametrize("activations", ["dynamic", "static"])
+def test_heads_removed_while_the_rest_is_quantized(
+    activations: str, checkpoints: Any, labelled: Any, tmp_path: Path
+) -> None:
+    quantization = f"{{weights: int8, scales: row, activations: {activations}}}"
+    out = run(
+        "cap-structured", checkpoints, labelled, tmp_path, f"prune.quantization={quantization}"
+    )
+    gone = {
+        name: int((one == 0).all(1).sum())
+        for name, one in weights(out).items()
+        if "intermediate" in name
+    }
+    report = sr.convert(out, tmp_path / "packed")
+    assert sum(layer.neurons for layer in report.cropped) == sum(gone.values()) > 0
+    assert {layer.values for layer in report.layers} == {"int8"}
+    sr.convert(out, tmp_path / "whole", crop="none")
+    ids = torch.arange(5, 25).view(2, 10)
+    models = [
+        sr.SparseModel.from_pretrained(tmp_path / name, backend="reference")
+        for name in ("packed", "whole")
+    ]
+    assert torch.equal(*(model(input_ids=ids)[0] for model in models))
+
+
 def test_variants_of_nxmiformer(checkpoints: Any, labelled: Any, tmp_path: Path) -> None:
     ste = "compress.pruning={method: masked-ste, structure: '2:4'}"
     masked = run("nxmiformer", checkpoints, labelled, tmp_path / "ste", ste)
