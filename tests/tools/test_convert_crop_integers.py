@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
@@ -304,19 +304,3 @@ def test_constants_are_not_folded_through_quantizers(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="crop 'fold': the source states integers; leave crop out"):
         convert(source, tmp_path / "out", crop="fold")
     assert not (tmp_path / "out").exists()
-
-
-def test_provenance_and_bytes(tmp_path: Path) -> None:
-    model = build(silent((1, 2), slice(0, 24)))
-    source = state_integers(model, tmp_path / "source", ValueSpec("int8"), DYNAMIC_UINT8)
-    converted(source, tmp_path)
-    assert store.load(tmp_path / "cropped").provenance["cropped"] == {
-        "encoder.layer.0": {"heads": [1, 2], "neurons": 24}
-    }
-    sizes = [
-        sum(t.nbytes for n, t in load_file(tmp_path / d / "model.safetensors").items() if FFN in n)
-        for d in ("whole", "cropped")
-    ]
-    # What goes: 2 heads of 16 rows and columns in four matrices, 24 neurons in two, their
-    # scales and biases; whole layers are stored by bitmask, which takes more.
-    assert sizes[1] < 0.75 * sizes[0]
