@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ HEAD, NEURONS = 16, 48
 ATTENTION, FFN = "encoder.layer.0.attention.", "encoder.layer.0."
 
 Edit = Callable[[dict[str, Tensor]], None]
-State = Callable[..., Path]
 
 
 def rows_of_heads(*heads: int) -> Tensor:
@@ -164,21 +164,13 @@ def test_whatever_shares_a_scale(
 def test_heads_and_neurons_of_which_one_side_is_zero(
     activations: ActivationSpec, outputs: ActivationSpec | None, tmp_path: Path
 ) -> None:
-    heads, neurons = rows_of_heads(2), slice(0, 20)
-    cases: dict[str, tuple[Edit, bool]] = {
-        "zero": (lambda state: silence(state, heads, neurons), True),
-        # The scale of a token counts numbers that nobody reads; one that is fixed does not.
-        "unread": (
-            lambda state: leave_unread(state, heads, neurons),
-            activations.scheme == "static",
-        ),
-    }
+    # The scale of a token counts numbers that nobody reads; one that is fixed does not.
+    cases = {"zero": (silence, True), "unread": (leave_unread, activations.scheme == "static")}
     for name, (edit, goes) in cases.items():
         folder = tmp_path / name
         folder.mkdir()
-        source = state_integers(
-            build(edit), folder / "source", ValueSpec("int8"), activations, outputs
-        )
+        model = build(partial(edit, heads=rows_of_heads(2), neurons=slice(0, 20)))
+        source = state_integers(model, folder / "source", ValueSpec("int8"), activations, outputs)
         assert converted(source, folder) == (((2,), 20) if goes else ((), 0))
         assert no_bit_differs(folder)
 
