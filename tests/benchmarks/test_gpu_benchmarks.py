@@ -120,8 +120,10 @@ def test_encoders_name_shapes_that_exist_and_the_yardstick_comes_first() -> None
     for model in encoders.MODELS:
         shape, _, values = model.split()
         assert load_shape(shape).linears and values in encoders.MAX_DRIFT
-    made = encoders.contenders(None, {})  # type: ignore[arg-type]  # makers run later
-    assert [name for name, _ in made][:2] == [encoders.YARDSTICK, "ours"]
+    for compiled in (False, True):
+        found = encoders.contenders(None, {}, compiled=compiled)  # makers run later
+        names = [name for name, _ in found]
+        assert names[:2] == [encoders.YARDSTICK, "ours"] and (len(names) > 2) == compiled
 
 
 def test_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
