@@ -1,4 +1,4 @@
-"""The GPU benchmarks' commands, line by line, where there is no GPU: what they measure is made up."""
+"""The GPU benchmarks' commands, line by line, without a GPU: what they measure is made up."""
 
 from __future__ import annotations
 
