@@ -39,6 +39,7 @@ from sparse_runtime.benchmarks.gpu.peers import (
 from sparse_runtime.benchmarks.gpu.records import append, error_line, results_path
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
+from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.linear import linear_cuda, linear_hopper
 from sparse_runtime.kernels.linear.linear_cuda import MmaConfig, MmaWeight
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
@@ -160,7 +161,8 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     if integer:
         yield "cublas int8 product", cublas_int8
     if structure.kind == "dense" or str(structure) == "2:4":
-        families = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
+        built = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
+        families = [family for family in built if cuda_loading.left_out(family) is None]
         # The dense kernel on the same weights is what the sparse one is compared with.
         for kind in dict.fromkeys(("dense", str(structure))):
             for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):

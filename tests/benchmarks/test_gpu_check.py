@@ -30,7 +30,8 @@ def check(root: Path, folder: Path, *options: str, **given: str) -> tuple[int, l
     python.write_text(INTERPRETER)
     python.chmod(0o755)
     log.write_text("")
-    own = {"PYTHON": str(python), "OUT": str(folder / "out"), "LOG": str(log), **given}
+    own = {"PYTHON": str(python), "OUT": str(folder / "out"), "LOG": str(log)}
+    own |= {"XDG_CACHE_HOME": str(folder / "cache"), **given}
     command = ["bash", str(root / "benchmarks/gpu_check.sh"), *options]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
     return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
@@ -56,8 +57,14 @@ def test_each_part_runs_its_driver_and_the_table_shows_results(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "gpu.jsonl").write_text('{"kind": "gpu_linear"}\n')
     (tmp_path / "out" / "cpu.jsonl").write_text('{"kind": "linear"}\n')
-    status, asked, _ = check(checkout_root, tmp_path, "--part", part, BUILD="0")
+    status, asked, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
     assert status == 0 and not any("setup.py" in line for line in asked)
+    # Kernels whose short test fails take no part, and are not asked again.
+    assert [line[-6:] for line in asked if "-m pytest" in line] == ["nd mma", "hopper"]
+    assert "left out: mma,hopper kernels" in said
+    _, again, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
+    assert "left out: mma,hopper kernels" in said
+    assert not any("-m pytest" in line for line in again)
     ran = [line for line in asked if line.startswith("-m sparse_runtime")]
     assert [DRIVERS[part] in line for line in ran] == [True, False, False]
     assert "gpu.step" in ran[1] and "gpu.view" in ran[2] and ran[2].endswith("out/gpu.jsonl")

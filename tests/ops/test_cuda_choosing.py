@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from sparse_runtime.kernels import cuda_loading
+from sparse_runtime.kernels.linear import linear_hopper
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import layer_choice, timings
 from sparse_runtime.ops.cuda.choosing import (
@@ -230,6 +232,19 @@ def test_clocks_come_from_the_driver(monkeypatch: pytest.MonkeyPatch, caplog: An
         monkeypatch.setattr("ctypes.CDLL", lambda name, silent=silent: Driver(silent))
         assert clocks_of(2) == H100_CLOCKS
     assert caplog.text.count("taken for an H100's: the driver gives 0 for attribute 36") == 2
+
+
+def test_the_environment_leaves_kernels_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_loading, "not_launched", lambda: None)
+    monkeypatch.setattr(linear_hopper, "missing", lambda: None)
+    families = (MmaDense(), HOPPER_FAMILIES[0])
+    problem = Problem("int8", 64, 64, "dense", 1.0)
+    assert [family.rejects(problem) for family in families] == [None, None]
+    reason = "SPARSE_RUNTIME_WITHOUT={} leaves it out"
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "hopper")
+    assert [family.rejects(problem) for family in families] == [None, reason.format("hopper")]
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "mma,hopper")
+    assert {family.rejects(problem) for family in families} == {reason.format("mma,hopper")}
 
 
 def test_explain_says_how_each_time_is_known_and_what_does_not_fit() -> None:

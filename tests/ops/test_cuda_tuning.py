@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 import sparse_runtime as sr
+from sparse_runtime.kernels.linear.tiles import Workspace
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import tuning
 from sparse_runtime.ops.cuda.families import FAMILIES
@@ -149,6 +150,18 @@ def test_a_configuration_that_fails_or_computes_something_else_is_not_used(
     monkeypatch.setattr(tuning.Trial, "wrong", lambda self: "the result is not PyTorch's")
     report = tune_requests([request_of()], timer=times({}), regimes=[16])
     assert report.timings == [] and len(report.failures) == 2
+
+
+def test_a_wrong_kernel_leaves_no_counts_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, family = stack_layers(request_of()), FAMILIES[0]
+    packed = family.pack(layers)
+    config = family.configs(packed, layers.problem, 16, H100)[0]
+    trial = Trial(family, config, layers, packed, 16)
+    assert trial.wrong() is None
+    trial._workspace = Workspace(None, torch.full((3,), 7, dtype=torch.int32))
+    trial.launch = lambda: None
+    assert trial.wrong() == "the result is not PyTorch's"
+    assert not trial._workspace.counters.any()
 
 
 @pytest.mark.parametrize("values", ["int8", "fp32"])
