@@ -45,7 +45,8 @@ fi
 
 wanted() { [[ $part == all || $part == "$1" ]]; }
 
-# Runs a step of at most so many seconds and appends a JSON line with its exit status.
+# Runs a step of at most so many seconds and appends a JSON line with its exit status. Steps leave a
+# minute of a part's ten for what comes before them.
 failed=0
 step() {
   local name=$1 seconds=$2 status=0
@@ -98,31 +99,32 @@ if wanted 2; then
     # Small cases, chosen for their edges: off-tile shapes and kernels whose programs count each other.
     # Each tensor has memory of its own, or what lies behind it would be another's. What libraries ask
     # of the CUDA API in vain is no error.
-    for tool in memcheck racecheck; do
-      step "$tool" 270 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-        compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
-        --report-api-errors no "${tests[@]}" -m sanitize "${workers[@]}"
+    for tool in "memcheck --report-api-errors no" racecheck; do
+      # shellcheck disable=SC2086  # words of their own
+      step "${tool%% *}" 270 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
+        "${tests[@]}" -m sanitize "${workers[@]}"
     done
   else
     echo "sanitizer: skipped, compute-sanitizer is not on PATH"
   fi
 fi
 if wanted 3; then
-  step tuning 580 "$python" -m sparse_runtime.benchmarks.gpu.tune --out "$out"
+  step tuning 540 "$python" -m sparse_runtime.benchmarks.gpu.tune --out "$out" --seconds 470
 fi
 if wanted 4; then
-  step linears 580 "$python" -m sparse_runtime.benchmarks.gpu.linears --out "$out"
+  step linears 540 "$python" -m sparse_runtime.benchmarks.gpu.linears --out "$out" --seconds 500
 fi
 if wanted 5; then
-  step encoders 590 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out"
+  step encoders 540 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out" --seconds 450
 fi
 # Products of one part: its number and its cases.
 products() {
   local number=$1
   shift
   if wanted "$number"; then
-    step "products $number" 590 "$python" -m sparse_runtime.benchmarks.gpu.gemms --out "$out" \
-      --seconds 540 --case "$@"
+    step "products $number" 540 "$python" -m sparse_runtime.benchmarks.gpu.gemms --out "$out" \
+      --seconds 500 --case "$@"
   fi
 }
 products 7 "dense int8" "2:4 int8"

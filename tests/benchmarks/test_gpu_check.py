@@ -50,6 +50,20 @@ def test_the_tests_run_though_the_extension_does_not_build(
     assert not any("gpu.tune" in line for line in asked)
 
 
+def test_the_sanitizer_runs_each_tool(checkout_root: Path, tmp_path: Path) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "$0 $*" >> "$LOG"\nexit 9\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    status, asked, _ = check(checkout_root, tmp_path, "--part", "2", BUILD="0", PATH=path)
+    ran = [line for line in asked if "compute-sanitizer --tool" in line]
+    assert status == 1 and len(ran) == 2
+    assert "memcheck --report-api-errors no --error-exitcode 9" in ran[0]
+    assert "racecheck --error-exitcode 9" in ran[1] and "-m sanitize" in ran[1]
+    steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
+    assert [line.partition("step ")[2] for line in steps] == ["memcheck 9", "racecheck 9"]
+
+
 @pytest.mark.parametrize("part", DRIVERS)
 def test_each_part_runs_its_driver_and_the_table_shows_results(
     part: str, checkout_root: Path, tmp_path: Path
