@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,10 @@ from .cuda_nvrtc import RuntimeLibrary
 
 BUILT = Path(__file__).parents[1] / "libsparse_runtime_cuda.so"
 """Where setup.py puts the library."""
+
+WITHOUT_VARIABLE = "SPARSE_RUNTIME_WITHOUT"
+"""Environment variable: orders of weights (``cuda_interface.ORDERS``), separated by commas, whose
+kernels are not to be run."""
 
 HOW_TO_BUILD = "install again with nvcc on PATH and SPARSE_RUNTIME_CUDA=1"
 
@@ -44,6 +49,12 @@ def load() -> Loaded:
         return Loaded(None, f"{missing} ({HOW_TO_BUILD}); {error}")
     library.source = f"{library.source}, because {missing}"
     return Loaded(library, None)
+
+
+def left_out(order: str) -> str | None:
+    """Why the environment keeps the kernels of an order from running, or None."""
+    names = os.environ.get(WITHOUT_VARIABLE, "")
+    return f"{WITHOUT_VARIABLE}={names} leaves it out" if order in names.split(",") else None
 
 
 def not_launched() -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,18 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 def checkout_root() -> Path:
     """Root of the checkout: the folder that holds pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def a_gpu_that_faulted_ends_its_worker() -> Iterator[None]:
+    """No later test of this process could pass: pytest-xdist blames this one, and starts anew."""
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(error, file=sys.__stderr__, flush=True)
+            os._exit(1)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing_extensions import Self
 EVERY_MS = 100
 COMMAND = (
     "nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits",
-    f"-lms={EVERY_MS}",
+    f"--loop-ms={EVERY_MS}",
 )  # fmt: skip
 
 

@@ -11,35 +11,46 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
+from sparse_runtime.benchmarks.gpu.peers import (
+    Call,
+    Layer,
+    cublas_bf16,
+    cublas_int8,
+    cusparse_fp32,
+    cusparselt_bf16,
+    cusparselt_int8,
+    integers,
+    torch_bsr,
+    torchao_int8,
+)
 from sparse_runtime.benchmarks.gpu.records import append, error_line, results_path
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
-from sparse_runtime.formats import PackedWeight
+from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.linear import linear_cuda, linear_hopper
-from sparse_runtime.kernels.linear.linear_cuda import MmaConfig
+from sparse_runtime.kernels.linear.linear_cuda import MmaConfig, MmaWeight
 from sparse_runtime.kernels.linear.operands import Epilogue, Quantized, Target
 from sparse_runtime.kernels.linear.tiles import Workspace
-from sparse_runtime.ops import LinearWeight, choose
+from sparse_runtime.ops import LinearWeight, PreparedLinear, choose
 from sparse_runtime.spec import Structure
 from sparse_runtime.testing import (
     Timing,
     assert_close_to_oracle,
     linear_oracle,
     make_activations,
-    make_packed,
 )
 
 CASES = (
@@ -63,67 +74,63 @@ MOST_COPIES = 24
 MOST_CONFIGS = 4
 """Of a hand-written kernel, which are timed before the best takes part."""
 
-Call = Callable[[], object]
+
+@cache
+def prepared(layer: Layer, dtype: torch.dtype) -> PreparedLinear:
+    """What the drop-in Linear runs."""
+    weights = [LinearWeight("layer", layer.packed, layer.bias.float().cpu())]
+    return choose(weights, device=layer.weight.device, dtype=dtype).prepare()
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One weight in every form that a contender takes.
+@cache
+def packed_for(layer: Layer, family: str, structure: str, dtype: torch.dtype) -> MmaWeight:
+    """The weight in a hand-written kernel's order."""
+    matrix = integers(layer) if dtype == torch.int8 else layer.weight
+    return (linear_hopper if family == "hopper" else linear_cuda).pack(matrix, structure)
 
-    Attributes:
-        packed: the weight [out, in], in main memory.
-        weight: its dequantized values, bf16 on the GPU.
-        bias: bf16 [out] on the GPU.
-    """
 
-    packed: PackedWeight
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def make(cls, shape: tuple[int, int], case: str) -> Layer:
-        """A random weight of a case such as "block:64x64@0.9 int8"."""
-        structure, _, sparsity = case.split()[0].partition("@")
-        packed = make_packed(
-            shape, structure, float(sparsity) if sparsity else None, values=case.split()[1]
-        )
-        bias = make_activations(1, shape[0])[0].to("cuda", torch.bfloat16)
-        return cls(packed, packed.dequantize(torch.float32).to("cuda", torch.bfloat16), bias)
-
-    def copy(self) -> Layer:
-        """The same in memory of its own."""
-        return replace(self, weight=self.weight.clone(), bias=self.bias.clone())
+def forget() -> None:
+    """Give up what was made of layers."""
+    for made in (integers, prepared, packed_for):
+        made.cache_clear()
 
 
 def ours(layer: Layer, x: Tensor) -> Call:
-    """What the drop-in Linear does; its output is held to the float64 oracle first."""
-    weights = [LinearWeight("layer", layer.packed, layer.bias.float().cpu())]
-    prepared = choose(weights, device=x.device, dtype=x.dtype).prepare()
-    rows = x[:CHECKED_ROWS]
-    oracle, dense = linear_oracle(rows.cpu(), layer.packed, layer.bias.float().cpu().to(x.dtype))
-    assert_close_to_oracle(prepared(rows).cpu(), oracle, dense, name="ours")
-    return lambda: prepared(x)
+    """What the drop-in Linear does."""
+    return partial(prepared(layer, x.dtype), x)
+
+
+def check(call: Call, layer: Layer, x: Tensor) -> None:
+    """Hold the first rows of what is timed to the float64 oracle.
+
+    Raises:
+        AssertionError: they are further off than PyTorch's.
+    """
+    rows, bias = x[:CHECKED_ROWS].cpu(), layer.bias.float().cpu().to(x.dtype)
+    oracle, dense = linear_oracle(rows, layer.packed, bias)
+    y = call()
+    assert isinstance(y, Tensor)
+    assert_close_to_oracle(y[:CHECKED_ROWS].cpu(), oracle, dense, name="ours")
 
 
 def library(layer: Layer, x: Tensor, family: str, structure: str, dtype: torch.dtype) -> Call:
     """The CUDA library's kernel with its epilogue (scales, bias, bf16 results), in the fastest of
     its configurations; integers take quantized rows."""
     integer = dtype == torch.int8
-    matrix = layer.packed.unpack().cuda() if integer else layer.weight
-    weight = (linear_hopper if family == "hopper" else linear_cuda).pack(matrix, structure)
-    outputs, inputs = matrix.shape
+    weight = packed_for(layer, family, structure, dtype)
+    outputs, inputs = layer.weight.shape
     q = x.mul(30).clamp(-127, 127).to(torch.int8)
-    ones = torch.ones(len(x), device="cuda")
+    ones = torch.ones(len(x), device=x.device)
     rows = Quantized(q, inputs, ones, None, 1) if integer else x
-    scale = torch.full((outputs,), 1e-3, device="cuda") if integer else None
+    scale = torch.full((outputs,), 1e-3, device=x.device) if integer else None
     epilogue = Epilogue(weight_scale=scale, bias=layer.bias.float())
-    target = Target(torch.empty(len(x), outputs, dtype=torch.bfloat16, device="cuda"), outputs)
+    target = Target(torch.empty(len(x), outputs, dtype=torch.bfloat16, device=x.device), outputs)
 
     def call(config: MmaConfig) -> Call:
         partials, counters = linear_cuda.workspace_needs(len(x), weight, config)
         workspace = Workspace(
-            torch.empty(partials, device="cuda"),
-            torch.zeros(counters, dtype=torch.int32, device="cuda"),
+            torch.empty(partials, device=x.device),
+            torch.zeros(counters, dtype=torch.int32, device=x.device),
         )
         operands = (rows, weight, epilogue, None, target, "none", config, workspace)
         return partial(linear_cuda.linear, *operands)
@@ -145,71 +152,6 @@ def library(layer: Layer, x: Tensor, family: str, structure: str, dtype: torch.d
     return call(_FASTEST[key])
 
 
-def cublas_bf16(layer: Layer, x: Tensor) -> Call:
-    """PyTorch's dense linear."""
-    return lambda: F.linear(x, layer.weight, layer.bias)
-
-
-def cublas_int8(layer: Layer, x: Tensor) -> Call:
-    """The dense integer product alone: neither scales nor bias."""
-    q = x.mul(30).clamp(-127, 127).to(torch.int8)
-    weight = layer.packed.unpack().cuda().t()
-    return lambda: torch._int_mm(q, weight)
-
-
-def torchao_int8(layer: Layer, x: Tensor) -> Call:
-    """torchao's dynamic INT8, compiled."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-
-    outputs, inputs = layer.weight.shape
-    linear = torch.nn.Linear(inputs, outputs, device="cuda", dtype=torch.bfloat16)
-    with torch.no_grad():
-        linear.weight.copy_(layer.weight)
-        linear.bias.copy_(layer.bias)
-    quantize_(linear, Int8DynamicActivationInt8WeightConfig())
-    compiled = torch.compile(linear.requires_grad_(False), fullgraph=True, dynamic=False)
-    return lambda: compiled(x)
-
-
-def cusparselt_bf16(layer: Layer, x: Tensor) -> Call:
-    """PyTorch's 2:4 on sparse tensor cores."""
-    weight = torch.sparse.to_sparse_semi_structured(layer.weight)
-    return lambda: F.linear(x, weight, layer.bias)
-
-
-def cusparselt_int8(layer: Layer, x: Tensor) -> Call:
-    """The 2:4 integer product alone."""
-    q = x.mul(30).clamp(-127, 127).to(torch.int8)
-    compressed = torch._cslt_compress(layer.packed.unpack().cuda())
-    return lambda: torch._cslt_sparse_mm(compressed, q.t(), out_dtype=torch.int32)
-
-
-def torch_bsr(layer: Layer, x: Tensor) -> Call:
-    """PyTorch's Triton kernel for block-sparse weights, ``bsr_dense_addmm``."""
-    from torch.sparse._triton_ops import bsr_dense_addmm
-
-    structure = layer.packed.spec.structure
-    weight = layer.weight.to_sparse_bsr((structure.rows, structure.cols))
-    bias = layer.bias.unsqueeze(1).expand(-1, len(x)).contiguous()
-    columns = x.t().contiguous()
-    return lambda: bsr_dense_addmm(bias, weight, columns)
-
-
-def cusparse_fp32(layer: Layer, x: Tensor) -> Call:
-    """cuSPARSE's CSR product through CuPy, in float32: it has no type between."""
-    import cupy
-    from cupyx.scipy.sparse import csr_matrix
-
-    weight = csr_matrix(cupy.asarray(layer.weight.float()))
-    columns = cupy.asarray(x.float().t().contiguous())
-
-    def run() -> object:
-        with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
-            return weight @ columns
-
-    return run
-
-
 def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]]]:
     """Name and maker of everyone who runs a case; dense bf16 always takes part."""
     structure = Structure.parse(case.split()[0].partition("@")[0])
@@ -219,7 +161,8 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
     if integer:
         yield "cublas int8 product", cublas_int8
     if structure.kind == "dense" or str(structure) == "2:4":
-        families = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
+        built = ("mma",) if linear_hopper.missing() else ("mma", "hopper")
+        families = [family for family in built if cuda_loading.left_out(family) is None]
         # The dense kernel on the same weights is what the sparse one is compared with.
         for kind in dict.fromkeys(("dense", str(structure))):
             for name, dtype in (("int8", torch.int8), ("bf16", torch.bfloat16)):
@@ -241,13 +184,17 @@ def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]
 
 def run_case(layers: list[Layer], tokens: int, case: str) -> dict[str, Any]:
     """Time one case; every contender's microseconds, or why it did not run."""
-    x = make_activations(tokens, layers[0].weight.shape[1]).to("cuda", torch.bfloat16)
+    weight = layers[0].weight
+    x = make_activations(tokens, weight.shape[1]).to(weight.device, torch.bfloat16)
     calls: dict[str, list[Call]] = {}
     failed: dict[str, str] = {}
     for name, make in contenders(case):
         try:
             with torch.no_grad():
-                calls[name] = [make(layer, x) for layer in layers]
+                made = [make(layer, x) for layer in layers]
+                if name == "ours":
+                    check(made[0], layers[0], x)
+                calls[name] = made
         except Exception as error:
             failed[name] = error_line(error)
     with torch.no_grad():
@@ -271,8 +218,10 @@ def main() -> None:
     parser.add_argument("--layer", nargs="+", help="linears of the shape; all without it")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--case", nargs="+", default=list(CASES))
+    parser.add_argument("--seconds", type=float, default=540.0, help="no case is begun later")
     parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
     options = parser.parse_args()
+    end = time.monotonic() + options.seconds
     # Past this number torch.compile refuses: every case is another program to it.
     torch._dynamo.config.recompile_limit = 1000
     around = surroundings()
@@ -285,11 +234,18 @@ def main() -> None:
         if not options.layer or layer in options.layer
         for case in options.case
     ]
-    for shape, layer, size, case in tqdm(work):
+    for at, (shape, layer, size, case) in enumerate(tqdm(work)):
+        if time.monotonic() >= end:
+            print(f"no time for {len(work) - at} layers, from {shape} {layer}, {case} on")
+            break
+        forget()
         first = Layer.make(size, case)
         copies = math.ceil(2 * around.l2_bytes / first.weight.nbytes)
         layers = [first, *(first.copy() for _ in range(min(MOST_COPIES, copies) - 1))]
         for tokens in options.tokens:
+            if time.monotonic() >= end:
+                print(f"no time for {shape} {layer}, {case} of {tokens} tokens")
+                continue
             fields = {"shape": shape, "layer": layer, "out": size[0], "in": size[1]}
             found = run_case(layers, tokens, case)
             append(path, "gpu_linear", {**fields, "tokens": tokens, "case": case, **found}, around)

@@ -27,8 +27,9 @@ def append(path: Path, kind: str, fields: dict[str, Any], around: GpuSurrounding
         ValueError: a number that JSON has no form for.
     """
     line = {"schema": SCHEMA, "kind": kind, **fields, "environment": asdict(around)}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, allow_nan=False) + "\n")
+    # All at once: a run that is stopped for its time leaves no half of a line.
+    with path.open("ab", buffering=0) as file:
+        file.write(f"{json.dumps(line, allow_nan=False)}\n".encode())
 
 
 def read(path: Path, kind: str) -> list[dict[str, Any]]:

@@ -31,7 +31,8 @@ def captured(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGrap
     torch.cuda.synchronize()
     rounds = math.ceil(LAUNCHES_IN_A_GRAPH / len(calls))
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # On the same stream: libraries keep memory by stream, and may not ask for any in a capture.
+    with torch.cuda.graph(graph, stream=stream):
         for _ in range(rounds):
             for call in calls:
                 call()

@@ -2,12 +2,14 @@
 
     python -m sparse_runtime.benchmarks.gpu.tune --seconds 500
 
-The times also go to the user's cache, where models that are loaded later find them.
+The times also go to the user's cache, where models that are loaded later find them. A copy of that
+file lies beside the results: in kernels/tuned/, it is a table for this kind of GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 
@@ -56,6 +58,8 @@ def main() -> None:
         model = SparseModel.from_packed(packed, device="cuda", dtype=torch.bfloat16)
         report = tune(model, seconds=left, tokens=options.tokens)
         append(path, "gpu_tuning", {"model": name, **report.to_dict()}, around)
+        if report.found.path is not None:
+            shutil.copy(report.found.path, path.with_name(f"{path.stem}-timings.json"))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ def quantize_static(x: Tensor, scale: float, zero_point: int, low: int, high: in
     Returns:
         int32 of x's shape.
     """
-    q = torch.nan_to_num(torch.round(x.float() / scale), nan=0.0) + zero_point
+    x = x.float()
+    # By a tensor on x's device: CUDA multiplies by the reciprocal of a Python number.
+    q = torch.nan_to_num(torch.round(x / x.new_full((), scale)), nan=0.0) + zero_point
     return q.clamp(low, high).to(torch.int32)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu import encoders, linears
 from sparse_runtime.benchmarks.gpu.records import append, error_line, read
 from sparse_runtime.benchmarks.gpu.surroundings import GpuSurroundings, file_name
@@ -21,6 +23,7 @@ from sparse_runtime.benchmarks.gpu.timing import time_calls
 from sparse_runtime.benchmarks.gpu.view import encoders as encoder_table
 from sparse_runtime.benchmarks.gpu.view import fastest_peer, latest
 from sparse_runtime.benchmarks.gpu.view import linears as linear_table
+from sparse_runtime.testing import Timing, make_packed
 
 AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00")
 
@@ -76,18 +79,51 @@ def test_every_case_of_a_layer_packs_and_has_a_dense_peer(case: str) -> None:
     names = [name for name, _ in linears.contenders(case)]
     assert names[:2] == ["ours", "cublas bf16"] and len(set(names)) == len(names)
     structure, _, sparsity = case.split()[0].partition("@")
-    packed = linears.make_packed(
+    packed = make_packed(
         (128, 128), structure, float(sparsity) if sparsity else None, values=case.split()[1]
     )
     assert str(packed.spec.structure) == structure
 
 
+def once(
+    calls: Mapping[str, Sequence[Callable[[], object]]], rounds: int = 1
+) -> dict[str, Timing | str]:
+    """Each contender's calls, as if each had taken a microsecond."""
+    for own in calls.values():
+        for call in own:
+            call()
+    return {name: Timing((1e-6,)) for name in calls}
+
+
+# Ours on the reference: what this runs are the benchmark's own lines.
+@pytest.mark.parametrize("case", ["dense bf16", "2:4 int8", "unstructured@0.5 int8"])
+def test_a_case_runs_on_copies_and_ours_is_checked(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linears, "time_kernels", once)
+    first = linears.Layer.make((32, 64), case, "cpu")
+    layers = [first, first.copy()]
+    found = linears.run_case(layers, 20, case)
+    assert found["copies"] == 2
+    assert {"ours", "cublas bf16"} <= {n for n, c in found["contenders"].items() if "p50_us" in c}
+    assert linears.prepared(first, torch.bfloat16) is linears.prepared(first, torch.bfloat16)
+    assert linears.prepared(first, torch.bfloat16) is not linears.prepared(
+        layers[1], torch.bfloat16
+    )
+    linears.forget()
+    monkeypatch.setattr(linears, "ours", lambda layer, x: lambda: layer.weight.new_ones(20, 32))
+    error = linears.run_case(layers, 20, case)["contenders"]["ours"]["error"]
+    assert error.startswith("AssertionError: ours")
+
+
 def test_encoders_name_shapes_that_exist_and_the_yardstick_comes_first() -> None:
     for model in encoders.MODELS:
         shape, _, values = model.split()
-        assert linears.load_shape(shape).linears and values in encoders.MAX_DRIFT
-    made = encoders.contenders(None, {})  # type: ignore[arg-type]  # makers run later
-    assert [name for name, _ in made][:2] == [encoders.YARDSTICK, "ours"]
+        assert load_shape(shape).linears and values in encoders.MAX_DRIFT
+    for compiled in (False, True):
+        found = encoders.contenders(None, {}, compiled=compiled)  # makers run later
+        names = [name for name, _ in found]
+        assert names[:2] == [encoders.YARDSTICK, "ours"] and (len(names) > 2) == compiled
 
 
 def test_calls_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -316,6 +316,7 @@ def test_inputs_on_the_gpu_take_one_synchronization() -> None:
     assert len(copies) == 1
 
 
+@pytest.mark.alone
 def test_a_host_that_only_launches_does_not_wait_for_the_device() -> None:
     """Inputs on the CPU: nothing has to come back."""
     model = load(make_packed())

@@ -176,11 +176,12 @@ def test_explain_says_what_runs() -> None:
     assert "-> cuda: " in text and "cpu.panels: runs on cpu, the layer is on cuda" in text
 
 
+@pytest.mark.alone
 def test_tuning_measures_and_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forget()
     layer = layer_of("2:4")
-    report = sr.tune(layer, tokens=[16, 64], seconds=120)
+    report = sr.tune(layer, tokens=[16, 64], seconds=30)
     families = {(timing.tokens, timing.family) for timing in report.found.timings}
     assert {(16, "triton.dense"), (64, "triton.dense"), (64, "cublas")} <= families
     wrong = [f for f in report.found.failures if "not PyTorch's" in f.reason]
@@ -198,6 +199,7 @@ def test_tuning_measures_and_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     forget()
 
 
+@pytest.mark.alone
 def test_a_weight_in_memory_takes_longer_than_one_in_l2() -> None:
     packed = make_packed((4096, 1024), values="bf16").to("cuda")
     device = torch.device("cuda", 0)

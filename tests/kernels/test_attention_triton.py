@@ -293,6 +293,8 @@ def test_varlen_says_why_it_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> N
 def test_varlen_is_given_the_stream(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch's function runs on GPUs alone: what it is called with is held to its signature."""
     real = pytest.importorskip("torch.nn.attention.varlen")
+    if "scale" not in inspect.signature(real.varlen_attn).parameters:
+        pytest.skip("this torch's takes no scale, and is not used")
     lengths, heads = [5, 9], 2
     qkv = normal(1, 14, 3 * heads * 8)
     bounds = torch.tensor([0, 5, 14], dtype=torch.int32, device=DEVICE)

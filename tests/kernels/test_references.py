@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from sparse_runtime.formats import PackedWeight, cast_values, pack, project
 from sparse_runtime.kernels.attention.reference import attention
@@ -20,6 +21,7 @@ from sparse_runtime.kernels.linear.reference import (
     integer_linear,
     quantize_rows,
     quantize_rows_asymmetric,
+    quantize_rows_full_range,
     quantize_static,
 )
 from sparse_runtime.kernels.nm.reference import read_weight as read_nm
@@ -177,6 +179,35 @@ def test_static_quantization_is_that_of_onnx() -> None:
     # Halves go to even: 0.5 -> 0, 1.5 -> 2, -0.5 -> 0.
     assert quantize_static(x, 0.5, 3, 0, 255).tolist() == [3, 5, 3, 0, 255, 3, 255, 0]
     assert quantize_static(x, 0.5, -3, -128, 127).tolist()[:5] == [-3, -1, -3, -128, 127]
+
+
+class Divisors(TorchFunctionMode):
+    """What tensors are divided by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[object] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.__name__ in ("__truediv__", "div", "true_divide", "__rtruediv__", "reciprocal"):
+            self.seen.append(args[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "quantize",
+    [
+        quantize_rows,
+        quantize_rows_full_range,
+        quantize_rows_asymmetric,
+        lambda x: quantize_static(x, 0.05, 3, -128, 127),
+    ],
+)
+def test_quotients_are_those_of_two_tensors(quantize) -> None:
+    """By a Python number, CUDA multiplies by its reciprocal, which may round to another step."""
+    with Divisors() as divisors:
+        quantize(normal(3, 5))
+    assert divisors.seen and all(isinstance(divisor, Tensor) for divisor in divisors.seen)
 
 
 def test_layer_norm_and_embedding_are_near_the_oracle() -> None:

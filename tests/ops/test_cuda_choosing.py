@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from sparse_runtime.kernels import cuda_loading
+from sparse_runtime.kernels.linear import linear_hopper
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import layer_choice, timings
 from sparse_runtime.ops.cuda.choosing import (
@@ -20,7 +23,7 @@ from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS
 from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.hopper_families import HOPPER_FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import describe
-from sparse_runtime.ops.cuda.machine import H100, from_properties
+from sparse_runtime.ops.cuda.machine import H100, H100_CLOCKS, Clocks, clocks_of, from_properties
 from sparse_runtime.ops.cuda.mma_families import MmaDense
 from sparse_runtime.ops.cuda.predict import LAUNCH_SECONDS, Work, predict
 from sparse_runtime.ops.cuda.problem import Problem, problem_of
@@ -187,17 +190,61 @@ def test_the_kind_of_product_is_read_off_the_matrix() -> None:
 def test_a_gpu_is_read_off_its_properties() -> None:
     properties = SimpleNamespace(
         name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132,
-        L2_cache_size=50 << 20, clock_rate=1_830_000, memory_clock_rate=2_619_000,
-        memory_bus_width=5120,
+        L2_cache_size=50 << 20,
     )  # fmt: skip
-    machine = from_properties(properties)
+    clocks = H100_CLOCKS
+    machine = from_properties(properties, clocks)
     assert (machine.capability, machine.processors) == (90, 132)
     assert machine.bytes_per_second == pytest.approx(H100.bytes_per_second, rel=0.01)
     assert machine.operations["half"] == pytest.approx(H100.operations["half"], rel=0.01)
     assert machine.operations["int8"] == pytest.approx(H100.operations["int8"], rel=0.01)
     # A later one counts as the latest that is known.
     properties.major = 12
-    assert from_properties(properties).operations["half"] == pytest.approx(2 * 989e12, rel=0.01)
+    assert from_properties(properties, clocks).operations["half"] == pytest.approx(
+        2 * 989e12, rel=0.01
+    )
+
+
+class Driver:
+    """The parts of libcuda that are asked, with these attributes by number."""
+
+    def __init__(self, attributes: dict[int, int]) -> None:
+        self.attributes = attributes
+
+    def cuInit(self, flags: int) -> int:
+        return 0
+
+    def cuDeviceGet(self, number: Any, device: int) -> int:
+        number._obj.value = device
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, number: Any) -> int:
+        assert number.value == 2
+        value._obj.value = self.attributes.get(attribute, 0)
+        return 0 if attribute in self.attributes else 1
+
+
+def test_clocks_come_from_the_driver(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    known = {13: 1_980_000, 36: 3_201_000, 37: 6144}
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver(known))
+    assert clocks_of(2) == Clocks(1_980_000, 3_201_000, 6144)
+    for silent in ({13: 1_980_000, 37: 6144}, {**known, 36: 0}):
+        monkeypatch.setattr("ctypes.CDLL", lambda name, silent=silent: Driver(silent))
+        assert clocks_of(2) == H100_CLOCKS
+    assert caplog.text.count("taken for an H100's: the driver gives 0 for attribute 36") == 2
+
+
+def test_the_environment_leaves_kernels_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_loading, "not_launched", lambda: None)
+    monkeypatch.setattr(linear_hopper, "missing", lambda: None)
+    families = (MmaDense(), HOPPER_FAMILIES[0])
+    problem = Problem("int8", 64, 64, "dense", 1.0)
+    assert [family.rejects(problem) for family in families] == [None, None]
+    reason = "SPARSE_RUNTIME_WITHOUT={} leaves it out"
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "hopper")
+    assert [family.rejects(problem) for family in families] == [None, reason.format("hopper")]
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "mma,hopper")
+    assert {family.rejects(problem) for family in families} == {reason.format("mma,hopper")}
 
 
 def test_explain_says_how_each_time_is_known_and_what_does_not_fit() -> None:

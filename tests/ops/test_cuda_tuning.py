@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 import sparse_runtime as sr
+from sparse_runtime.kernels.linear.tiles import Workspace
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import tuning
 from sparse_runtime.ops.cuda.families import FAMILIES
@@ -109,9 +110,29 @@ def test_time_that_runs_out_leaves_whole_comparisons_only() -> None:
         regimes=[16, 64, 128],
         clock=lambda: float(next(now)),
     )
-    # Two configurations at 16, one at 64 of two families: that comparison says nothing.
+    # One configuration at 16, none at 64 of two families: that comparison says nothing.
     assert {timing.tokens for timing in report.timings} == {16}
     assert [tokens for _, tokens in report.skipped] == [64, 128]
+
+
+def test_no_comparison_takes_the_time_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense, seen = type(FAMILIES[0]), []
+    default = dense.configs
+
+    def many(self: Any, *given: Any) -> list[Any]:
+        return [default(self, *given)[0]._replace(group_m=count) for count in range(1, 11)]
+
+    def timer(trial: Trial) -> tuple[float, float]:
+        seen.append((trial.tokens, trial.family.name))
+        return 1.0, 1.0
+
+    monkeypatch.setattr(dense, "configs", many)
+    # A second for each: half of six at 16 tokens, then cuBLASLt's turn too.
+    tune_requests(
+        [request_of()], timer=timer, seconds=6, regimes=[16, 64], clock=lambda: float(len(seen))
+    )
+    ours = "triton.dense"
+    assert seen == [(16, ours)] * 3 + [(64, ours), (64, "cublas"), (64, ours)]
 
 
 def test_a_configuration_that_fails_or_computes_something_else_is_not_used(
@@ -129,6 +150,18 @@ def test_a_configuration_that_fails_or_computes_something_else_is_not_used(
     monkeypatch.setattr(tuning.Trial, "wrong", lambda self: "the result is not PyTorch's")
     report = tune_requests([request_of()], timer=times({}), regimes=[16])
     assert report.timings == [] and len(report.failures) == 2
+
+
+def test_a_wrong_kernel_leaves_no_counts_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, family = stack_layers(request_of()), FAMILIES[0]
+    packed = family.pack(layers)
+    config = family.configs(packed, layers.problem, 16, H100)[0]
+    trial = Trial(family, config, layers, packed, 16)
+    assert trial.wrong() is None
+    trial._workspace = Workspace(None, torch.full((3,), 7, dtype=torch.int32))
+    trial.launch = lambda: None
+    assert trial.wrong() == "the result is not PyTorch's"
+    assert not trial._workspace.counters.any()
 
 
 @pytest.mark.parametrize("values", ["int8", "fp32"])

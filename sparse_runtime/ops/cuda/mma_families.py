@@ -40,7 +40,8 @@ class MmaDense(Family):
     gain: ClassVar[float] = 1.0
 
     def rejects(self, problem: Problem) -> str | None:
-        if reason := cuda_loading.not_launched():
+        order = self.name.partition(".")[0]
+        if reason := cuda_loading.left_out(order) or cuda_loading.not_launched():
             return reason
         return "multiplies int8, bf16 and fp16" if problem.dtype == "fp32" else None
 

@@ -80,7 +80,7 @@ def tune_requests(
     """Measure every kind of product among these layers, and keep the times in the user's cache.
 
     Each comparison first takes every family's default configuration, then the others', as long as
-    there is time. What is known already is measured again.
+    its share of the time lasts. What is known already is measured again.
 
     Args:
         requests: layers on one device.
@@ -106,9 +106,9 @@ def tune_requests(
         kinds.setdefault(stack_layers(request).problem, request)
     search.report.products = len(kinds)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for tokens in regimes:
-            for problem, request in kinds.items():
-                search.compare(problem, stack_layers(request), tokens)
+        comparisons = [(tokens, *kind) for tokens in regimes for kind in kinds.items()]
+        for at, (tokens, problem, request) in enumerate(comparisons):
+            search.compare(problem, stack_layers(request), tokens, len(comparisons) - at)
     _keep(search.report, machine)
     return search.report
 
@@ -123,12 +123,21 @@ class _Search:
         self._clock = clock
         self._end = end
 
-    def compare(self, problem: Problem, layers: StackedLayers, tokens: int) -> None:
-        """Measure all families at one number of tokens; kept only if each had its turn."""
+    def compare(self, problem: Problem, layers: StackedLayers, tokens: int, left: int) -> None:
+        """Measure all families at one number of tokens; kept only if each had its turn.
+
+        Args:
+            problem: the kind of product.
+            layers: of this kind.
+            tokens: rows.
+            left: comparisons that share what is left of the time, this one included.
+        """
+        now = self._clock()
+        until = now + (self._end - now) / left
         least = max((known for known in REGIMES if known < tokens), default=0) + 1
         best: dict[str, Timing] = {}
         for turn, (family, packed, config) in self._turns(problem, layers, tokens, least):
-            if self._clock() >= self._end:
+            if self._clock() >= (self._end if turn == 0 else until):
                 # A comparison in which some family had no turn says nothing.
                 if turn == 0:
                     self.report.skipped.append((problem, tokens))

@@ -1,0 +1,84 @@
+"""benchmarks/gpu_check.sh with an interpreter that only notes what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+# Neither builds the extension nor passes a test; everything else succeeds.
+INTERPRETER = """#!/bin/sh
+echo "$*" >> "$LOG"
+case "$*" in *setup.py*) exit 1;; *'-m pytest'*) exit 3;; esac
+"""
+DRIVERS = {
+    "3": "gpu.tune",
+    "4": "gpu.linears",
+    "5": "gpu.encoders",
+    "7": "gpu.gemms",
+    "8": "gpu.gemms",
+    "9": "gpu.gemms",
+    "10": "gpu.gemms",
+}
+
+
+def check(root: Path, folder: Path, *options: str, **given: str) -> tuple[int, list[str], str]:
+    """Exit status, what the interpreter was asked for, and what was said."""
+    python, log = folder / "python", folder / "log"
+    python.write_text(INTERPRETER)
+    python.chmod(0o755)
+    log.write_text("")
+    own = {"PYTHON": str(python), "OUT": str(folder / "out"), "LOG": str(log)}
+    own |= {"XDG_CACHE_HOME": str(folder / "cache"), **given}
+    command = ["bash", str(root / "benchmarks/gpu_check.sh"), *options]
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
+    return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
+
+
+def test_the_tests_run_though_the_extension_does_not_build(
+    checkout_root: Path, tmp_path: Path
+) -> None:
+    status, asked, said = check(checkout_root, tmp_path, "--part", "1", WORKERS="5")
+    assert status == 1 and "the C++ extension is not built" in said
+    together, alone = (line for line in asked if "-m pytest" in line)
+    assert "-m not alone -n 5" in together and together.count(".py") > 8
+    assert alone.endswith("-m alone")
+    steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
+    assert [line.partition("step ")[2] for line in steps] == ["tests 3", "tests alone 3"]
+    assert not any("gpu.tune" in line for line in asked)
+
+
+def test_the_sanitizer_runs_each_tool(checkout_root: Path, tmp_path: Path) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text('#!/bin/sh\necho "$0 $*" >> "$LOG"\nexit 9\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    status, asked, _ = check(checkout_root, tmp_path, "--part", "2", BUILD="0", PATH=path)
+    ran = [line for line in asked if "compute-sanitizer --tool" in line]
+    assert status == 1 and len(ran) == 2
+    assert "memcheck --report-api-errors no --error-exitcode 9" in ran[0]
+    assert "racecheck --error-exitcode 9" in ran[1] and "-m sanitize" in ran[1]
+    steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
+    assert [line.partition("step ")[2] for line in steps] == ["memcheck 9", "racecheck 9"]
+
+
+@pytest.mark.parametrize("part", DRIVERS)
+def test_each_part_runs_its_driver_and_the_table_shows_results(
+    part: str, checkout_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "gpu.jsonl").write_text('{"kind": "gpu_linear"}\n')
+    (tmp_path / "out" / "cpu.jsonl").write_text('{"kind": "linear"}\n')
+    status, asked, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
+    assert status == 0 and not any("setup.py" in line for line in asked)
+    # Kernels whose short test fails take no part, and are not asked again.
+    assert [line[-6:] for line in asked if "-m pytest" in line] == ["nd mma", "hopper"]
+    assert "left out: mma,hopper kernels" in said
+    _, again, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
+    assert "left out: mma,hopper kernels" in said
+    assert not any("-m pytest" in line for line in again)
+    ran = [line for line in asked if line.startswith("-m sparse_runtime")]
+    assert [DRIVERS[part] in line for line in ran] == [True, False, False]
+    assert "gpu.step" in ran[1] and "gpu.view" in ran[2] and ran[2].endswith("out/gpu.jsonl")
