@@ -132,14 +132,19 @@ def _group_lasso() -> tuple[Experiment, ...]:
         "1x4 blocks 80 % INT8, magnitude", group, "gradual-magnitude-distilled", structure,
         f"start={TEACHER}",
     )  # fmt: skip
+    # The same removal and retraining, without the penalty.
+    at_once = _recipe(
+        "1x4 blocks 80 % INT8, magnitude, at once", group, "group-lasso", structure,
+        "pruning.regularization=0", against=partner.name,
+    )  # fmt: skip
     gradient, proximal = (
         _recipe(
             f"1x4 blocks 80 % INT8, group lasso, {by}", group, "group-lasso", structure,
-            f"pruning.by={by}", against=partner.name,
+            f"pruning.by={by}", against=at_once.name,
         )
         for by in ("gradient", "proximal")
     )  # fmt: skip
-    return partner, gradient, proximal
+    return partner, at_once, gradient, proximal
 
 
 def _nxmiformer() -> tuple[Experiment, ...]:
