@@ -104,7 +104,12 @@ def _cap() -> tuple[Experiment, ...]:
         "soft movement INT8",
         group,
         recipe="soft-movement",
-        changes=(*FAST, *student("prune")),
+        # Some hundred steps, not tens of thousands: slower scores would not reach the threshold.
+        changes=(
+            *FAST,
+            *student("prune"),
+            *stage("prune", "pruning.score_learning_rate=8.0e-2"),
+        ),
         convert=INT8,
     )
     return without, whole, soft
