@@ -30,18 +30,19 @@ def main() -> int:
 def run(options: argparse.Namespace) -> int:
     """Make every run that has no line in the results yet."""
     from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS, QUICK
+    from sparse_runtime.benchmarks.repro.making import Bench
     from sparse_runtime.benchmarks.repro.running import plan, run_all
 
-    scale = "quick" if options.quick else "full"
+    quick = options.scale == "quick"
     found = [
         experiment
         for experiment in EXPERIMENTS
-        if re.search(options.only, experiment.name)
-        and (scale == "full" or experiment.name in QUICK)
+        if re.search(options.only, experiment.name) and (not quick or experiment.name in QUICK)
     ]
-    tasks = options.task or (["banking77"] if options.quick else list(TASKS))
-    jobs = plan(found, tasks, 1 if options.quick else options.seeds)
-    failures = run_all(jobs, _model(options), options.dir, scale, options.results, options.jobs)
+    tasks = options.task or (["banking77"] if quick else list(TASKS))
+    jobs = plan(found, tasks, 1 if quick else options.seeds)
+    bench = Bench(_model(options), options.dir, options.scale, options.device)
+    failures = run_all(jobs, bench, options.results, options.jobs)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -101,7 +102,16 @@ def _parser() -> argparse.ArgumentParser:
         "--dir", type=Path, default=Path("repro_output"), help="for checkpoints and packed models"
     )
     command = commands.add_parser("run", parents=[shared], help=run.__doc__)
-    command.add_argument("--quick", action="store_true", help="one seed, short, few experiments")
+    scales = command.add_mutually_exclusive_group()
+    for scale, meaning in (
+        ("quick", "one seed, short, few experiments"),
+        ("long", "four times the epochs of training; for a GPU"),
+    ):
+        scales.add_argument(
+            f"--{scale}", dest="scale", action="store_const", const=scale, default="full",
+            help=meaning,
+        )  # fmt: skip
+    command.add_argument("--device", default="cpu", help="to train on, such as cuda")
     command.add_argument("--only", default="", help="regular expression of experiments' names")
     command.add_argument("--task", action="append", choices=TASKS, help="can be repeated")
     command.add_argument("--seeds", type=int, default=3)
@@ -118,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threads", type=int, default=os.cpu_count())
     command.set_defaults(command=latency)
     command = commands.add_parser("view", parents=[shared], help=view.__doc__)
-    command.add_argument("--scale", default="full", choices=("full", "quick"))
+    command.add_argument("--scale", default="full", choices=("full", "long", "quick"))
     command.add_argument("--task", default="banking77", choices=(*TASKS, TINY))
     command.add_argument("--plot", type=Path, help="picture to write")
     command.set_defaults(command=view)

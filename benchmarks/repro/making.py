@@ -13,7 +13,7 @@ from pathlib import Path
 import sparse_runtime as sr
 from sparse_runtime.benchmarks.models import quiet_transformers
 from sparse_runtime.benchmarks.records import environment
-from sparse_runtime.benchmarks.repro.experiments import DENSE, Experiment
+from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
 from sparse_runtime.benchmarks.repro.measure import Packed, packed_metric
 from sparse_runtime.benchmarks.repro.records import Run
 from sparse_runtime.benchmarks.repro.tasks import METRICS, calibration_texts, load_task
@@ -28,6 +28,8 @@ from sparse_runtime.compress.training.workspace import is_unfinished
 
 RECIPES = Path(__file__).resolve().parent / "recipes"
 MADE = "made.json"
+LONGER = 4
+"""How many times as long students train at scale "long"."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class Bench:
     Attributes:
         model: directory of the pre-trained encoder.
         folder: checkpoints and packed models are kept here, a folder a run.
-        scale: "full", "quick" or "smoke".
+        scale: "full", "long", "quick" or "smoke".
+        device: to train on, such as "cuda"; one-shot methods and packed models stay on the CPU.
     """
 
     model: Path
     folder: Path
     scale: str
+    device: str = "cpu"
 
     def place(self, experiment: str, task: str, seed: int) -> Path:
         """Folder of one run; the dense model's is shared by all others of its task and seed."""
@@ -168,6 +172,7 @@ class Maker:
             given=given,
             resume=is_unfinished(out),
             save_every=500,
+            device=self.bench.device,
         )
         seconds = searching + sum(stage.seconds for stage in report.stages)
         steps = sum(stage.steps for stage in report.stages)
@@ -186,6 +191,8 @@ class Maker:
         assert name is not None
         source = name if name in recipe_names() else RECIPES / f"{name}.yaml"
         recipe = load_recipe(source, (*self.changes(), *more))
+        if self.bench.scale == "long":
+            recipe = replace(recipe, stages=tuple(map(_longer, recipe.stages)))
         if self.experiment.until is None:
             return recipe
         names = [stage.name for stage in recipe.stages]
@@ -219,6 +226,13 @@ def dense_metric(checkpoint: Path, task: str, data: Data) -> float:
     assert part is not None
     found = evaluate(model, part, "embedding", sentence_pooling(checkpoint, "auto"))
     return found[METRICS[task]]
+
+
+def _longer(stage: Stage) -> Stage:
+    if stage.name == TEACHER:
+        return stage
+    longer = {name: getattr(stage, name) for name in ("epochs", "steps")}
+    return replace(stage, **{name: LONGER * n for name, n in longer.items() if n is not None})
 
 
 def _weights(checkpoint: Path) -> int:

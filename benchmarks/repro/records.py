@@ -20,7 +20,7 @@ class Run:
         experiment: its name in the table of experiments.
         task: data it was trained and measured on.
         seed: of the training.
-        scale: "full", "quick" or "smoke".
+        scale: "full", "long", "quick" or "smoke".
         metric: "accuracy" or "spearman".
         packed: the metric on the test part, of the packed model run by our "cpu" backend.
         trained: the same as the writer of the checkpoint measured it (transformers, float32, fake

@@ -10,10 +10,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sparse_runtime.benchmarks.repro.experiments import DENSE, Experiment
 from sparse_runtime.benchmarks.repro.records import Run, append, read
 from sparse_runtime.benchmarks.repro.tasks import METRICS
+
+if TYPE_CHECKING:
+    from sparse_runtime.benchmarks.repro.making import Bench
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,21 @@ def plan(experiments: Iterable[Experiment], tasks: Sequence[str], seeds: int) ->
     ]
 
 
-def run_all(
-    jobs: Sequence[Job], model: Path, folder: Path, scale: str, results: Path, processes: int
-) -> list[str]:
+def run_all(jobs: Sequence[Job], bench: Bench, results: Path, processes: int) -> list[str]:
     """Make every run that has no line yet; one process a run, with one thread each.
 
     A batch of short sentences is too little work for several threads, so runs share the cores.
 
     Args:
         jobs: what to run, dense models among them where they are not there yet.
-        model: directory of the pre-trained encoder.
-        folder: for checkpoints.
-        scale: "full", "quick" or "smoke".
+        bench: where and how.
         results: file of JSON lines.
         processes: runs at a time.
 
     Returns:
         What went wrong, a line a run.
     """
+    scale = bench.scale
     known = {run.key: run for run in read(results)[0]}
     waiting = [job for job in jobs if (job.experiment.name, job.task, job.seed, scale) not in known]
     failures: list[str] = []
@@ -68,7 +69,7 @@ def run_all(
                     waiting.remove(job)
                     dense = known.get((DENSE, job.task, job.seed, scale))
                     metric = None if dense is None else dense.dense
-                    running[pool.submit(make, job, model, folder, scale, metric)] = job
+                    running[pool.submit(make, job, bench, metric)] = job
             if not running:
                 failures += [f"{_name(job)}: what it goes on from is not there" for job in waiting]
                 break
@@ -86,14 +87,13 @@ def run_all(
     return failures
 
 
-def make(job: Job, model: Path, folder: Path, scale: str, dense_metric: float | None) -> Run:
+def make(job: Job, bench: Bench, dense_metric: float | None) -> Run:
     """One run, in this process."""
     import torch
 
-    from sparse_runtime.benchmarks.repro.making import Bench, Maker
+    from sparse_runtime.benchmarks.repro.making import Maker
 
     torch.set_num_threads(1)
-    bench = Bench(model, folder, scale)
     return Maker(bench, job.experiment, job.task, job.seed).run(dense_metric)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS
 from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
+from sparse_runtime.benchmarks.repro.making import Bench
 from sparse_runtime.benchmarks.repro.records import Run, read
 from sparse_runtime.benchmarks.repro.running import plan, run_all
 from sparse_runtime.benchmarks.repro.table import stage
@@ -53,7 +54,7 @@ def run_smoke(folder: Path, processes: int) -> list[str]:
     model = make_model(folder / "model")
     results = folder / "results.jsonl"
     jobs = plan(smoke_experiments(), [TINY], seeds=1)
-    failures = run_all(jobs, model, folder / "runs", "smoke", results, processes)
+    failures = run_all(jobs, Bench(model, folder / "runs", "smoke"), results, processes)
     return failures + findings(read(results)[0])
 
 

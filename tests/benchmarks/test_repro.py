@@ -12,8 +12,8 @@ pytest.importorskip("yaml")
 
 from sparse_runtime.benchmarks.repro import running
 from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS, QUICK
-from sparse_runtime.benchmarks.repro.experiments import DENSE, Experiment
-from sparse_runtime.benchmarks.repro.making import Bench, Maker
+from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
+from sparse_runtime.benchmarks.repro.making import LONGER, Bench, Maker
 from sparse_runtime.benchmarks.repro.records import Latency, Run, append, read
 from sparse_runtime.benchmarks.repro.running import Job, plan
 from sparse_runtime.benchmarks.repro.smoke import SMOKE, findings
@@ -66,10 +66,22 @@ def test_every_experiment_that_is_gone_on_from_has_a_checkpoint() -> None:
 
 @pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e.recipe], ids=lambda e: e.name)
 def test_changes_fit_their_recipes(experiment: Experiment, tmp_path: Path) -> None:
-    for scale in ("full", "quick"):
+    for scale in ("full", "long", "quick"):
         for task in experiment.tasks:
             recipe = Maker(Bench(tmp_path, tmp_path, scale), experiment, task, 0).recipe()
             assert set(experiment.given) <= {stage.name for stage in recipe.stages[:-1]}
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e.recipe], ids=lambda e: e.name)
+def test_long_runs_train_students_longer(experiment: Experiment, tmp_path: Path) -> None:
+    full, long = (
+        Maker(Bench(tmp_path, tmp_path, scale), experiment, experiment.tasks[0], 0).recipe()
+        for scale in ("full", "long")
+    )
+    for stage, longer in zip(full.stages, long.stages, strict=True):
+        times = 1 if stage.name == TEACHER else LONGER
+        assert longer.epochs == (stage.epochs and times * stage.epochs)
+        assert longer.steps == (stage.steps and times * stage.steps)
 
 
 def test_places_of_experiments_differ(tmp_path: Path) -> None:
