@@ -26,7 +26,7 @@ MULTIPLE = 3.0
 """Default bound: summing in another order changes the largest error by less than this."""
 
 APPROXIMATION = 2.0**-22
-"""Largest relative error of PTX's ex2.approx and div.full, two units in the last place (PTX ISA)."""
+"""Largest relative error of ex2.approx and div.full (PTX ISA): two units in the last place."""
 
 
 @dataclass(frozen=True)
