@@ -22,7 +22,8 @@ out=${OUT:-benchmarks/results}
 part=all
 if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 10}; fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-unset TRITON_INTERPRET
+# Some containers have PyTorch's float32 products rounded to tf32: tests are measured against these.
+unset TRITON_INTERPRET TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
 
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || {
   echo "error: torch sees no CUDA device on this machine" >&2

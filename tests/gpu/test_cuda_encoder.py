@@ -53,6 +53,11 @@ def make_packed(values: str = "int8", structure: str = "dense", **sizes: int) ->
     config = transformers.BertConfig(**{**SIZES, **sizes})
     torch.manual_seed(0)
     state = transformers.BertModel(config).eval().state_dict()
+    for tensor in state.values():
+        if (
+            tensor.ndim == 1
+        ):  # untouched norms and biases are ones and zeros: nobody would miss them
+            tensor.add_(torch.randn_like(tensor) * 0.1)
     tensors: dict[str, Tensor] = {}
     linears: dict[str, PackedLinear] = {}
     for name, tensor in state.items():
@@ -88,9 +93,18 @@ def runner_of(model: SparseModel) -> Any:
     return runner
 
 
-def close(got: Tensor, expected: Tensor, limit: float) -> None:
-    error = (got.double() - expected.double()).norm() / expected.double().norm()
-    assert error < limit
+def error_of(got: Tensor, expected: Tensor) -> float:
+    """Relative, of all outputs."""
+    return float((got.double() - expected.double()).norm() / expected.double().norm())
+
+
+FLOATS = 2e-6
+"""A dozen times what float32 makes of these models against float64. Weights of one layer that are
+rounded to tf32 make 6e-6."""
+
+STEPS = 2e-3
+"""Three times what rows make that are quantized from floats of bf16's precision: as many values as
+possible round to their other neighbour. Biases left out make 1e-2."""
 
 
 BATCHES = [
@@ -113,8 +127,13 @@ def test_every_bucket_is_close_to_the_reference(structure: str, values: str) -> 
         batch = batch_of(*lengths)
         expected = run(reference, batch)
         for _ in range(3):  # launched, captured, replayed
-            # Quantized rows: a value may round to its other neighbour, one step in 255.
-            close(run(ours, batch), expected, 1e-5 if values == "fp32" else 1e-2)
+            got = run(ours, batch)
+            assert error_of(got, expected) < (FLOATS if values == "fp32" else STEPS)
+            if len(lengths) == 64:
+                # Most sequences have no value that rounds to its other neighbour (one float32 in
+                # 1e5 does), and nothing else may differ: scales off by 1/64 would make 6e-4.
+                errors = torch.tensor(list(map(error_of, got, expected)))
+                assert errors.median() < FLOATS
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -287,7 +306,7 @@ def test_moving_a_model() -> None:
     model.to("cuda")
     assert model.device == torch.device("cuda", torch.cuda.current_device())
     moved = run(model, batch_of(40, 7))
-    close(moved.cpu(), cpu, 1e-2)
+    assert error_of(moved.cpu(), cpu) < STEPS
     assert model.to("cuda") is model and len(model._backend._runners) == 1  # not made anew
     run(model, batch_of(40, 7))
     model.to("cpu")
@@ -353,13 +372,17 @@ def test_inference_mode_may_come_and_go() -> None:
 
 
 def test_long_streams_run_in_chunks() -> None:
-    model = load(make_packed())
+    packed = make_packed()
+    model = load(packed)
     batch = batch_of(*[300] * 20)  # 6,000 tokens
     whole = run(model, batch)
+    exact = run(load(packed, torch.float32, backend="reference"), batch)
     assert runner_of(model).memory.ids.shape[1] == 4096
     alone = [run(model, batch_of_row(batch, row)) for row in range(20)]
     for row, got in enumerate(alone):
-        close(whole[row], got[0], 1e-2)
+        # Other tiles, and so other roundings to bf16: either is as far off, and they no farther
+        # apart than both together.
+        assert error_of(whole[row], got[0]) < 3 * error_of(got[0], exact[row])
 
 
 def batch_of_row(batch: dict[str, Tensor], row: int) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from sparse_runtime.kernels.linear.reference import (
     quantize_rows_full_range,
     quantize_static,
 )
-from sparse_runtime.testing.tolerances import assert_close_to_oracle
+from sparse_runtime.testing import assert_close_to_oracle, attention_slack
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -131,7 +131,9 @@ def test_equals_the_reference(
     floats, target = run(qkv, lengths, heads, "symmetric", config)
     real = qkv[: sum(lengths)]
     oracle = reference(real.double(), lengths, heads, 0.2)
-    assert_close_to_oracle(floats, oracle, reference(real, lengths, heads, 0.2))
+    # A softmax of one costs PyTorch nothing, and a kernel its exponential and its division.
+    slack = attention_slack(real, lengths, heads, 0.2)
+    assert_close_to_oracle(floats, oracle, reference(real, lengths, heads, 0.2), slack=slack)
     check_quantized(target, floats, "symmetric")
 
 
@@ -171,7 +173,10 @@ def test_scores_that_overflow_an_exponential(config: Config) -> None:
     oracle, baseline = (
         reference(qkv[:-2].to(kind), [40], 1, 0.2) for kind in (torch.float64, torch.float32)
     )
-    assert_close_to_oracle(floats, oracle, baseline)
+    # Scores of thousands have errors of 1e-3, which count where keys are about equal: in a row or
+    # two, by luck. A maximum that is not taken away overflows; one of another tile is off by more.
+    slack = attention_slack(qkv[:-2], [40], 1, 0.2, roundings=32**0.5)
+    assert_close_to_oracle(floats, oracle, baseline, slack=slack)
 
 
 @pytest.mark.parametrize("config", [LOOP, SINGLE])

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from sparse_runtime.kernels.attention.reference import attention
 from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.testing import (
     assert_close_to_oracle,
+    attention_slack,
     errors_of,
+    linear_in_order,
     linear_oracle,
     make_linear_problem,
 )
@@ -101,3 +104,47 @@ def test_quantized_inputs_are_part_of_the_oracle(activations: ActivationSpec) ->
     plain = F.linear(problem.x.double(), problem.packed.dequantize(torch.float64))
     with pytest.raises(AssertionError, match="max error"):
         assert_close_to_oracle(plain.float(), oracle, dense)
+
+
+def test_slack_is_taken_from_each_element_alone() -> None:
+    oracle = torch.zeros(3, dtype=torch.float64)
+    actual = torch.tensor([0.5, 0.0, 0.25])
+    slack = torch.tensor([0.5, 0.5, 0.25])
+    assert_close_to_oracle(actual, oracle, torch.zeros(3), slack=slack)
+    with pytest.raises(AssertionError, match=r"worst at \[1\]"):
+        assert_close_to_oracle(actual.roll(1), oracle, torch.zeros(3), slack=slack / 2)
+
+
+def test_sums_in_order_err_more_than_sums_in_parts_and_no_more_than_their_bound() -> None:
+    x, weight = torch.randn(20, 768), torch.randn(64, 768)
+    bias = torch.randn(64)
+    oracle = F.linear(x.double(), weight.double(), bias.double())
+    in_order = linear_in_order(x, weight, bias)
+    parts = zip(x.split(96, 1), weight.split(96, 1), strict=True)
+    in_parts = sum(F.linear(a, b) for a, b in parts) + bias
+    assert errors_of(in_parts, oracle).rms < errors_of(in_order, oracle).rms < 1e-4
+    assert_close_to_oracle(in_parts, oracle, in_order)
+    rounded = x.view(torch.int32).bitwise_and(~0x1FFF).view(torch.float32)  # as tf32
+    with pytest.raises(AssertionError, match="max error"):
+        assert_close_to_oracle(F.linear(rounded, weight, bias), oracle, in_order)
+
+
+@pytest.mark.parametrize("roundings", [0.0, 8.0])
+def test_attention_slack_bounds_weights_that_are_off(roundings: float) -> None:
+    """Scores of tens, off by so many roundings each: the slack holds, and a hundredth of it not."""
+    lengths, heads, size, scale = [9, 1, 30], 2, 16, 2.0
+    qkv = torch.randn(40, 3 * heads * size, generator=torch.Generator().manual_seed(0)) * 2
+    slack = attention_slack(qkv, lengths, heads, scale, roundings)
+    y = attention(qkv.double(), lengths, heads, scale)
+    wrong, start = [], 0
+    for length in lengths:
+        part = qkv[start : start + length].double()
+        q, k, v = part.unflatten(1, (3, heads, -1)).permute(1, 2, 0, 3)
+        off = roundings * 2.0**-24 * (q.abs() @ k.abs().transpose(1, 2)) * scale
+        signs = torch.randint(0, 2, off.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+        scores = q @ k.transpose(1, 2) * scale + 0.99 * signs * (off + 2.0**-22)
+        wrong.append((scores.softmax(-1) @ v * (1 + 0.99 * 2.0**-22)).transpose(0, 1).flatten(1))
+        start += length
+    errors = (torch.cat(wrong) - y).abs()
+    assert (errors <= slack).all()
+    assert (errors > slack / 100).any()
