@@ -2,7 +2,7 @@
 
 What partners share is written once, so that they differ in the one thing their comparison is about.
 Everything is scaled down to some thousand short sentences and a model of 11 million weights in its
-encoder: batches of 64 and a learning rate of 5e-4.
+encoder: batches of 64; students learn at 5e-4 where nothing else is said.
 """
 
 from __future__ import annotations
@@ -107,8 +107,7 @@ def distilled(
 ) -> Experiment:
     """Gradual magnitude pruning while the dense model teaches; INT8 without further training.
 
-    All matrices are ranked together: at 95 % and more that and trained word embeddings keep more
-    than pruning every matrix alike.
+    All matrices are ranked together, and word embeddings are trained too.
     """
     return Experiment(
         name,
