@@ -293,7 +293,7 @@ def test_report_provenance_and_inspection(model: Any, tmp_path: Path) -> None:
     }
     with io.StringIO() as text:
         Console(file=text, width=200).print(report)
-        assert "1 heads and 3 neurons of 2 layers removed (exact)" in text.getvalue()
+        assert "1 head and 3 neurons of 2 layers removed (exact)" in text.getvalue()
     rows = {row.name: row for row in inspect(tmp_path / "out").matrices}
     query = rows[f"{LAYER}0.attention.self.query.weight"]
     assert (query.shape, query.heads, query.empty_heads) == ((48, 64), 3, 0)
