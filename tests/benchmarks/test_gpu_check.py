@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# Neither builds the extension nor passes a test; everything else succeeds. It is asked what device and
-# commit these are, and answers what the test says.
+# Neither builds the extension nor passes a test; everything else succeeds. Asked what device and
+# commit these are, it answers what the test says.
 INTERPRETER = """#!/bin/sh
 echo "$*" >> "$LOG"
 case "$*" in

@@ -250,7 +250,7 @@ def test_the_environment_leaves_kernels_out(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", " ")
     assert [family.rejects(problem) for family in families] == [None, None]
     monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "mma,hoper")
-    with pytest.raises(ValueError, match="WITHOUT=mma,hoper: expected .* mma, hopper.* 'hoper'"):
+    with pytest.raises(ValueError, match=r"WITHOUT=mma,hoper: expected .* mma, hopper.* 'hoper'"):
         families[0].rejects(problem)
 
 
