@@ -39,7 +39,8 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], changes: Iterable[str] =
         changes: texts "STAGE.KEY[.KEY...]=VALUE", the value in YAML; "*" is every stage.
 
     Raises:
-        ValueError: no such recipe, or, with the file's or recipe's name before it, what :func:`parse` and :func:`apply_change` refuse.
+        ValueError: no such recipe, or, with the file's or recipe's name before it, what
+            :func:`parse` and :func:`apply_change` refuse.
         FileNotFoundError: no such file.
         ImportError: PyYAML is missing.
     """
@@ -139,8 +140,8 @@ def _text(recipe: str | Path) -> str:
     if path.suffix in _SUFFIXES:
         if not path.expanduser().is_file():
             raise FileNotFoundError(
-                f"recipe (--recipe) {path}: there is no such file; correct the path, or give one of "
-                f"{', '.join(recipe_names())}"
+                f"recipe (--recipe) {path}: there is no such file; correct the path, or give one "
+                f"of {', '.join(recipe_names())}"
             )
         return path.expanduser().read_text(encoding="utf-8")
     names = recipe_names()
