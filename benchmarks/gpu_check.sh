@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Everything that only a machine with an NVIDIA GPU can say, without network and without installing:
 # tests on the GPU, the same under compute-sanitizer, tuning, benchmarks against peers, and a short
-# table last. Each part ends within ten minutes and can be run by itself, in any order.
+# table last. Each part can be run by itself, in any order, and its steps end within ten minutes. Before
+# them come the build, at most 5 minutes (build once, then BUILD=0), and in parts 3 to 10, once for a
+# device and a commit, a short test of hand-written kernels, at most 3.
 #
 #   benchmarks/gpu_check.sh             all parts
 #   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
@@ -46,8 +48,8 @@ fi
 
 wanted() { [[ $part == all || $part == "$1" ]]; }
 
-# Runs a step of at most so many seconds and appends a JSON line with its exit status. Steps leave a
-# minute of a part's ten for what comes before them.
+# Runs a step of at most so many seconds and appends a JSON line with its exit status. The steps of
+# a part leave a minute of its ten for starting.
 failed=0
 step() {
   local name=$1 seconds=$2 status=0
@@ -72,14 +74,22 @@ if "$python" -c 'import pytest_timeout' 2>/dev/null; then
 fi
 
 # Hand-written kernels that fault or hang would take down whatever runs beside them: a short test of
-# each kind says which are left out from here on. Part 1 asks anew.
-left_out=${XDG_CACHE_HOME:-$HOME/.cache}/sparse_runtime/gpu_check.without
+# each kind says which are left out from here on, on this device and at this commit. Part 1 asks anew, and
+# so does every part where no commit says what the kernels are.
+key=$("$python" -c 'import os, torch
+from sparse_runtime.benchmarks.records import commit_of_checkout
+print(torch.cuda.get_device_name(), os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout())')
+left_out=${XDG_CACHE_HOME:-$HOME/.cache}/sparse_runtime/gpu_check.without.${key//[^[:alnum:]]/-}
 leave_out() {
+  if [[ $key == *+ || $key == *None ]]; then rm -f "$left_out"; fi
   if [[ ! -e $left_out ]]; then
-    local kinds=() kind
+    local kinds=() kind status
     for kind in mma hopper; do
+      status=0
       timeout 90 "${pytest[@]}" tests/gpu/test_library_linear_on_cuda.py -x \
-        -k "small_products and $kind" >/dev/null || kinds+=("$kind")
+        -k "small_products and $kind" >/dev/null || status=$?
+      # 5: there is no such test here, so no kernel has failed.
+      if [[ $status != [05] ]]; then kinds+=("$kind"); fi
     done
     mkdir -p "${left_out%/*}"
     (IFS=, && echo "${kinds[*]}") >"$left_out"

@@ -54,8 +54,8 @@ from sparse_runtime.compress.oneshot.unit_tuning import DAMPING
 from sparse_runtime.compress.patterns import Pattern
 from sparse_runtime.compress.targets import component, encoder_linears
 from sparse_runtime.encoders import SparseModel
+from sparse_runtime.statistics import spearman
 from sparse_runtime.tools.layer_latency import Shape, latency_costs, measure_latency, pack_model
-from sparse_runtime.tools.verification.measures import spearman
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

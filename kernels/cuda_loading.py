@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from .cuda_interface import ORDERS
 from .cuda_library import Library
 from .cuda_nvrtc import RuntimeLibrary
 
@@ -52,9 +53,20 @@ def load() -> Loaded:
 
 
 def left_out(order: str) -> str | None:
-    """Why the environment keeps the kernels of an order from running, or None."""
-    names = os.environ.get(WITHOUT_VARIABLE, "")
-    return f"{WITHOUT_VARIABLE}={names} leaves it out" if order in names.split(",") else None
+    """Why the environment keeps the kernels of an order from running, or None.
+
+    Raises:
+        ValueError: the variable names an order that there is not.
+    """
+    said = os.environ.get(WITHOUT_VARIABLE, "")
+    names = [name.strip() for name in said.split(",") if name.strip()]
+    unknown = [name for name in names if name not in ORDERS]
+    if unknown:
+        raise ValueError(
+            f"{WITHOUT_VARIABLE}={said}: expected names out of {', '.join(ORDERS)}, separated by "
+            f"commas, got {unknown[0]!r}; correct it or unset the variable"
+        )
+    return f"{WITHOUT_VARIABLE}={said} leaves it out" if order in names else None
 
 
 def not_launched() -> str | None:

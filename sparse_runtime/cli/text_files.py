@@ -22,13 +22,21 @@ def read_texts(path: str) -> list[str]:
     return texts
 
 
-def read_calibration(path: str) -> list[str]:
+def read_calibration(path: str, option: str) -> list[str]:
     """The lines of :func:`read_texts` that hold something.
+
+    Args:
+        path: of the file, or "-".
+        option: that gave it, such as "--data", for errors.
 
     Raises:
         ValueError: none does, or the file is not UTF-8.
-        OSError: it cannot be read.
+        OSError: there is no such file, or it cannot be read.
     """
+    if path != STDIN and not Path(path).expanduser().exists():
+        raise FileNotFoundError(
+            f"{option} {path}: there is no such file; give one with a text a line, or - for stdin"
+        )
     texts = [text for text in read_texts(path) if text.strip()]
     if not texts:
         raise ValueError(f"{_name(path)}: expected one text a line, got empty lines only")

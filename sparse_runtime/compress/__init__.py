@@ -14,6 +14,7 @@ from .targets import COMPONENTS, Component, EncoderLayer, component, encoder_lin
 from .writing import write_checkpoint
 
 if TYPE_CHECKING:
+    from .oneshot.plans import SearchPlan
     from .oneshot.prune import prune
     from .training.run import train
 
@@ -25,6 +26,7 @@ __all__ = [
     "LinearQuantization",
     "Mask",
     "Pattern",
+    "SearchPlan",
     "attach_fake_quant",
     "attach_masks",
     "bake",
@@ -47,6 +49,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # These need more than torch, and are loaded when they are asked for.
+    if name == "SearchPlan":
+        from .oneshot.plans import SearchPlan
+
+        return SearchPlan
     if name == "prune":
         from .oneshot.prune import prune
 

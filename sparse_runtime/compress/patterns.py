@@ -53,13 +53,17 @@ class Pattern:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Pattern:
+    def parse(cls, text: str, argument: str = "pattern") -> Pattern:
         """Read "2:4", "unstructured@0.9" or "block:1x4@0.8".
+
+        Args:
+            text: one of these.
+            argument: what to call it in errors.
 
         Raises:
             ValueError: for any other text.
         """
-        return cls(*parse_prune(text))
+        return cls(*parse_prune(text, argument))
 
     def __str__(self) -> str:
         return str(self.structure) + ("" if self.sparsity is None else f"@{self.sparsity:g}")

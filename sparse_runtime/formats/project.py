@@ -15,21 +15,28 @@ from .block import from_blocks, to_blocks
 _PRUNE = re.compile(r"(?P<structure>[^@]+)(@(?P<sparsity>[0-9.]+))?")
 
 
-def parse_prune(text: str) -> tuple[Structure, float | None]:
+def parse_prune(text: str, argument: str = "prune") -> tuple[Structure, float | None]:
     """Read "2:4", "unstructured@0.9" or "block:32x32@0.9".
+
+    Args:
+        text: one of these.
+        argument: what to call it in errors.
 
     Raises:
         ValueError: the text is none of these, the sparsity is not in [0, 1), or it is missing or
             given where the structure already states it.
     """
     match = _PRUNE.fullmatch(text)
-    structure = Structure.parse(match["structure"]) if match else Structure.parse(text)
+    try:
+        structure = Structure.parse(match["structure"]) if match else Structure.parse(text)
+    except ValueError as error:
+        raise ValueError(f"{argument} {text!r}: {error}") from None
     if structure.kind == "dense":
-        raise ValueError("prune 'dense': nothing to prune; leave the argument out")
+        raise ValueError(f"{argument} 'dense': nothing to prune; leave the argument out")
     stated = match["sparsity"] if match else None
     if (structure.kind == "nm") == (stated is not None):
         raise ValueError(
-            f"prune {text!r}: expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY'"
+            f"{argument} {text!r}: expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY'"
         )
     if stated is None:
         return structure, None
@@ -38,7 +45,7 @@ def parse_prune(text: str) -> tuple[Structure, float | None]:
     except ValueError:
         sparsity = math.nan
     if not 0 <= sparsity < 1:
-        raise ValueError(f"prune {text!r}: the sparsity is a number from 0 to below 1")
+        raise ValueError(f"{argument} {text!r}: the sparsity is a number from 0 to below 1")
     return structure, sparsity
 
 

@@ -33,7 +33,6 @@ class PanelLinear(TracedLinear):
     Attributes:
         handle: the ``_C.PanelLinear``.
         choices: the device layouts, each with the number of tokens up to which it runs.
-        key: its number in this process, for traced graphs.
     """
 
     candidate = "cpu.panels"

@@ -27,7 +27,7 @@ from ..formats import Compression, CompressionNote, PackedWeight
 from ..store import PackedLinear, PackedModel, save, size_report
 from .convert_report import ConvertReport, KeptTensor, LayerReport
 from .crop import Crop
-from .crop_plan import plan_crop
+from .crop_plan import check_crop, plan_crop
 from .integers import linear_shape, pack_integers, packed_values
 from .one_shot import METHOD, solve_checkpoint
 
@@ -78,8 +78,8 @@ def convert(
             values and "none" for floats; "symmetric" is int8, a scale per token.
         crop: "auto" removes attention heads and feed-forward neurons whose outputs are zero or
             read by nobody (neurons where they are one in sixteen or more), "fold" also those whose
-            outputs are constant, which go into a bias; "none" keeps every row and column. The
-            report lists what went.
+            outputs are constant, which go into a bias (not with integers that ``calibration``
+            gives); "none" keeps every row and column. The report lists what went.
         finalise: what the files leave open, such as ``{"threshold": 0.1}``; the error that asks
             for it names it.
         overwrite: replace a packed model that is already in ``out_dir``.
@@ -129,6 +129,7 @@ def convert(
     }
     if checkpoint.linears:
         _refuse_requantizing(checkpoint, arguments)
+    check_crop(checkpoint, policy, crop, calibrated=calibration is not None)
     name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
     solved = None

@@ -144,10 +144,12 @@ class ConvertReport:
             return []
         folded = sum(layer.folded for layer in self.cropped)
         effect = "all of them silent" if all(layer.silent for layer in self.cropped) else "exact"
+        heads = sum(len(layer.heads) for layer in self.cropped)
+        neurons = sum(layer.neurons for layer in self.cropped)
         return [
-            f"{sum(len(layer.heads) for layer in self.cropped)} heads and "
-            f"{sum(layer.neurons for layer in self.cropped):,} neurons of {len(self.cropped)} "
-            f"layers removed ({effect}{f', {folded:,} folded into biases' if folded else ''})"
+            f"{_counted(heads, 'head')} and {_counted(neurons, 'neuron')} of "
+            f"{_counted(len(self.cropped), 'layer')} removed ({effect}"
+            f"{f', {folded:,} folded into biases' if folded else ''})"
         ]
 
     def _layers(self) -> Table:
@@ -199,3 +201,8 @@ def _grouped(layers: list[LayerReport]) -> list[tuple[str, list[LayerReport]]]:
         key = (label, layer.shape, layer.structure)
         groups.setdefault(key, []).append(layer)
     return [(str(key[0]), group) for key, group in groups.items()]
+
+
+def _counted(number: int, what: str) -> str:
+    """ "1 head", "2 heads"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -38,6 +38,34 @@ tiles, and cost a model that programs of config.json's sizes open."""
 _SPANS = (64, 32, 16, 8, 4, 2)
 
 
+def check_crop(
+    checkpoint: Checkpoint, policy: Compression, choice: str, *, calibrated: bool
+) -> None:
+    """Refuse early what :func:`plan_crop` would refuse after minutes of calibration.
+
+    Args:
+        checkpoint: the source.
+        policy: how its layers are packed.
+        choice: what must be one of ``CHOICES``.
+        calibrated: layers are solved before they are cropped, which states integer values.
+
+    Raises:
+        ValueError: another choice, or "fold" for layers that cannot be cropped.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"crop {choice!r}: expected one of {', '.join(map(repr, CHOICES))}")
+    if choice != "fold":
+        return
+    if calibrated and policy.values.is_integer:
+        raise ValueError(
+            "crop 'fold': calibration rounds the layers to integers, and what a constant adds "
+            "cannot go through their quantized inputs; leave crop or calibration out"
+        )
+    reason = _reason(checkpoint, policy, choice)
+    if reason is not None:
+        raise ValueError(f"crop 'fold': {reason}; leave crop out")
+
+
 def plan_crop(
     checkpoint: Checkpoint, modules: Sequence[str], policy: Compression, choice: str
 ) -> Crop:
@@ -49,30 +77,31 @@ def plan_crop(
         checkpoint: the source.
         modules: its encoder's linear layers.
         policy: how they are packed; a structure's groups and blocks stay whole.
-        choice: one of ``CHOICES``.
-
-    Raises:
-        ValueError: another choice, or "fold" for layers that cannot be cropped.
+        choice: one of ``CHOICES``, as :func:`check_crop` lets it pass.
     """
-    if choice not in CHOICES:
-        raise ValueError(f"crop {choice!r}: expected one of {', '.join(map(repr, CHOICES))}")
-    family = FAMILIES.get(str(checkpoint.config.get("model_type")))
-    reasons = {
-        # A quantizer stands between a constant and the layer that would take it in.
-        "the source states integers": choice == "fold" and bool(checkpoint.linears),
-        "prune counts the zeros of whole matrices": policy.sparsity is not None,
-        "the model's family is not known": family is None,
-    }
-    reason = next((text for text, holds in reasons.items() if holds), None)
-    if choice == "fold" and reason is not None:
-        raise ValueError(f"crop 'fold': {reason}; leave crop out")
-    if choice == "none" or reason is not None or family is None:
+    family = _family(checkpoint)
+    if choice == "none" or family is None or _reason(checkpoint, policy, choice) is not None:
         return Crop()
     planner = _Planner(checkpoint, policy, family, fold=choice == "fold")
     known = set(modules)
     for base in _layer_names(family, modules):
         planner.plan_layer(base, known)
     return planner.crop
+
+
+def _reason(checkpoint: Checkpoint, policy: Compression, choice: str) -> str | None:
+    """Why nothing may go, or None."""
+    reasons = {
+        # A quantizer stands between a constant and the layer that would take it in.
+        "the source states integers": choice == "fold" and bool(checkpoint.linears),
+        "prune counts the zeros of whole matrices": policy.sparsity is not None,
+        "the model's family is not known": _family(checkpoint) is None,
+    }
+    return next((text for text, holds in reasons.items() if holds), None)
+
+
+def _family(checkpoint: Checkpoint) -> Architecture | None:
+    return FAMILIES.get(str(checkpoint.config.get("model_type")))
 
 
 def head_size_of(config: Mapping[str, Any], hidden: int, stated: int | None) -> int | None:

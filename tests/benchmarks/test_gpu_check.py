@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-# Neither builds the extension nor passes a test; everything else succeeds.
+# Neither builds the extension nor passes a test; everything else succeeds. Asked what device and
+# commit these are, it answers what the test says.
 INTERPRETER = """#!/bin/sh
 echo "$*" >> "$LOG"
-case "$*" in *setup.py*) exit 1;; *'-m pytest'*) exit 3;; esac
+case "$*" in
+  *get_device_name*) echo "$KEY";;
+  *setup.py*) exit 1;;
+  *'-m pytest'*) exit "${TESTS_END:-3}";;
+esac
 """
 DRIVERS = {
     "3": "gpu.tune",
@@ -31,10 +36,16 @@ def check(root: Path, folder: Path, *options: str, **given: str) -> tuple[int, l
     python.chmod(0o755)
     log.write_text("")
     own = {"PYTHON": str(python), "OUT": str(folder / "out"), "LOG": str(log)}
-    own |= {"XDG_CACHE_HOME": str(folder / "cache"), **given}
+    own |= {"KEY": "Some GPU 0123abc", "XDG_CACHE_HOME": str(folder / "cache"), **given}
     command = ["bash", str(root / "benchmarks/gpu_check.sh"), *options]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
     return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
+
+
+def kinds_asked(asked: list[str]) -> list[str]:
+    """Of which hand-written kernels a short test was run, in order."""
+    words = [line.partition("-k small_products and ")[2] for line in asked if "-m pytest" in line]
+    return [rest.split()[0] for rest in words if rest]
 
 
 def test_the_tests_run_though_the_extension_does_not_build(
@@ -74,7 +85,7 @@ def test_each_part_runs_its_driver_and_the_table_shows_results(
     status, asked, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
     assert status == 0 and not any("setup.py" in line for line in asked)
     # Kernels whose short test fails take no part, and are not asked again.
-    assert [line[-6:] for line in asked if "-m pytest" in line] == ["nd mma", "hopper"]
+    assert kinds_asked(asked) == ["mma", "hopper"]
     assert "left out: mma,hopper kernels" in said
     _, again, said = check(checkout_root, tmp_path, "--part", part, BUILD="0")
     assert "left out: mma,hopper kernels" in said
@@ -82,3 +93,29 @@ def test_each_part_runs_its_driver_and_the_table_shows_results(
     ran = [line for line in asked if line.startswith("-m sparse_runtime")]
     assert [DRIVERS[part] in line for line in ran] == [True, False, False]
     assert "gpu.step" in ran[1] and "gpu.view" in ran[2] and ran[2].endswith("out/gpu.jsonl")
+
+
+def test_what_is_left_out_holds_for_one_device_and_commit(
+    checkout_root: Path, tmp_path: Path
+) -> None:
+    def asked_for(key: str, **given: str) -> tuple[list[str], bool]:
+        _, asked, said = check(checkout_root, tmp_path, "--part", "4", BUILD="0", KEY=key, **given)
+        return kinds_asked(asked), "left out" in said
+
+    both = ["mma", "hopper"]
+    assert asked_for("Some GPU 0123abc") == (both, True)
+    assert asked_for("Some GPU 0123abc") == ([], True)
+    # A kernel that is mended, and another device, are asked for by themselves.
+    assert asked_for("Some GPU 4567def", TESTS_END="0") == (both, False)
+    assert asked_for("Other GPU 0123abc", TESTS_END="0") == (both, False)
+    assert asked_for("Other GPU 0123abc") == ([], False)
+    # No commit says what these are: asked each time.
+    for unknown in ("Some GPU 0123abc+", "Some GPU None"):
+        assert [asked_for(unknown) for _ in range(2)] == [(both, True)] * 2
+
+
+def test_where_no_test_is_collected_no_kernel_has_failed(
+    checkout_root: Path, tmp_path: Path
+) -> None:
+    _, asked, said = check(checkout_root, tmp_path, "--part", "4", BUILD="0", TESTS_END="5")
+    assert kinds_asked(asked) == ["mma", "hopper"] and "left out" not in said

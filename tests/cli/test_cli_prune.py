@@ -75,6 +75,30 @@ def test_errors_are_one_line(command: Command, source: Make, tmp_path: Path, tex
             ["--data", texts, "--to", "2:4", "--damping", "0"],
             "error: damping 0.0: expected a share",
         ),
+        (
+            ["--data", texts, "--to", "unstructured@1.5"],
+            "error: to (--to) 'unstructured@1.5': the sparsity is a number",
+        ),
+        (
+            ["--data", texts, "--to", "magnitude@0.5"],
+            "error: to (--to) 'magnitude@0.5': structure 'magnitude'",
+        ),
+        (
+            ["--data", texts, "--keep-flops", "1.5"],
+            "error: keep_flops (--keep-flops) 1.5: expected a share",
+        ),
+        (
+            ["--data", tmp_path / "none.txt", "--to", "2:4"],
+            "none.txt: there is no such file; give one with a text a line",
+        ),
+        (
+            ["--data", texts, "--recipe", tmp_path / "none.yaml"],
+            "none.yaml: there is no such file; correct the path",
+        ),
+        (
+            ["--data", texts, "--to", "2:4", "--out", tmp_path],
+            "expected a new or an empty directory, got one with files; choose another (--out)",
+        ),
     ):
         result = command(*common, *arguments)
         assert result.exit_code == 1

@@ -264,7 +264,7 @@ def test_sources_that_are_refused(tmp_path: Path, make_model: MakeModel, source:
     prune(source, tmp_path / "quantized", values="int8", calibration=TEXTS)
     with pytest.raises(CheckpointError, match="integers already"):
         prune(tmp_path / "quantized", None, to="2:4", calibration=TEXTS)
-    with pytest.raises(FileExistsError, match="expected a new or an empty directory"):
+    with pytest.raises(FileExistsError, match="an empty directory, got one with files; choose"):
         prune(source, tmp_path / "quantized", to="2:4", calibration=TEXTS)
 
 

@@ -195,9 +195,11 @@ def test_restored_layers_are_passed_through(make_model: MakeModel) -> None:
 
 
 def test_batches_refuse_no_texts() -> None:
-    for texts in ([], "one text", [1]):
+    for texts in ([], [1]):
         with pytest.raises(ValueError, match="expected a list of at least one text"):
             calibration_batches(None, texts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a list of texts, got one string 'one text'; give"):
+        calibration_batches(None, "one text")
 
 
 # BERT holds 512 positions; RoBERTa's and MPNet's first two are the padding's.

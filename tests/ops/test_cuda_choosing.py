@@ -245,6 +245,13 @@ def test_the_environment_leaves_kernels_out(monkeypatch: pytest.MonkeyPatch) -> 
     assert [family.rejects(problem) for family in families] == [None, reason.format("hopper")]
     monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "mma,hopper")
     assert {family.rejects(problem) for family in families} == {reason.format("mma,hopper")}
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", " hopper , mma,")
+    assert {family.rejects(problem) for family in families} == {reason.format(" hopper , mma,")}
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", " ")
+    assert [family.rejects(problem) for family in families] == [None, None]
+    monkeypatch.setenv("SPARSE_RUNTIME_WITHOUT", "mma,hoper")
+    with pytest.raises(ValueError, match=r"WITHOUT=mma,hoper: expected .* mma, hopper.* 'hoper'"):
+        families[0].rejects(problem)
 
 
 def test_explain_says_how_each_time_is_known_and_what_does_not_fit() -> None:

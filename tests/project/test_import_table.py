@@ -28,7 +28,7 @@ def rule(ours: str, third_party: str, *, computed_names: bool = False) -> Rule:
     return Rule(frozenset(ours.split()), frozenset(third_party.split()), computed_names)
 
 
-LOW = "spec checkpoints formats store kernels ops layers encoders compress testing"
+LOW = "spec statistics checkpoints formats store kernels ops layers encoders compress testing"
 TENSORS = "torch numpy"
 DEPENDENCIES = f"{TENSORS} transformers safetensors tokenizers huggingface_hub tqdm typer rich"
 
@@ -39,6 +39,7 @@ BACKPORTS = frozenset({"typing_extensions"})
 # Whoever may import `formats` may import `spec`: it is the language that formats are described in.
 TABLE = {
     "spec": rule("", TENSORS),
+    "statistics": rule("", TENSORS),
     "checkpoints": rule("spec", f"{TENSORS} safetensors huggingface_hub onnx"),
     "formats": rule("spec", TENSORS),
     "store": rule("spec formats", f"{TENSORS} safetensors"),
@@ -50,7 +51,7 @@ TABLE = {
         "spec layers ops store", f"{TENSORS} transformers tokenizers huggingface_hub tqdm"
     ),
     "compress": rule(
-        "spec checkpoints formats store kernels ops testing",
+        "spec statistics checkpoints formats store kernels ops testing",
         f"{TENSORS} transformers safetensors tqdm yaml rich matplotlib",
     ),
     "testing": rule("spec formats kernels", f"{TENSORS} onnx"),

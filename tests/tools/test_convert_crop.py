@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +293,7 @@ def test_report_provenance_and_inspection(model: Any, tmp_path: Path) -> None:
     }
     with io.StringIO() as text:
         Console(file=text, width=200).print(report)
-        assert "1 heads and 3 neurons of 2 layers removed (exact)" in text.getvalue()
+        assert "1 head and 3 neurons of 2 layers removed (exact)" in text.getvalue()
     rows = {row.name: row for row in inspect(tmp_path / "out").matrices}
     query = rows[f"{LAYER}0.attention.self.query.weight"]
     assert (query.shape, query.heads, query.empty_heads) == ((48, 64), 3, 0)
@@ -320,3 +321,35 @@ def test_wrong_choices_are_refused(model: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="crop 'fold': prune counts the zeros of whole matrices"):
         convert(source, tmp_path / "out", crop="fold", prune="unstructured@0.5")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ({"crop": "all"}, "crop 'all': expected one of"),
+        ({"crop": "fold"}, "crop 'fold': calibration rounds the layers to integers"),
+        ({"crop": "fold", "prune": "block:1x4@0.5"}, "crop 'fold': calibration rounds"),
+        # Nothing is rounded here, but a sparsity stands.
+        (
+            {"crop": "fold", "prune": "unstructured@0.5", "values": "fp32"},
+            "crop 'fold': prune counts the zeros",
+        ),
+    ],
+)
+def test_choices_are_refused_before_calibration(
+    arguments: dict[str, str],
+    refusal: str,
+    model: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def solve(*_: Any, **__: Any) -> None:
+        raise AssertionError("solving has begun")
+
+    monkeypatch.setattr(sys.modules[convert.__module__], "solve_checkpoint", solve)
+    source = write(model, tmp_path / "source", copied(model))
+    with pytest.raises(ValueError, match=refusal):
+        convert(source, tmp_path / "out", calibration=["a b"], **arguments)
+    # Any other choice is solved.
+    with pytest.raises(AssertionError, match="solving has begun"):
+        convert(source, tmp_path / "out", calibration=["a b"])

@@ -1,4 +1,8 @@
-"""convert(crop="auto") of layers that the source states in integers: not one bit changes."""
+"""convert(crop="auto") of layers that the source states in integers: not one bit changes.
+
+These models have erf-GELU or ReLU. With tanh-GELU and SiLU PyTorch's last bit depends on an
+element's place in its row, so the reference may differ in it where a layer became narrower.
+"""
 
 from __future__ import annotations
 

@@ -148,7 +148,8 @@ def test_a_plan_reorders_before_layers_are_solved(model: nn.Module, tokenizer: A
 def test_units_go_without_any_other_format(
     model: nn.Module, tokenizer: Any, tmp_path: Path
 ) -> None:
-    plan = SearchPlan(keep_flops=0.6, progress=False)
+    plan = sr.compress.SearchPlan(keep_flops=0.6, progress=False)
+    assert isinstance(plan, SearchPlan)
     report = prune(
         model, tmp_path / "out", calibration=TEXTS, tokenizer=tokenizer, plan=plan, progress=False
     )

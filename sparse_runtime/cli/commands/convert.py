@@ -90,7 +90,9 @@ def convert(
         structure=structure,
         values=values,
         prune=prune,
-        calibration=None if calibration is None else read_calibration(calibration),
+        calibration=(
+            None if calibration is None else read_calibration(calibration, "--calibration")
+        ),
         prune_method=prune_method,
         scales=scales,
         activations=activations,

@@ -48,7 +48,7 @@ def one_shot(
             "--shape: belongs to --target latency=...; leave it out, or give such a target"
         )
     options |= {
-        "calibration": read_calibration(data)[:texts],
+        "calibration": read_calibration(data, "--data")[:texts],
         "options": SolverOptions(damping=damping),
     }
     if target is None:

@@ -95,7 +95,11 @@ def calibration_batches(
     Raises:
         ValueError: there are no texts, or one is not a string.
     """
-    if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
+    if isinstance(texts, str):
+        raise ValueError(
+            f"calibration: expected a list of texts, got one string {texts[:40]!r}; give [text]"
+        )
+    if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("calibration: expected a list of at least one text")
     ordered = sorted(texts, key=len, reverse=True)
     encoded = [tokenizer(text, truncation=True, max_length=max_length) for text in ordered]

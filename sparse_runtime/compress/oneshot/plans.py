@@ -88,6 +88,11 @@ class SearchPlan:
     allocation: Allocation | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if self.keep_flops is not None and not 0 < self.keep_flops <= 1:
+            raise ValueError(
+                f"keep_flops (--keep-flops) {self.keep_flops}: expected a share above 0 and at "
+                "most 1"
+            )
         if self.reorder and self.keep_flops is not None:
             raise ValueError(
                 "permute: would spread the neurons that were removed, so that they could no longer "

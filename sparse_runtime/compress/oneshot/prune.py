@@ -190,12 +190,12 @@ def parse_format(
     """
     if values not in (None, "int8", "int4"):
         raise ValueError(f"values {values!r}: expected 'int8' or 'int4', or none for floats")
+    pattern = None if to is None else Pattern.parse(to, "to (--to)")
     policy = Compression.parse(
         values=values or "fp32", scales=scales, activations=activations, prune=to
     )
     if to is None and values is None:
         raise ValueError("prune: nothing to do; give to (--to 2:4) or values (--values int8)")
-    pattern = None if to is None else Pattern.parse(to)
     return Format(pattern, policy.values if values else None), policy.activations
 
 
@@ -269,4 +269,7 @@ def _check_target(out_dir: str | Path | None) -> None:
         return
     target = Path(out_dir).expanduser()
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(f"out_dir {target}: expected a new or an empty directory")
+        raise FileExistsError(
+            f"out_dir {target}: expected a new or an empty directory, got "
+            f"{'one with files' if target.is_dir() else 'a file'}; choose another (--out)"
+        )

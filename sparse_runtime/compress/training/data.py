@@ -99,9 +99,14 @@ def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
     Raises:
         ValueError: no training part, missing columns, labels in some parts only, a label in dev or
             test that training lacks, or a share for a part that is there.
-        OSError: a file cannot be read.
+        OSError: there is no such file, or it cannot be read.
     """
     path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(
+            f"data (--data) {path}: there is no such file or folder; give a folder with a train "
+            f"file or {_UNLABELLED}, or one such file"
+        )
     found = _find(path)
     raw = {name: _read(file) for name, file in found.items()}
     plain = path / _UNLABELLED

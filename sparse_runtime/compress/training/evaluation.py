@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...testing.ranks import ranks
+from ...statistics import spearman as spearman  # the reproduction suite takes it from here
 from .encoding import EncodedTexts
 from .forward import evaluating, run
 from .recipe import Task
@@ -61,7 +62,7 @@ def evaluate(model: nn.Module, part: EvaluationTexts, task: Task, pooling: str) 
     if task == "regression":
         values = logits.squeeze(-1)
         return {
-            "spearman": spearman(values, labels),
+            "spearman": _rank_correlation(values, labels),
             "pearson": pearson(values, labels),
             "loss": loss,
         }
@@ -75,9 +76,10 @@ def pearson(first: Tensor, second: Tensor) -> float:
     return float(a @ b / scale) if float(scale) > 0 else 0.0
 
 
-def spearman(first: Tensor, second: Tensor) -> float:
-    """Rank correlation of two vectors; equal values share their mean rank."""
-    return pearson(ranks(first), ranks(second))
+def _rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's; 0 where there is no order to compare, so that stages can be told apart by it."""
+    found = spearman(first, second)
+    return 0.0 if math.isnan(found) else found
 
 
 def _predict(model: nn.Module, texts: EncodedTexts) -> Tensor:
@@ -134,4 +136,4 @@ def _embedding(
         )
     first, second = (sentence_vectors(model, part, pooling) for part in (texts, seconds))
     cosines = (first * second).sum(1)
-    return {"spearman": spearman(cosines, texts.labels.to(cosines.device))}
+    return {"spearman": _rank_correlation(cosines, texts.labels.to(cosines.device))}

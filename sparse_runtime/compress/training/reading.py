@@ -39,10 +39,21 @@ def load_recipe(recipe: str | Path | Mapping[str, Any], changes: Iterable[str] =
         changes: texts "STAGE.KEY[.KEY...]=VALUE", the value in YAML; "*" is every stage.
 
     Raises:
-        ValueError: no such recipe, or what :func:`parse` and :func:`apply_change` refuse.
+        ValueError: no such recipe, or, with the file's or recipe's name before it, what
+            :func:`parse` and :func:`apply_change` refuse.
+        FileNotFoundError: no such file.
         ImportError: PyYAML is missing.
     """
-    data = copy.deepcopy(recipe) if isinstance(recipe, Mapping) else _load_yaml(_text(recipe))
+    if isinstance(recipe, Mapping):
+        return _changed(copy.deepcopy(recipe), changes)
+    text = _text(recipe)
+    try:
+        return _changed(_load_yaml(text), changes)
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}") from None
+
+
+def _changed(data: Any, changes: Iterable[str]) -> Recipe:
     for change in changes:
         apply_change(data, change)
     return parse(data)
@@ -127,6 +138,11 @@ def _with_options(section: Any, where: str) -> Any:
 def _text(recipe: str | Path) -> str:
     path = Path(recipe)
     if path.suffix in _SUFFIXES:
+        if not path.expanduser().is_file():
+            raise FileNotFoundError(
+                f"recipe (--recipe) {path}: there is no such file; correct the path, or give one "
+                f"of {', '.join(recipe_names())}"
+            )
         return path.expanduser().read_text(encoding="utf-8")
     names = recipe_names()
     if str(recipe) not in names:

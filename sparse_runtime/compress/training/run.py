@@ -76,7 +76,7 @@ def train(
     started = time.perf_counter()
     out_dir = Path(out_dir).expanduser()
     if out_dir.exists():
-        raise FileExistsError(f"{out_dir}: exists already; give a new directory")
+        raise FileExistsError(f"out_dir {out_dir}: exists already; give a new directory (--out)")
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, changes)
     elif list(changes):

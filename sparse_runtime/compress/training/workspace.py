@@ -37,8 +37,8 @@ class Workspace:
         if file.is_file():
             if not resume:
                 raise ValueError(
-                    f"{self.folder}: holds an unfinished training; go on with --resume, or remove "
-                    "the folder"
+                    f"{self.folder}: holds an unfinished training; go on with resume=True "
+                    "(--resume), or remove the folder"
                 )
             differing = _differing(json.loads(file.read_text(encoding="utf-8")), json.loads(text))
             if differing:
@@ -50,7 +50,7 @@ class Workspace:
         if resume:
             raise ValueError(
                 f"{self.folder}: holds no unfinished training to go on with; check the directory, "
-                "or leave --resume out to begin one"
+                "or leave resume=True (--resume) out to begin one"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(file, text)

@@ -29,7 +29,6 @@ class CudaLinear(TracedLinear):
         activations: how the input must be quantized; None: floats of ``dtype``.
         dtype: the float type of the layers' model, in which floats are multiplied.
         choices: what runs for which numbers of tokens, ascending.
-        key: its number in this process, for traced graphs.
     """
 
     candidate = "cuda"

@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from ...testing.ranks import ranks
-
 
 class DriftMeter:
     """Distance of changed numbers from the original ones, summed up batch by batch.
@@ -56,16 +54,3 @@ def cosines(a: Tensor, b: Tensor) -> Tensor:
     lengths = norms[0] * norms[1]
     cosine = (a * b).sum(dim=1) / torch.where(lengths == 0, torch.ones_like(lengths), lengths)
     return torch.where(both_zero, torch.ones_like(cosine), cosine.clamp(-1, 1))
-
-
-def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two vectors [n], with tied ranks averaged.
-
-    NaN where one of them is constant or holds a NaN: then there is no order to compare.
-    """
-    if bool(a.isnan().any() | b.isnan().any()):
-        return math.nan
-    x, y = ranks(a), ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    norm = float(x.norm() * y.norm())
-    return float(x @ y) / norm if norm else math.nan

@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from ...checkpoints import Checkpoint
 from ...encoders import SparseModel
+from ...statistics import spearman
 from ..thresholds import Thresholds
 from .compare import AGREEMENT, Comparison, compared_numbers
 from .embedding import Embedder
 from .inputs import Text, Tokens, accepted_inputs, longest_input
-from .measures import DriftMeter, cosines, spearman
+from .measures import DriftMeter, cosines
 from .models import check_same_network, check_same_tokens, load_original, load_tokenizer
 from .report import (
     Agreement,

@@ -95,6 +95,11 @@ def test_wrong_files(name, content, message, tmp_path) -> None:
         load_data(tmp_path)
 
 
+def test_data_that_is_not_there_is_named(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data \(--data\) .*none.csv: there is no such"):
+        load_data(tmp_path / "none.csv")
+
+
 def test_an_unknown_label_and_two_training_files_are_refused(tmp_path) -> None:
     (tmp_path / "train.csv").write_text("text,label\na,x\n")
     (tmp_path / "test.csv").write_text("text,label\na,y\n")

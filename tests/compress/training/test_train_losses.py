@@ -16,9 +16,9 @@ from sparse_runtime.compress.training.distillation import (
     soft_labels,
     squarehead,
 )
-from sparse_runtime.compress.training.evaluation import spearman
 from sparse_runtime.compress.training.forward import evaluating, run
 from sparse_runtime.compress.training.task_loss import task_loss
+from sparse_runtime.statistics import spearman
 
 
 def test_soft_labels_are_the_divergence_times_the_squared_temperature() -> None:

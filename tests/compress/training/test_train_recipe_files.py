@@ -149,3 +149,14 @@ def test_the_report_shows_what_began_random() -> None:
     text = shown("classifier.weight")
     assert "began random" in text and "classifier.weight" in text
     assert "began random" not in shown()
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    with pytest.raises(
+        FileNotFoundError, match=r"recipe \(--recipe\) .*mine.yaml.* one of .*int8-qat"
+    ):
+        load_recipe(path)
+    path.write_text("name: mine\nstages:\n- {name: prune, task: classification, epoch: 2}\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: recipe: stages.prune: unknown key 'epoch'"):
+        load_recipe(path)

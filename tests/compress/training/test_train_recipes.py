@@ -137,7 +137,7 @@ def test_an_interrupted_recipe_goes_on(checkpoints, labelled, tmp_path, monkeypa
         train(checkpoints["bert"], name, labelled, out, **arguments)
     monkeypatch.setattr(MagnitudePruner, "end_step", update)
     assert not out.exists()
-    with pytest.raises(ValueError, match="--resume"):
+    with pytest.raises(ValueError, match=r"go on with resume=True \(--resume\)"):
         train(checkpoints["bert"], name, labelled, out, **arguments)
     with pytest.raises(ValueError, match="begun with other seed"):
         train(checkpoints["bert"], name, labelled, out, seed=1, resume=True, **arguments)

@@ -14,9 +14,10 @@ import transformers
 from safetensors.torch import save_file
 
 import sparse_runtime as sr
+from sparse_runtime.statistics import spearman
 from sparse_runtime.tools.verification import verify
 from sparse_runtime.tools.verification.embedding import Embedder
-from sparse_runtime.tools.verification.measures import DriftMeter, cosines, spearman
+from sparse_runtime.tools.verification.measures import DriftMeter, cosines
 from sparse_runtime.tools.verification.texts import SENTENCES
 
 TEXTS = ["", "a", "the cat sat on the mat", "what is this", "dogs and cats " * 12, "é 猫"]
