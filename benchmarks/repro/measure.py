@@ -12,7 +12,7 @@ import torch
 import sparse_runtime as sr
 from sparse_runtime.benchmarks.repro.tasks import METRICS
 from sparse_runtime.compress.training.data import Part
-from sparse_runtime.compress.training.evaluation import spearman
+from sparse_runtime.statistics import spearman
 from sparse_runtime.tools.convert_report import ConvertReport
 
 BATCH = 64

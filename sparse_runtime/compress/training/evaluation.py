@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...statistics import spearman as spearman  # the reproduction suite takes it from here
+from ...statistics import spearman
 from .encoding import EncodedTexts
 from .forward import evaluating, run
 from .recipe import Task
