@@ -26,4 +26,7 @@ def save(figure: Figure, path: Path | str) -> None:
     """Write the figure; makes the folder. The file name's ending chooses the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    from matplotlib import rc_context
+
+    with rc_context({"svg.fonttype": "none"}):  # text stays text: small files, to be searched
+        figure.savefig(path, dpi=150)
