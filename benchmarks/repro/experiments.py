@@ -23,7 +23,7 @@ class Experiment:
         name: unique.
         group: heading in the table: a paper, or "one-shot".
         one_shot: arguments of ``prune``, calibration aside.
-        recipe: name of a recipe that comes along, or of a file in benchmarks/repro/recipes.
+        recipe: name of a recipe that comes along.
         until: last stage of the recipe that is run; None for all.
         given: stage of the recipe -> experiment whose checkpoint stands for it.
         changes: "STAGE.KEY=VALUE" for the recipe: how it is scaled down.

@@ -20,13 +20,12 @@ from sparse_runtime.benchmarks.repro.tasks import METRICS, calibration_texts, lo
 from sparse_runtime.compress.training.data import Data
 from sparse_runtime.compress.training.evaluation import evaluate
 from sparse_runtime.compress.training.models import load_model, load_tokenizer, sentence_pooling
-from sparse_runtime.compress.training.reading import load_recipe, recipe_names
+from sparse_runtime.compress.training.reading import load_recipe
 from sparse_runtime.compress.training.recipe import MODEL, Recipe, Stage
 from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.task_data import evaluation_texts
 from sparse_runtime.compress.training.workspace import is_unfinished
 
-RECIPES = Path(__file__).resolve().parent / "recipes"
 MADE = "made.json"
 LONGER = 4
 """How many times as long students train at scale "long"."""
@@ -189,8 +188,7 @@ class Maker:
         """With its changes and these, as far as it is run."""
         name = self.experiment.recipe
         assert name is not None
-        source = name if name in recipe_names() else RECIPES / f"{name}.yaml"
-        recipe = load_recipe(source, (*self.changes(), *more))
+        recipe = load_recipe(name, (*self.changes(), *more))
         if self.bench.scale == "long":
             recipe = replace(recipe, stages=tuple(map(_longer, recipe.stages)))
         if self.experiment.until is None:

@@ -17,6 +17,7 @@ LABELLED = {
     "dense": 0.0,
     "gradual-magnitude": 0.9,
     "gradual-magnitude-distilled": 0.9,
+    "distilled": 0.9,
     "sparsebert": 0.95,
     "prune-once-for-all": 0.85,
     "int8-qat": 0.0,
@@ -39,7 +40,9 @@ def test_a_recipe_gives_a_checkpoint_that_is_packed_losslessly(
     report = train(sentence_encoder, name, data, tmp_path / "out", changes=SHORT)
     wanted = {**LABELLED, **EMBEDDING}[name]
     quantized = bool(report.stages[-1].quantized)
-    assert quantized == ("int8" in name or name.startswith(("prune-once", "embedding")))
+    assert quantized == (
+        "int8" in name or name.startswith(("prune-once", "embedding", "distilled"))
+    )
     for zeros in report.layers.values():
         # Rounding to integers makes some zeros of its own, the more the coarser its scales are.
         assert wanted - 0.001 <= zeros <= wanted + (0.04 if quantized else 0.001)
