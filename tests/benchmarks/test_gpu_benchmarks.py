@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -85,22 +85,14 @@ def test_every_case_of_a_layer_packs_and_has_a_dense_peer(case: str) -> None:
     assert str(packed.spec.structure) == structure
 
 
-def once(
-    calls: Mapping[str, Sequence[Callable[[], object]]], rounds: int = 1
-) -> dict[str, Timing | str]:
-    """Each contender's calls, as if each had taken a microsecond."""
-    for own in calls.values():
-        for call in own:
-            call()
-    return {name: Timing((1e-6,)) for name in calls}
-
-
 # Ours on the reference: what this runs are the benchmark's own lines.
 @pytest.mark.parametrize("case", ["dense bf16", "2:4 int8", "unstructured@0.5 int8"])
 def test_a_case_runs_on_copies_and_ours_is_checked(
-    case: str, monkeypatch: pytest.MonkeyPatch
+    case: str,
+    monkeypatch: pytest.MonkeyPatch,
+    call_once: Callable[..., dict[str, Timing | str]],
 ) -> None:
-    monkeypatch.setattr(linears, "time_kernels", once)
+    monkeypatch.setattr(linears, "time_kernels", call_once)
     first = linears.Layer.make((32, 64), case, "cpu")
     layers = [first, first.copy()]
     found = linears.run_case(layers, 20, case)

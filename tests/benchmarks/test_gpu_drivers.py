@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,10 @@ CONFIG = {
 SHAPE = EncoderShape("tiny", "", 1, 32, 2, {"qkv": (96, 32), "ffn_out": (32, 48)}, CONFIG)
 
 
-def once(
-    calls: Mapping[str, Sequence[Callable[[], object]]], rounds: int = 1
-) -> dict[str, Timing | str]:
-    """Every call made once, as if it had taken a microsecond."""
-    for own in calls.values():
-        for call in own:
-            call()
-    return {name: Timing((1e-6,)) for name in calls}
-
-
 @pytest.fixture(autouse=True)
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_gpu(
+    monkeypatch: pytest.MonkeyPatch, call_once: Callable[..., dict[str, Timing | str]]
+) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for module in (encoders, gemms, linears, tune):
@@ -52,7 +44,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (encoders, gemms, linears):
         monkeypatch.setattr(module, "measure_ceilings", lambda: Ceilings(1.0, None, None))
     for module in (gemms, linears):
-        monkeypatch.setattr(module, "time_kernels", once)
+        monkeypatch.setattr(module, "time_kernels", call_once)
 
 
 def run(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
+import os
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -83,9 +85,7 @@ def emulator(
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on PATH")
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if worker_id != "master" else folder
-    library = folder / "emulator.so"
+    library = _shared_folder(tmp_path_factory, worker_id) / "emulator.so"
     with FileLock(f"{library}.lock"):
         if not library.exists():
             csrc = checkout_root / "csrc"
@@ -94,6 +94,40 @@ def emulator(
             command = [compiler, *FLAGS, f"-I{csrc}", "-x", "c++", *map(str, sorted(sources))]
             subprocess.run([*command, "-o", str(library)], check=True, capture_output=True)
     return Emulator(library)
+
+
+@pytest.fixture(scope="session")
+def compile_cutlass(
+    checkout_root: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str = "master"
+) -> Callable[..., ctypes.CDLL]:
+    """Compiles a source of tests/cuda with CUTLASS's headers; once for all workers."""
+    package = importlib.util.find_spec("cutlass_library")
+    nvcc, headers = shutil.which("nvcc"), os.environ.get("SPARSE_RUNTIME_CUTLASS")
+    if headers is None and package is not None and package.origin is not None:
+        headers = str(Path(package.origin).parent / "source/include")
+    if headers is None or nvcc is None:
+        pytest.skip("needs nvcc and the headers of nvidia-cutlass")
+    folder = _shared_folder(tmp_path_factory, worker_id)
+    command = [nvcc, "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-w", f"-I{headers}"]
+    command += [f"-I{checkout_root / 'csrc'}", "--expt-relaxed-constexpr", "-DNDEBUG"]
+    command += ["-gencode=arch=compute_90a,code=sm_90a"]
+
+    def compiled(name: str, *flags: str) -> ctypes.CDLL:
+        library = folder / f"{name}.so"
+        source = checkout_root / "tests/cuda" / f"{name}.cu"
+        with FileLock(f"{library}.lock"):
+            if not library.exists():
+                words = [*command, *flags, str(source), "-o", str(library)]
+                subprocess.run(words, check=True, capture_output=True)
+        return ctypes.CDLL(str(library))
+
+    return compiled
+
+
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder that all workers of a run see."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if worker_id != "master" else folder
 
 
 @pytest.fixture

@@ -4,12 +4,8 @@ a driver's rules, where each element is found, and that nothing beyond the opera
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,21 +21,9 @@ SHAPES += [(300, 385, 256, 2), (33, 70, 256, 2), (19, 130, 64, 1)]
 
 
 @pytest.fixture(scope="module")
-def checker(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    package = importlib.util.find_spec("cutlass_library")
-    nvcc, headers = shutil.which("nvcc"), os.environ.get("SPARSE_RUNTIME_CUTLASS")
-    if headers is None and package is not None and package.origin is not None:
-        headers = str(Path(package.origin).parent / "source/include")
-    if headers is None or nvcc is None:
-        pytest.skip("needs nvcc and the headers of nvidia-cutlass")
-    library = tmp_path_factory.mktemp("cutlass") / "descriptors.so"
-    source = checkout_root / "tests/cuda/cutlass_descriptors.cu"
-    command = [nvcc, "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-w", f"-I{headers}"]
-    command += [f"-I{checkout_root / 'csrc'}", "--expt-relaxed-constexpr", "-DNDEBUG"]
+def checker(compile_cutlass: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
     # The driver's function is called by its name, which the source defines.
-    command += ["-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL", "-gencode=arch=compute_90a,code=sm_90a"]
-    subprocess.run([*command, str(source), "-o", str(library)], check=True, capture_output=True)
-    return ctypes.CDLL(str(library))
+    return compile_cutlass("cutlass_descriptors", "-DCUTLASS_ENABLE_DIRECT_CUDA_DRIVER_CALL")
 
 
 def faults(

@@ -4,12 +4,8 @@ against the layouts that CUTLASS computes, where its headers are."""
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
-import shutil
-import subprocess
+from collections.abc import Callable
 from ctypes import c_void_p
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,21 +107,9 @@ def test_three_of_four_are_refused(emulator, dtype):
 
 
 @pytest.fixture(scope="module")
-def cutlass(checkout_root: Path, tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def cutlass(compile_cutlass: Callable[..., ctypes.CDLL]) -> ctypes.CDLL:
     """cutlass_layouts.cu, compiled for the host."""
-    package = importlib.util.find_spec("cutlass_library")
-    nvcc, headers = shutil.which("nvcc"), os.environ.get("SPARSE_RUNTIME_CUTLASS")
-    if headers is None and package is not None and package.origin is not None:
-        headers = str(Path(package.origin).parent / "source/include")
-    if headers is None or nvcc is None:
-        pytest.skip("needs nvcc and the headers of nvidia-cutlass")
-    library = tmp_path_factory.mktemp("cutlass") / "layouts.so"
-    source = checkout_root / "tests/cuda/cutlass_layouts.cu"
-    command = [nvcc, "-std=c++17", "-shared", "-Xcompiler", "-fPIC", "-w", f"-I{headers}"]
-    command += [f"-I{checkout_root / 'csrc'}", "--expt-relaxed-constexpr"]
-    command += ["-DNDEBUG", "-gencode=arch=compute_90a,code=sm_90a"]
-    subprocess.run([*command, str(source), "-o", str(library)], check=True, capture_output=True)
-    return ctypes.CDLL(str(library))
+    return compile_cutlass("cutlass_layouts")
 
 
 @pytest.mark.parametrize("shape", [(64, 128), (192, 384), (128, 1024)])
