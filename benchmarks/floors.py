@@ -55,7 +55,7 @@ def stage_floor(kind: str, floors: dict[str, float]) -> float | None:
     """The floor of a stage by its kind (:mod:`.breakdown`), or None where it has no products."""
     names, _, step = kind.partition(" (")
     known = [floors[name] for name in names.split(" + ") if name in floors]
-    return sum(known) if known and step != "ending)" else None
+    return sum(known) if known and not step else None
 
 
 def _seconds_a_token(linear: PackedLinear, peaks: dict[str, float]) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_runtime import _C
+from sparse_runtime.testing.tolerances import assert_close_to_oracle
 
 LAYOUTS = ("dense32", "sparse32", "dense16", "tiles16")
 ISAS = [row["name"] for row in _C.isas() if row["available"]]
@@ -53,6 +54,16 @@ def test_close_to_the_oracle(
     # A float32 sum of k products errs by less than k roundings of the sum of their sizes.
     bound = 2**-24 * (k + 2) * (x.double().abs() @ w.double().abs().T)
     assert bool(((multiply(w, x, layout, isa) - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("layout", ["dense32", "sparse32"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_long_sums_err_as_dense_pytorch_does(isa: str, layout: str) -> None:
+    # 24 blocks of inputs, 300 nonzeros a row: one running sum of them would err three times as far.
+    w, x = problem(64, 3072, 64, 0.1, layout)
+    dense = nn.functional.linear(x, w)
+    y, exact = multiply(w, x, layout, isa), x.double() @ w.double().T
+    assert_close_to_oracle(y, exact, dense, multiple=2, name=f"{isa} {layout}")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

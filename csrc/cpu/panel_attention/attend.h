@@ -2,7 +2,8 @@
 // within its anonymous namespace, after cpu/simd.h.
 
 constexpr int kPanelSlots = panels::kSlots;
-constexpr int kRows = 4;  // keys, then output features, whose sums are in registers at a time
+// Keys, then output features, whose sums are in registers at a time: of 32 vectors, or of 16.
+constexpr int kRows = kLanes == 16 ? 6 : 4;
 
 // One head of one sequence, as kernels see it.
 struct Head {
@@ -26,10 +27,10 @@ SIMD_INLINE void score(const Head& head, const float* queries, const float* cons
                        F (&sums)[kRows][kGroups]) {
   for (std::int64_t d = 0; d < head.head_size; ++d) {
     F q[kGroups];
-    for (int g = 0; g < kGroups; ++g) q[g] = load<F>(queries + d * kPanelSlots + g * kLanes);
-    for (int r = 0; r < kRows; ++r) {
+    UNROLL for (int g = 0; g < kGroups; ++g) q[g] = load<F>(queries + d * kPanelSlots + g * kLanes);
+    UNROLL for (int r = 0; r < kRows; ++r) {
       const F k = splat(keys[r][d * kPanelSlots]);
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(k, q[g], sums[r][g]);
+      UNROLL for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(k, q[g], sums[r][g]);
     }
   }
 }
@@ -53,19 +54,22 @@ struct Lanes {
   int end;
 };
 
+// Not inlined, nor is add_values(): gcc would run out of registers for the sums.
 template <int kGroups>
-void score_block(const Head& head, const float* queries, const Block& block, float scale,
-                 const Lanes& lanes, float* scores, F (&top)[kGroups]) {
+__attribute__((noinline)) void score_block(const Head& head, const float* queries,
+                                           const Block& block, float scale, const Lanes& lanes,
+                                           float* scores, F (&top)[kGroups]) {
   for (std::int64_t k = 0; k < block.count; k += kRows) {
     const int rows = static_cast<int>(block.count - k < kRows ? block.count - k : kRows);
     const float* keys[kRows];
-    for (int r = 0; r < kRows; ++r) {
+    UNROLL for (int r = 0; r < kRows; ++r) {
       keys[r] = feature_at(head, head.key_row, block.first + k + (r < rows ? r : 0));
     }
     F sums[kRows][kGroups] = {};
     score<kGroups>(head, queries, keys, sums);
-    for (int r = 0; r < rows; ++r) {
-      for (int g = 0; g < kGroups; ++g) {
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      UNROLL for (int g = 0; g < kGroups; ++g) {
         F v = sums[r][g] * scale;
         if (block.bias != nullptr) {
           const int from = lanes.first - g * kLanes, to = lanes.end - g * kLanes;
@@ -81,13 +85,14 @@ void score_block(const Head& head, const float* queries, const Block& block, flo
 
 // out[d][query] = out * fade + sum over the block's keys of V[d][key] * P[key][query].
 template <int kGroups>
-void add_values(const Head& head, const Block& block, const float* weights,
-                const F (&fade)[kGroups], float* out) {
+__attribute__((noinline)) void add_values(const Head& head, const Block& block,
+                                          const float* weights, const F (&fade)[kGroups],
+                                          float* out) {
   for (std::int64_t d = 0; d < head.head_size; d += kRows) {
     const int rows = static_cast<int>(head.head_size - d < kRows ? head.head_size - d : kRows);
     F sums[kRows][kGroups];
-    for (int r = 0; r < kRows; ++r) {
-      for (int g = 0; g < kGroups; ++g) {
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      UNROLL for (int g = 0; g < kGroups; ++g) {
         sums[r][g] = r < rows ? load<F>(out + ((d + r) * kGroups + g) * kLanes) * fade[g] : F{};
       }
     }
@@ -97,20 +102,25 @@ void add_values(const Head& head, const Block& block, const float* weights,
       const std::int64_t left = kPanelSlots - token % kPanelSlots;
       const std::int64_t stop = k + left < block.count ? k + left : block.count;
       const float* values[kRows];
-      for (int r = 0; r < kRows; ++r) {
+      UNROLL for (int r = 0; r < kRows; ++r) {
         values[r] = feature_at(head, head.value_row + d + (r < rows ? r : 0), token) - k;
       }
       for (; k < stop; ++k) {
         F p[kGroups];
-        for (int g = 0; g < kGroups; ++g) p[g] = load<F>(weights + (k * kGroups + g) * kLanes);
-        for (int r = 0; r < kRows; ++r) {
+        UNROLL for (int g = 0; g < kGroups; ++g) {
+          p[g] = load<F>(weights + (k * kGroups + g) * kLanes);
+        }
+        UNROLL for (int r = 0; r < kRows; ++r) {
           const F v = splat(values[r][k]);
-          for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(v, p[g], sums[r][g]);
+          UNROLL for (int g = 0; g < kGroups; ++g) sums[r][g] = fma(v, p[g], sums[r][g]);
         }
       }
     }
-    for (int r = 0; r < rows; ++r) {
-      for (int g = 0; g < kGroups; ++g) store(out + ((d + r) * kGroups + g) * kLanes, sums[r][g]);
+    UNROLL for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      UNROLL for (int g = 0; g < kGroups; ++g) {
+        store(out + ((d + r) * kGroups + g) * kLanes, sums[r][g]);
+      }
     }
   }
 }
@@ -124,7 +134,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
   float* sums_of_values = scores + kKeyBlock * kPanelSlots;
   const float* queries = feature_at(head, head.query_row, panel * kPanelSlots + slot);
   F top[kGroups], total[kGroups];
-  for (int g = 0; g < kGroups; ++g) {
+  UNROLL for (int g = 0; g < kGroups; ++g) {
     top[g] = splat(-3.0e38f);
     total[g] = F{};
   }
@@ -140,14 +150,14 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
                    (call.head * problem.span + call.bias_start + done) * problem.span + first_query;
     }
     F before[kGroups], fade[kGroups];
-    for (int g = 0; g < kGroups; ++g) before[g] = top[g];
+    UNROLL for (int g = 0; g < kGroups; ++g) before[g] = top[g];
     score_block<kGroups>(head, queries, block, problem.scale, lanes, scores, top);
-    for (int g = 0; g < kGroups; ++g) {
+    UNROLL for (int g = 0; g < kGroups; ++g) {
       fade[g] = exponential(before[g] - top[g]);
       total[g] = total[g] * fade[g];
     }
     for (std::int64_t k = 0; k < block.count; ++k) {
-      for (int g = 0; g < kGroups; ++g) {
+      UNROLL for (int g = 0; g < kGroups; ++g) {
         float* at = scores + (k * kGroups + g) * kLanes;
         const F shifted = load<F>(at) - top[g];
         F p = exponential(shifted);
