@@ -118,7 +118,7 @@ def _group_lasso(trained: Trained, directory: Path) -> dict[str, Any]:
 
 
 def _nxm(trained: Trained, directory: Path) -> dict[str, Any]:
-    pattern = _group_of(trained)
+    pattern, weights = _group_of(trained)
     arguments: dict[str, int] = {}
     if pattern is not None:
         arguments |= {"N": pattern.structure.m, "M": pattern.structure.n}
@@ -137,25 +137,37 @@ def _nxm(trained: Trained, directory: Path) -> dict[str, Any]:
     if kind is None:
         raise ValueError("layout 'nxm': expected N:M masks or quantized layers, got neither")
     file = directory / _NXM_FILE
-    export_nxm(directory, trained.config, trained.with_dense(), kind, file, **arguments)
+    tensors = {**trained.tensors, **{f"{name}.weight": one for name, one in weights.items()}}
+    export_nxm(directory, trained.config, tensors, kind, file, **arguments)
     return {"nxm": file}
 
 
-def _group_of(trained: Trained) -> Pattern | None:
-    """The N:M pattern that the masks are, by magnitude; None where nothing is masked."""
+def _group_of(trained: Trained) -> tuple[Pattern | None, dict[str, Tensor]]:
+    """The N:M pattern of the masks, None where nothing is masked, and weights to find it in."""
     if all(bool(mask.all()) for mask in trained.masks.values()):
-        return None
-    for text in ("2:4", "1:4", "1:2", "4:8", "2:8"):
-        pattern = Pattern.parse(text)
-        if all(
-            torch.equal(pattern.mask(trained.dense[name].abs()), mask)
-            for name, mask in trained.masks.items()
-        ):
-            return pattern
+        return None, trained.dense
+    left = {
+        name: torch.where(trained.masks[name], weight, 0.0) if name in trained.masks else weight
+        for name, weight in trained.dense.items()
+    }
+    # A mask that was fixed early is not by magnitude any more: then what it leaves is written.
+    for weights in (trained.dense, left):
+        # The tightest first, for what it leaves fits the others too.
+        for text in ("1:4", "2:8", "1:2", "2:4", "4:8"):
+            pattern = Pattern.parse(text)
+            if all(
+                torch.equal(_projected(weights[name], pattern), left[name])
+                for name in trained.masks
+            ):
+                return pattern, weights
     raise ValueError(
-        "layout 'nxm': expected masks that keep the largest magnitudes of each group, 2:4, 1:4, "
-        "1:2, 4:8 or 2:8, which is how it finds them again; got others"
+        "layout 'nxm': expected masks that keep 2:4, 1:4, 1:2, 4:8 or 2:8 weights of each group, "
+        "which is what it can say; got others"
     )
+
+
+def _projected(weight: Tensor, pattern: Pattern) -> Tensor:
+    return torch.where(pattern.mask(weight.abs()), weight, 0.0)
 
 
 def _cap(trained: Trained, directory: Path) -> dict[str, Any]:
@@ -170,22 +182,36 @@ def _cap(trained: Trained, directory: Path) -> dict[str, Any]:
                 scores[name] = learned.detach()
         rows, cols = scores[name].shape
         block = (mask.shape[0] // rows, mask.shape[1] // cols)
-    share = _common_share(trained.masks, block)
+    kept = {name: mask[:: block[0], :: block[1]] for name, mask in trained.masks.items()}
+    share = _common_share(kept)
     method = "sigmoied_threshold" if share is None else "topK"
-    threshold = 0.1 if share is None else share
+    threshold = _common_threshold(kept, scores) if share is None else share
     tensors = trained.with_dense()
     export_scores(directory, trained.config, tensors, method, scores, block=block)
     return {"threshold": threshold}
 
 
-def _common_share(masks: Mapping[str, Tensor], block: tuple[int, int]) -> float | None:
+def _common_share(kept: Mapping[str, Tensor]) -> float | None:
     """The one share of which int(share x size) scores are kept of each matrix, if there is one."""
     lowest, highest = 0.0, math.inf
-    for mask in masks.values():
-        kept = mask[:: block[0], :: block[1]]
-        lowest = max(lowest, int(kept.sum()) / kept.numel())
-        highest = min(highest, (int(kept.sum()) + 1) / kept.numel())
-    return (lowest + highest) / 2 if lowest < highest else None
+    for mask in kept.values():
+        lowest = max(lowest, int(mask.sum()) / mask.numel())
+        highest = min(highest, (int(mask.sum()) + 1) / mask.numel())
+    return min((lowest + highest) / 2, 1.0) if lowest < highest else None
+
+
+def _common_threshold(kept: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> float:
+    """What the sigmoids of all kept scores are above and no others: 0.1, as in the papers, or so."""
+    highest = max(
+        float(scores[name][~mask].max().sigmoid()) for name, mask in kept.items() if not mask.all()
+    )
+    lowest = min(
+        float(scores[name][mask].min().sigmoid()) for name, mask in kept.items() if mask.any()
+    )
+    # Where a matrix keeps its best below the threshold, none lies between; the files are checked.
+    if highest <= 0.1 < lowest or highest >= lowest:
+        return 0.1
+    return (highest + lowest) / 2
 
 
 def _cap_structured(trained: Trained, directory: Path) -> dict[str, Any]:
