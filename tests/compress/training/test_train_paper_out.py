@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -90,6 +91,18 @@ def test_the_papers_files_pack_to_the_very_weights(
     # Its tokenizer came along, and nothing of the training is left.
     assert (paper / "tokenizer.json").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "paper", "a", "b"}
+
+
+def test_a_recipe_that_ends_with_transfer(checkpoints: Any, labelled: Any, tmp_path: Path) -> None:
+    whole = load_recipe("prune-once-for-all", SHORT)
+    recipe, paper = replace(whole, stages=whole.stages[:-1]), tmp_path / "paper"
+    report = train(checkpoints["bert"], recipe, labelled, tmp_path / "out", paper_out=paper)
+    assert report.paper is not None and report.paper.layout == "prune-ofa"
+    # Beside the masks lies a plain file, which opens when nothing is said.
+    assert report.paper.finalise == {"file": "raw_pytorch_model.bin"}
+    plain = packed(tmp_path / "out", tmp_path / "a")
+    same_weights(plain, packed(paper, tmp_path / "b", report.paper.finalise))
+    same_weights(plain, packed(paper, tmp_path / "c"))
 
 
 @pytest.mark.parametrize(
