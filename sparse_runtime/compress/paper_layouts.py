@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..checkpoints import open_checkpoint
-from ..checkpoints.errors import listed
 from ..spec import ValueSpec
 from ..testing.exporters.directory import write_directory
 from ..testing.exporters.intel_masks import RAW_FILE, export_intel_masks
@@ -23,58 +20,17 @@ from ..testing.exporters.movement import export_scores
 from ..testing.exporters.nxm import export_nxm
 from ..testing.exporters.structured_masks import export_mask_buffers
 from ..testing.exporters.unused_layers import export_unused_layer
-from .fake_quant import read_quantization
-from .masks import masks_of, original_weight, transforms
+from .masks import transforms
 from .patterns import Pattern
-from .statement import LinearQuantization
 from .targets import encoder_linears, layers
-from .writing import new_directory, plain_tensors
+from .trained import Trained
+from .writing import new_directory
 
 _NXM_FILE = "nxm_config.json"
 
-
-@dataclass(frozen=True)
-class _Trained:
-    """What the writers need of a model.
-
-    Attributes:
-        model: the model.
-        config: fields of config.json.
-        tensors: as it computes with them, zeros baked in.
-        masks: bool [out, in] of its pruned layers by name.
-        dense: the weights below the masks, by the name of the layer.
-        quantization: of its fake-quantized layers by name.
-    """
-
-    model: nn.Module
-    config: dict[str, Any]
-    tensors: dict[str, Tensor]
-    masks: dict[str, Tensor]
-    dense: dict[str, Tensor]
-    quantization: dict[str, LinearQuantization]
-
-    @classmethod
-    def of(cls, model: Any) -> _Trained:
-        config = json.loads(model.config.to_json_string(use_diff=False))
-        config.pop("_name_or_path", None)
-        config["architectures"] = [type(model).__name__]
-        linears = encoder_linears(model)
-        masks = masks_of(model) or {n: original_weight(m) != 0 for n, m in linears.items()}
-        chosen = {name: model.get_submodule(name) for name in masks.keys() | linears.keys()}
-        dense = {name: original_weight(m).detach().clone() for name, m in chosen.items()}
-        return cls(model, config, plain_tensors(model), masks, dense, read_quantization(model))
-
-    def with_dense(self) -> dict[str, Tensor]:
-        """All tensors, what lies below the masks in the place of the masked weights."""
-        below = {f"{name}.weight": weight for name, weight in self.dense.items()}
-        return {**self.tensors, **below}
-
-    def refuse_quantized(self, layout: str) -> None:
-        if self.quantization:
-            raise ValueError(
-                f"layout {layout!r}: holds floats, and {listed(self.quantization, 2)} are "
-                "quantized; use 'prune-ofa-qat' or 'nxm', or write_checkpoint"
-            )
+Layout = Literal[
+    "prune-ofa", "prune-ofa-qat", "sparsebert", "group-lasso", "nxm", "cap", "cap-structured"
+]
 
 
 def export_paper_layout(
@@ -113,7 +69,7 @@ def export_paper_layout(
     """
     if layout not in _WRITERS:
         raise ValueError(f"layout {layout!r}: expected one of {', '.join(_WRITERS)}")
-    trained, target = _Trained.of(model), Path(out_dir).expanduser()
+    trained, target = Trained.of(model), Path(out_dir).expanduser()
     with new_directory(target) as staging:
         options = _WRITERS[layout](trained, staging)
         _verify(trained, staging, options, layout)
@@ -123,7 +79,7 @@ def export_paper_layout(
     }
 
 
-def _prune_ofa(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _prune_ofa(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("prune-ofa")
     originals = {f"{name}.weight": trained.dense[name] for name in trained.masks}
     write_directory(directory, trained.config, trained.tensors)
@@ -131,7 +87,7 @@ def _prune_ofa(trained: _Trained, directory: Path) -> dict[str, Any]:
     return {"file": RAW_FILE}
 
 
-def _prune_ofa_qat(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _prune_ofa_qat(trained: Trained, directory: Path) -> dict[str, Any]:
     if not trained.quantization:
         raise ValueError("layout 'prune-ofa-qat': expected fake-quantized layers, got none")
     stated = {}
@@ -149,20 +105,20 @@ def _prune_ofa_qat(trained: _Trained, directory: Path) -> dict[str, Any]:
     return {}
 
 
-def _sparsebert(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _sparsebert(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("sparsebert")
     export_unused_layer(directory, trained.config, trained.tensors, "fit_dense")
     return {}
 
 
-def _group_lasso(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _group_lasso(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("group-lasso")
     write_directory(directory, trained.config, trained.tensors)
     return {}
 
 
-def _nxm(trained: _Trained, directory: Path) -> dict[str, Any]:
-    pattern = _group_of(trained)
+def _nxm(trained: Trained, directory: Path) -> dict[str, Any]:
+    pattern, weights = _group_of(trained)
     arguments: dict[str, int] = {}
     if pattern is not None:
         arguments |= {"N": pattern.structure.m, "M": pattern.structure.n}
@@ -181,28 +137,40 @@ def _nxm(trained: _Trained, directory: Path) -> dict[str, Any]:
     if kind is None:
         raise ValueError("layout 'nxm': expected N:M masks or quantized layers, got neither")
     file = directory / _NXM_FILE
-    export_nxm(directory, trained.config, trained.with_dense(), kind, file, **arguments)
+    tensors = {**trained.tensors, **{f"{name}.weight": one for name, one in weights.items()}}
+    export_nxm(directory, trained.config, tensors, kind, file, **arguments)
     return {"nxm": file}
 
 
-def _group_of(trained: _Trained) -> Pattern | None:
-    """The N:M pattern that the masks are, by magnitude; None where nothing is masked."""
+def _group_of(trained: Trained) -> tuple[Pattern | None, dict[str, Tensor]]:
+    """The N:M pattern of the masks, None where nothing is masked, and weights to find it in."""
     if all(bool(mask.all()) for mask in trained.masks.values()):
-        return None
-    for text in ("2:4", "1:4", "1:2", "4:8", "2:8"):
-        pattern = Pattern.parse(text)
-        if all(
-            torch.equal(pattern.mask(trained.dense[name].abs()), mask)
-            for name, mask in trained.masks.items()
-        ):
-            return pattern
+        return None, trained.dense
+    left = {
+        name: torch.where(trained.masks[name], weight, 0.0) if name in trained.masks else weight
+        for name, weight in trained.dense.items()
+    }
+    # A mask that was fixed early is not by magnitude any more: then what it leaves is written.
+    for weights in (trained.dense, left):
+        # The tightest first, for what it leaves fits the others too.
+        for text in ("1:4", "2:8", "1:2", "2:4", "4:8"):
+            pattern = Pattern.parse(text)
+            if all(
+                torch.equal(_projected(weights[name], pattern), left[name])
+                for name in trained.masks
+            ):
+                return pattern, weights
     raise ValueError(
-        "layout 'nxm': expected masks that keep the largest magnitudes of each group, 2:4, 1:4, "
-        "1:2, 4:8 or 2:8, which is how it finds them again; got others"
+        "layout 'nxm': expected masks that keep 2:4, 1:4, 1:2, 4:8 or 2:8 weights of each group, "
+        "which is what it can say; got others"
     )
 
 
-def _cap(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _projected(weight: Tensor, pattern: Pattern) -> Tensor:
+    return torch.where(pattern.mask(weight.abs()), weight, 0.0)
+
+
+def _cap(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("cap")
     scores, block = {}, (1, 1)
     for name, mask in trained.masks.items():
@@ -214,32 +182,46 @@ def _cap(trained: _Trained, directory: Path) -> dict[str, Any]:
                 scores[name] = learned.detach()
         rows, cols = scores[name].shape
         block = (mask.shape[0] // rows, mask.shape[1] // cols)
-    share = _common_share(trained.masks, block)
+    kept = {name: mask[:: block[0], :: block[1]] for name, mask in trained.masks.items()}
+    share = _common_share(kept)
     method = "sigmoied_threshold" if share is None else "topK"
-    threshold = 0.1 if share is None else share
+    threshold = _common_threshold(kept, scores) if share is None else share
     tensors = trained.with_dense()
     export_scores(directory, trained.config, tensors, method, scores, block=block)
     return {"threshold": threshold}
 
 
-def _common_share(masks: Mapping[str, Tensor], block: tuple[int, int]) -> float | None:
+def _common_share(kept: Mapping[str, Tensor]) -> float | None:
     """The one share of which int(share x size) scores are kept of each matrix, if there is one."""
     lowest, highest = 0.0, math.inf
-    for mask in masks.values():
-        kept = mask[:: block[0], :: block[1]]
-        lowest = max(lowest, int(kept.sum()) / kept.numel())
-        highest = min(highest, (int(kept.sum()) + 1) / kept.numel())
-    return (lowest + highest) / 2 if lowest < highest else None
+    for mask in kept.values():
+        lowest = max(lowest, int(mask.sum()) / mask.numel())
+        highest = min(highest, (int(mask.sum()) + 1) / mask.numel())
+    return min((lowest + highest) / 2, 1.0) if lowest < highest else None
 
 
-def _cap_structured(trained: _Trained, directory: Path) -> dict[str, Any]:
+def _common_threshold(kept: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> float:
+    """What the sigmoids of kept scores are above and no others: 0.1, as in the papers, if it is."""
+    highest, lowest = 0.0, 1.0
+    for name, mask in kept.items():
+        sigmoids = scores[name].sigmoid()
+        if not mask.all():
+            highest = max(highest, float(sigmoids[~mask].max()))
+        # At 0.5 % the papers keep the best, wherever the threshold is.
+        if int(mask.sum()) > int(0.005 * mask.numel()) + 1:
+            lowest = min(lowest, float(sigmoids[mask].min()))
+    between = highest < lowest and not highest <= 0.1 < lowest
+    return (highest + lowest) / 2 if between else 0.1
+
+
+def _cap_structured(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("cap-structured")
     heads, neurons = _structured_masks(trained)
     export_mask_buffers(directory, trained.config, trained.with_dense(), heads, neurons)
     return {}
 
 
-def _structured_masks(trained: _Trained) -> tuple[Tensor, Tensor]:
+def _structured_masks(trained: Trained) -> tuple[Tensor, Tensor]:
     """float32 [layers, heads] and [layers, neurons]: 0 where nothing reads one any more."""
     count = trained.config.get("num_attention_heads") or trained.config["n_heads"]
     heads, neurons = [], []
@@ -250,7 +232,7 @@ def _structured_masks(trained: _Trained) -> tuple[Tensor, Tensor]:
     return torch.stack(heads).float(), torch.stack(neurons).float()
 
 
-def _verify(trained: _Trained, directory: Path, options: dict[str, Any], layout: str) -> None:
+def _verify(trained: Trained, directory: Path, options: dict[str, Any], layout: str) -> None:
     """Raise ValueError unless the files open as the model."""
     checkpoint = open_checkpoint(directory, finalise=options)
     unread = _unread_rows(trained) if layout == "cap-structured" else {}
@@ -277,7 +259,7 @@ def _verify(trained: _Trained, directory: Path, options: dict[str, Any], layout:
             )
 
 
-def _unread_rows(trained: _Trained) -> dict[str, Tensor]:
+def _unread_rows(trained: Trained) -> dict[str, Tensor]:
     """Bool [out] by layer: rows that only removed heads and neurons read, which become zeros."""
     heads, neurons = _structured_masks(trained)
     found = {}
@@ -289,7 +271,7 @@ def _unread_rows(trained: _Trained) -> dict[str, Tensor]:
     return found
 
 
-_WRITERS: dict[str, Callable[[_Trained, Path], dict[str, Any]]] = {
+_WRITERS: dict[str, Callable[[Trained, Path], dict[str, Any]]] = {
     "prune-ofa": _prune_ofa,
     "prune-ofa-qat": _prune_ofa_qat,
     "sparsebert": _sparsebert,

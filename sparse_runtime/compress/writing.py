@@ -70,7 +70,7 @@ def write_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
         if extra_files is not None:
-            _copy_missing(Path(extra_files), staging)
+            copy_missing(Path(extra_files), staging)
         if stated:
             _save_statement(stated, staging / FILE)
         report = _record(record or {}, tensors, stated)
@@ -120,7 +120,8 @@ def _save_model(model: Any, tensors: dict[str, Tensor], staging: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_missing(source: Path, staging: Path) -> None:
+def copy_missing(source: Path, staging: Path) -> None:
+    """Copy a checkpoint's tokenizer and sentence-transformers files that are not there yet."""
     for place, path in companion_files(source).items():
         target = staging / place
         if not target.exists():

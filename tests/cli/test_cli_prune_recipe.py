@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 from typer.testing import CliRunner
@@ -75,6 +76,7 @@ def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
         (("--recipe", "dense", "--device", "gpu"), "device 'gpu': expected cpu, cuda or cuda:N"),
         (("--recipe", "dense", "--stage", "teacher=nodir"), "nodir: no such directory"),
         (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
+        (("--recipe", "dense", "--paper-out", "paper"), "states no layout of a paper; add"),
     ],
 )
 def test_errors_are_one_line(more, message, folder, tmp_path) -> None:
@@ -84,11 +86,29 @@ def test_errors_are_one_line(more, message, folder, tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_papers_own_files_open_as_the_output_says(folder, tmp_path) -> None:
+    parts = ("--recipe", "movement", "--set", "*.steps=2", "--paper-out", tmp_path / "paper")
+    more = ("--set", "prune.pruning.structure=unstructured@0.75")
+    done = command(folder, tmp_path / "out", *parts, *more)
+    assert done.exit_code == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("sparse-runtime ")]
+    assert [line.split()[1] for line in lines] == ["inspect", "convert"]
+    for line in lines:
+        opened = CliRunner().invoke(app, shlex.split(line)[1:])
+        assert opened.exit_code == 0, opened.stderr
+    done = command(folder, tmp_path / "out2", *parts[:-1], tmp_path / "paper2", *more, "--json")
+    paper = json.loads(done.stdout)["paper"]
+    assert (paper["directory"], paper["layout"]) == (str(tmp_path / "paper2"), "cap")
+    assert f"--finalise threshold={paper['finalise']['threshold']}" in lines[0]
+
+
 def test_options_of_the_one_shot_half_are_refused(folder, tmp_path) -> None:
     done = command(folder, tmp_path / "out", "--recipe", "dense", "--to", "2:4")
     assert done.exit_code == 1 and "--to: a recipe says this itself" in done.stderr
     done = command(folder, tmp_path / "out", "--to", "2:4", "--resume")
     assert done.exit_code == 1 and "give --recipe" in done.stderr
+    done = command(folder, tmp_path / "out", "--to", "2:4", "--paper-out", "paper")
+    assert done.exit_code == 1 and "--paper-out: belongs to training" in done.stderr
 
 
 def test_a_hub_id_is_taken_at_its_revision(folder, tmp_path, monkeypatch) -> None:

@@ -215,7 +215,7 @@ def test_removed_heads_and_neurons_travel_with_cap_structured(
             "one scale a tensor and static inputs, got int8, scales 'row'",
         ),
         ("prune-ofa-qat", None, {"weights": ValueSpec("int4", "tensor")}, "got int4"),
-        ("nxm", "unstructured@0.5", {}, "largest magnitudes of each group"),
+        ("nxm", "unstructured@0.5", {}, "expected masks that keep 2:4"),
         ("nxm", None, {}, "got neither"),
         ("nxm", None, {"weights": ValueSpec("int8", "row")}, "'tensor' or 'chunk:R', got 'row'"),
         # Zeros that no removed head or neuron explains.

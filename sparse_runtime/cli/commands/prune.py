@@ -27,7 +27,10 @@ _ONE_SHOT = (
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
     *("batch_size", "state"),
 )
-_RECIPE = ("changes", "given", "dev", "test", "seed", "resume", "save_every", "pooling", "device")
+_RECIPE = (
+    *("paper_out", "changes", "given", "dev", "test", "seed", "resume", "save_every"),
+    *("pooling", "device"),
+)
 
 
 def prune(
@@ -91,6 +94,13 @@ def prune(
             show_default="none",
         ),
     ] = None,
+    paper_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Recipe: new directory for the result in its paper's own files too.",
+            show_default="none",
+        ),
+    ] = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -149,6 +159,7 @@ def prune(
             out,
             recipe,
             data,
+            paper_out=paper_out,
             changes=changes,
             given=given,
             dev=dev,
@@ -163,6 +174,8 @@ def prune(
             local_files_only=local_files_only,
         )
         show(trained, as_json)
+        if trained.paper is not None and not as_json:
+            typer.echo("\n".join(["In its paper's own files:", *trained.paper.commands()]))
         return
     _refuse(context, _RECIPE, "belongs to training; give --recipe")
     report = one_shot(

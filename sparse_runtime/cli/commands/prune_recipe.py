@@ -15,6 +15,7 @@ def by_recipe(
     recipe: str,
     data: str,
     *,
+    paper_out: str | None,
     changes: list[str] | None,
     given: list[str] | None,
     dev: float,
@@ -35,6 +36,7 @@ def by_recipe(
         out: directory to write.
         recipe: a name or a .yaml file.
         data: file or folder.
+        paper_out: directory for the result in its paper's own files, or None.
         changes: "STAGE.KEY=VALUE" texts.
         given: "STAGE=DIRECTORY" texts.
         dev: share of the training part to choose by.
@@ -58,6 +60,7 @@ def by_recipe(
         recipe,
         load_data(data, dev=dev, test=test),
         out,
+        paper_out=paper_out,
         seed=seed,
         changes=changes or (),
         resume=resume,

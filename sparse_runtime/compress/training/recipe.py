@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..paper_layouts import Layout
+
 Task = Literal["classification", "regression", "masked_lm", "embedding"]
 Pooling = Literal["auto", "mean", "cls"]
 LearningRateSchedule = Literal["linear", "constant", "rewinding", "sawtooth"]
@@ -178,6 +180,8 @@ class Stage:
         pruning: section; null trains dense, or whatever zeros there are get filled.
         distillation: section; null is the loss on the labels alone.
         quantization: section; null trains in float.
+        layout: of ``export_paper_layout``, the files in which the paper's own code would have left
+            this stage's model; null where a paper has none.
     """
 
     name: str
@@ -204,6 +208,7 @@ class Stage:
     pruning: Pruning | None = None
     distillation: Distillation | None = None
     quantization: Quantization | None = None
+    layout: Layout | None = None
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
@@ -233,10 +238,7 @@ class Stage:
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
             "clip": (0 <= self.clip < math.inf, "above 0, or 0 for no clipping"),
             "max_length": (self.max_length is None or self.max_length >= 1, "1 or more, or null"),
-            "dropout": (
-                self.dropout is None or 0 <= self.dropout < 1,
-                "from 0 to below 1, or null",
-            ),
+            "dropout": (self.dropout is None or 0 <= self.dropout < 1, "0 to below 1, or null"),
             "mask_probability": (0 < self.mask_probability <= 1, "above 0 to 1"),
         }
         for key, (fits, expected) in fitting.items():

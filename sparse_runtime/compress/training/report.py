@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,6 +57,38 @@ class StageReport:
 
 
 @dataclass(frozen=True)
+class PaperFiles:
+    """The result once more, in the files that its paper's own code would have left.
+
+    Attributes:
+        directory: where they are.
+        layout: which files, as ``export_paper_layout`` names them.
+        finalise: what ``convert`` and ``inspect`` must be told on opening them.
+    """
+
+    directory: Path
+    layout: str
+    finalise: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "directory": str(self.directory)}
+
+    def commands(self) -> list[str]:
+        """Command lines that open them."""
+        said = [
+            part
+            for pair in self.finalise.items()
+            for part in ("--finalise", "=".join(map(str, pair)))
+        ]
+        place = str(self.directory)
+        return [
+            shlex.join(["sparse-runtime", "inspect", place, *said]),
+            shlex.join(["sparse-runtime", "convert", place, f"{place}-packed", *said]),
+        ]
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """A whole recipe.
 
@@ -65,6 +98,7 @@ class TrainReport:
         seed: of the run.
         stages: one a stage.
         seconds: of everything, evaluation and writing too.
+        paper: the result in its paper's own files too, where that was asked for.
     """
 
     recipe: str
@@ -72,6 +106,7 @@ class TrainReport:
     seed: int
     stages: tuple[StageReport, ...]
     seconds: float
+    paper: PaperFiles | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -85,7 +120,9 @@ class TrainReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "out_dir": str(self.out_dir), "metrics": self.metrics}
+        paper = None if self.paper is None else self.paper.to_dict()
+        changed = {"out_dir": str(self.out_dir), "paper": paper, "metrics": self.metrics}
+        return {**asdict(self), **changed}
 
     def __rich__(self) -> Table:
         from rich.table import Table

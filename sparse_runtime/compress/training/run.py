@@ -14,9 +14,10 @@ import torch
 
 from ...checkpoints import locate
 from .data import Data, load_data
+from .paper_files import check_paper_out, place_paper_files
 from .reading import load_recipe
-from .recipe import Pooling, Recipe
-from .report import TrainReport
+from .recipe import Pooling, Recipe, Stage
+from .report import PaperFiles, TrainReport
 from .sources import digest, given_directories
 from .stage_run import Pace, StageRunner
 from .workspace import Workspace
@@ -28,6 +29,7 @@ def train(
     data: str | Path | Data,
     out_dir: str | Path,
     *,
+    paper_out: str | Path | None = None,
     seed: int = 0,
     changes: Iterable[str] = (),
     resume: bool = False,
@@ -48,6 +50,8 @@ def train(
         data: file, folder (see :func:`~.data.load_data`), or data.
         out_dir: for the result, a Hugging Face directory; must not exist. Beside it, while the
             training runs, lies ``<out_dir>.training``.
+        paper_out: for the result in its paper's own files too, in the ``layout`` that the recipe's
+            last stage states; must not exist.
         seed: of new heads, batches, dropout and masks; the same seed gives the same result on one
             machine.
         changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
@@ -64,8 +68,9 @@ def train(
 
     Raises:
         ValueError: the recipe, the data and the model do not fit each other, or this machine has
-            no such device.
-        FileExistsError: ``out_dir`` exists.
+            no such device. Or, after the training, the layout cannot hold the model: ``out_dir`` is
+            there then, and ``paper_out`` is not.
+        FileExistsError: ``out_dir`` or ``paper_out`` exists.
         ImportError: PyYAML or accelerate is missing: ``pip install 'sparse-runtime[train]'``.
     """
     if importlib.util.find_spec("accelerate") is None:
@@ -91,25 +96,52 @@ def train(
     chosen = _device(device)
     source = locate(model, revision=revision, local_files_only=local_files_only)
     directories = given_directories(given or {})
-    runner = StageRunner(source, recipe, data, seed, chosen, directories)
+    paper = None if paper_out is None else Path(paper_out).expanduser()
+    runner = StageRunner(source, recipe, data, seed, chosen, directories, paper is not None)
     plan = {
         "model": digest(source),
         "given": {stage: digest(place) for stage, place in directories.items()},
-        "recipe": recipe.to_dict(),
+        "recipe": _trained_by(recipe),
         "seed": seed,
         "data": data.fingerprint(),
     }
     workspace = Workspace(out_dir, plan, resume=resume)
     pace = Pace(save_every, log_every, progress)
     try:
+        if paper is not None:
+            check_paper_out(paper, recipe, out_dir, workspace)
         stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
     except BaseException:
         workspace.discard_if_empty()
         raise
-    os.replace(workspace.model(recipe.stages[-1].name), out_dir)
-    workspace.remove()
+    files = _put_in_place(recipe.stages[-1], workspace, out_dir, paper)
     seconds = time.perf_counter() - started
-    return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds)
+    return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds, files)
+
+
+def _trained_by(recipe: Recipe) -> dict[str, Any]:
+    """The recipe less what no weight depends on: in which files the end is written."""
+    said = recipe.to_dict()
+    for stage in said["stages"]:
+        del stage["layout"]
+    return said
+
+
+def _put_in_place(
+    last: Stage, workspace: Workspace, out_dir: Path, paper: Path | None
+) -> PaperFiles | None:
+    """Move the last stage's model to ``out_dir``, its paper's files before it."""
+    # The result comes last: once it is there, nothing goes on any more.
+    files = None if paper is None else place_paper_files(paper, last, workspace)
+    record = workspace.paper_record(last.name) or {}
+    os.replace(workspace.model(last.name), out_dir)
+    workspace.remove()
+    if paper is not None and files is None:
+        raise ValueError(
+            f"paper_out {paper}: not written: {record['error']}. The result itself is whole, in "
+            f"{out_dir}"
+        )
+    return files
 
 
 def _device(device: str | torch.device) -> torch.device:

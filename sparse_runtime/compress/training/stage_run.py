@@ -21,6 +21,7 @@ from .classes import in_checkpoint_order
 from .data import Data
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
+from .paper_files import write_paper_files
 from .pruners import PRUNERS, Pruner
 from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
@@ -57,6 +58,7 @@ class StageRunner:
         seed: of the run.
         device: where to train.
         given: stage -> directory of a model that stands for the stage's.
+        paper: write the last stage's model in its paper's own files too.
 
     Raises:
         ValueError: a given stage is not in the recipe, or is its last; or a model is quantized,
@@ -71,6 +73,7 @@ class StageRunner:
         seed: int,
         device: torch.device,
         given: Mapping[str, Path],
+        paper: bool = False,
     ) -> None:
         self.source = source
         self.recipe = recipe
@@ -78,6 +81,7 @@ class StageRunner:
         self.seed = seed
         self.device = device
         self.given = dict(given)
+        self.paper = paper
         earlier = [stage.name for stage in recipe.stages[:-1]]
         for name in self.given:
             if name not in earlier:
@@ -157,24 +161,23 @@ class StageRunner:
             pruner.finish()
         history = tuple(dict(entry) for entry in trainer.state.log_history)
         report = self._report(stage, model, training.total_steps, seconds, history)
-        self._write(model, stage, workspace.model(stage.name))
+        self._write(model, stage, workspace)
         return report
 
-    def _write(self, model: nn.Module, stage: Stage, folder: Path) -> None:
+    def _write(self, model: nn.Module, stage: Stage, workspace: Workspace) -> None:
         record = {
             "recipe": self.recipe.name,
             "stage": stage.name,
             "arguments": self.recipe.to_dict(),
             "seed": self.seed,
         }
-        write_checkpoint(
-            model,
-            self.tokenizer,
-            folder,
-            record=record,
-            # With its pipeline beside it, a model with a head would run as the bare encoder.
-            extra_files=self.source if stage.task == "embedding" else None,
-        )
+        # With its pipeline beside it, a model with a head would run as the bare encoder.
+        extra = self.source if stage.task == "embedding" else None
+        workspace.discard_models(stage.name)
+        folder = workspace.model(stage.name)
+        write_checkpoint(model, self.tokenizer, folder, record=record, extra_files=extra)
+        if self.paper and stage is self.recipe.stages[-1]:
+            write_paper_files(model, self.tokenizer, stage, workspace, extra)
 
     def _report(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 _PLAN = "plan.json"
 _RESULT = "stage.json"
+_PAPER = "paper.json"
 # The trainer writes this file of a checkpoint last.
 _WHOLE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -68,6 +69,26 @@ class Workspace:
         """Record that a stage is done, its model written; its checkpoints go."""
         write_text(self.folder / stage / _RESULT, json.dumps(result))
         shutil.rmtree(self.checkpoints(stage), ignore_errors=True)
+
+    def paper(self, stage: str) -> Path:
+        """Where the same model in its paper's own files is, or will be."""
+        return self.folder / stage / "paper"
+
+    def paper_record(self, stage: str) -> dict[str, Any] | None:
+        """What was recorded of the paper's files; None where none were asked for."""
+        file = self.folder / stage / _PAPER
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    def record_paper(self, stage: str, record: Mapping[str, Any]) -> None:
+        """Record how the paper's files are opened, or why there are none."""
+        write_text(self.folder / stage / _PAPER, json.dumps(record))
+
+    def discard_models(self, stage: str) -> None:
+        """Remove what a run left that was cut off between writing models and :meth:`finish`."""
+        for folder in (self.model(stage), self.paper(stage)):
+            if folder.exists():
+                shutil.rmtree(folder)
+        (self.folder / stage / _PAPER).unlink(missing_ok=True)
 
     def checkpoints(self, stage: str) -> Path:
         """Folder of a stage's checkpoints."""

@@ -1,0 +1,145 @@
+"""The result in the files of its paper's own code, besides the plain directory.
+
+The masks are in memory only while the last stage is, so the files are written into the workspace
+before that stage is recorded as done, and take their place when the result does.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+
+from ..paper_layouts import Layout, export_paper_layout
+from ..writing import copy_missing, new_directory
+from .reading import load_recipe, recipe_names
+from .recipe import Recipe, Stage
+from .report import PaperFiles
+from .workspace import Workspace
+
+_INTEGERS_ONLY = "prune-ofa-qat"
+_INTEGERS_TOO = "nxm"
+
+
+def check_paper_out(directory: Path, recipe: Recipe, out_dir: Path, workspace: Workspace) -> None:
+    """Refuse before the training what could not be written after it.
+
+    Raises:
+        ValueError: the last stage states no layout, or one that cannot hold what the stage leaves;
+            the directory is not apart from ``out_dir``; the stage is done, its masks gone.
+        FileExistsError: the directory exists, with other files than this training has placed.
+    """
+    last = recipe.stages[-1]
+    _check_layout(recipe.name, last)
+    place = directory.resolve()
+    for other in (out_dir.resolve(), workspace.folder.resolve()):
+        if place.is_relative_to(other) or other.is_relative_to(place):
+            raise ValueError(
+                f"paper_out {directory}: expected a directory apart from {other}; choose another "
+                "(--paper-out)"
+            )
+    # The same files are there where a training was cut off between placing them and the result.
+    if directory.exists() and not _same_files(directory, workspace.paper(last.name)):
+        raise FileExistsError(
+            f"paper_out {directory}: exists already; give a new directory (--paper-out)"
+        )
+    if workspace.result(last.name) is not None and workspace.paper_record(last.name) is None:
+        raise ValueError(
+            f"paper_out {directory}: stage {last.name!r} ended without its paper's files, and its "
+            "masks are gone; go on without paper_out (--paper-out)"
+        )
+
+
+def write_paper_files(
+    model: nn.Module, tokenizer: Any, stage: Stage, workspace: Workspace, extra_files: Path | None
+) -> None:
+    """Write a stage's model into the workspace; record how it is opened, or why it is not there.
+
+    Args:
+        model: with its masks and quantizers; it is moved to the CPU.
+        tokenizer: saved beside it.
+        stage: what it comes from.
+        workspace: of the training.
+        extra_files: a directory whose sentence-transformers files travel along.
+    """
+    assert stage.layout is not None  # as check_paper_out has seen
+    folder = workspace.paper(stage.name)
+    try:
+        said = export_paper_layout(model.cpu(), folder, layout=stage.layout)
+        tokenizer.save_pretrained(folder)
+        if extra_files is not None:
+            copy_missing(extra_files, folder)
+    except Exception as error:
+        # Whatever it is, the plain result of a long training must not go with it.
+        shutil.rmtree(folder, ignore_errors=True)
+        text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        workspace.record_paper(stage.name, {"error": text})
+        return
+    inside = {
+        name: str(Path(value).relative_to(folder))
+        for name, value in said.items()
+        if isinstance(value, str) and Path(value).is_relative_to(folder)
+    }
+    workspace.record_paper(stage.name, {"finalise": said, "inside": inside})
+
+
+def place_paper_files(directory: Path, stage: Stage, workspace: Workspace) -> PaperFiles | None:
+    """Copy what :func:`write_paper_files` has written to where it belongs.
+
+    A copy, since the directory may be on another disk than the workspace, and since what is left
+    there lets a training go on that is cut off before its result is in place.
+
+    Returns:
+        The files, or None where there are none for the reason that was recorded.
+
+    Raises:
+        OSError: the directory cannot be written; the workspace is as it was.
+    """
+    record = workspace.paper_record(stage.name)
+    assert record is not None and stage.layout is not None  # as check_paper_out has seen
+    if "error" in record:
+        return None
+    if not directory.exists():
+        try:
+            with new_directory(directory) as staging:
+                shutil.copytree(workspace.paper(stage.name), staging, dirs_exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"paper_out {directory}: {error}; all is trained and kept in {workspace.folder}: "
+                "go on with resume=True (--resume), into another paper_out (--paper-out) or none"
+            ) from error
+    inside = {name: str(directory / file) for name, file in record["inside"].items()}
+    return PaperFiles(directory, stage.layout, {**record["finalise"], **inside})
+
+
+def _check_layout(recipe: str, last: Stage) -> None:
+    if last.layout is None:
+        having = [name for name in recipe_names() if load_recipe(name).stages[-1].layout]
+        raise ValueError(
+            f"paper_out: stage {last.name!r}, the last of recipe {recipe!r}, states no layout of a "
+            f"paper; add `layout: NAME` to it (--set {last.name}.layout=NAME), one of "
+            f"{', '.join(get_args(Layout))}, leave paper_out (--paper-out) out, or take a recipe "
+            f"that states one: {', '.join(having)}"
+        )
+    quantizes = last.quantization is not None
+    if last.layout != _INTEGERS_TOO and quantizes != (last.layout == _INTEGERS_ONLY):
+        raise ValueError(
+            f"paper_out: layout {last.layout!r} holds {'floats' if quantizes else 'integers'}, and "
+            f"stage {last.name!r} trains {'integers' if quantizes else 'floats'}; state another "
+            f"layout (--set {last.name}.layout=NAME), or leave paper_out (--paper-out) out"
+        )
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    if not one.is_dir() or not other.is_dir():
+        return False
+    first, second = (
+        {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+        for folder in (one, other)
+    )
+    return first == second and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in first
+    )
