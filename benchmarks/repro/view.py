@@ -60,11 +60,10 @@ class Row:
         return self.share >= goal
 
     @property
-    def gain(self) -> float | None:
-        """Mean difference to the partner over the seeds that both have."""
+    def gains(self) -> list[float]:
+        """Differences to the partner, one of each seed that both have."""
         theirs = {run.seed: run.packed for run in self.partner}
-        both = [run.packed - theirs[run.seed] for run in self.runs if run.seed in theirs]
-        return statistics.mean(both) if both else None
+        return [run.packed - theirs[run.seed] for run in self.runs if run.seed in theirs]
 
 
 def rows(results: Path, scale: str, task: str) -> list[Row]:
@@ -106,8 +105,11 @@ def _cells(row: Row, batches: Sequence[tuple[int, int]]) -> list[str]:
     last = row.runs[-1]
     spread = "" if row.spread is None else f" ± {row.spread:.4f}"
     gain = ""
-    if row.gain is not None:
-        gain = f"{100 * row.gain:+.2f} over {row.experiment.against}"
+    if row.gains:
+        gain = f"{100 * statistics.mean(row.gains):+.2f}"
+        if len(row.gains) > 1:
+            gain += f" ± {100 * statistics.stdev(row.gains):.2f}"
+        gain += f" over {row.experiment.against}"
     return [
         row.experiment.name,
         str(len(row.runs)),

@@ -138,6 +138,8 @@ def test_table_says_what_was_reached_and_against_whom(tmp_path: Path) -> None:
     assert "0.8800 ± 0.0141" in row and " 1.50 |" in row
     assert "100.00%" in lines[-2] and "12.50" in lines[-2]
     assert "98.00%" in lines[-1] and "23.0" in lines[-1] and "9.25" in lines[-1]
+    append(run_of(base, 0.5, seed=1), file)
+    assert f"+38.00 ± 1.41 over {base}" in table(file, "full", "banking77")
 
 
 def test_embedding_goals_are_losses(tmp_path: Path) -> None:
