@@ -161,7 +161,8 @@ class Attention {
         from_(begin_ + call.query),
         to_(from_ + call.queries),
         first_key_(begin_ / kStep * kStep),
-        last_key_((end_ - 1) / kStep * kStep) {}
+        last_key_((end_ - 1) / kStep * kStep),
+        rows_a_step_(features_ / ((last_key_ - first_key_) / kStep + 1) + 1) {}
 
   void run() {
     prepare();
@@ -171,7 +172,8 @@ class Attention {
     score(now, 0);
     const std::uint32_t* pending = nullptr;  // weights of the step before this one
     Step before = now;
-    __m512 total = {};
+    Totals totals;
+    __m512 out_total = {};  // of the queries that are being written
     std::int64_t out_query = -1;
     for (int turn = 0; now.query < to_; turn = 1 - turn) {
       const Step next = now.key == last_key_ ? Step{now.query + 16, first_key_}
@@ -180,21 +182,21 @@ class Attention {
       const Scores<kBias> scores = scores_of(now, turn);
       if (more) bring_keys(next);
       if (first) {
-        total = softmax.total();
+        out_total = totals.sum();
+        totals = {};
         softmax.begin(scores);
       }
-      const Softmax earlier = softmax;
-      softmax = pass(softmax, scores, turn, more ? &next : nullptr, pending, before.key);
+      const Totals earlier = totals;
+      totals = pass(softmax, scores, totals, turn, more ? &next : nullptr, pending, before.key);
       if (first) {
         if (pending != nullptr) {
           store_sums(scratch_.sums);
           out_query = before.query;
         }
         clear_sums();
-      } else if (softmax.overflows(lanes_of(now.query))) {
-        raise(softmax, earlier, scores, turn);
       }
-      if (out_query >= 0) write(out_query, total, now.key);
+      if (totals.overflow(lanes_of(now.query))) totals = raise(softmax, scores, earlier, turn);
+      if (out_query >= 0) write(out_query, out_total, now.key);
       before = now;
       pending = scratch_.weights[turn];
       now = next;
@@ -202,7 +204,7 @@ class Attention {
     const Operand last = values_of(before.key);
     for (int piece = 0; piece < kPieces; ++piece) multiply_piece(last, pending, piece);
     store_sums(scratch_.sums);
-    write_rows(before.query, softmax.total(), 0, features_);
+    write_rows(before.query, totals.sum(), 0, features_);
   }
 
  private:
@@ -221,8 +223,10 @@ class Attention {
       gather_keys(head_, first_key_, last_key_ + kStep - first_key_, scratch_.keys);
     }
     const std::int64_t edge_size = round_up(head_.head_size, kTileRows) * kStep;
-    copy_edge(head_, first_key_, begin_, end_, scratch_.edges);
-    copy_edge(head_, last_key_, begin_, end_, scratch_.edges + edge_size);
+    if (first_key_ < begin_) copy_edge(head_, first_key_, begin_, end_, scratch_.edges);
+    if (last_key_ + kStep > end_) {
+      copy_edge(head_, last_key_, begin_, end_, scratch_.edges + edge_size);
+    }
   }
 
   // Of more than a block, each is brought when its first step comes.
@@ -241,10 +245,11 @@ class Attention {
   static constexpr int kPieces = 4;
 
   // A step's weights, with the next step's scores (or null) and the last one's values between.
-  SIMD_INLINE Softmax pass(const Softmax& softmax, const Scores<kBias>& scores, int turn,
-                           const Step* next, const std::uint32_t* pending, std::int64_t key) {
+  SIMD_INLINE Totals pass(const Softmax& softmax, const Scores<kBias>& scores, Totals totals,
+                          int turn, const Step* next, const std::uint32_t* pending,
+                          std::int64_t key) const {
     static_assert(2 * kPieces * Softmax::kTogether == kStep);
-    Softmax s = softmax;  // a copy stays in registers
+    const Softmax s = softmax;  // a copy stays in registers
     std::uint32_t* weights = scratch_.weights[turn];
     const Operand queries = next != nullptr ? queries_of(*next) : Operand{};
     const Operand keys = next != nullptr ? keys_of(*next) : Operand{};
@@ -252,14 +257,14 @@ class Attention {
     if (next != nullptr) clear_scores();
     UNROLL for (int piece = 0; piece < kPieces; ++piece) {
       if (next != nullptr) score_piece(queries, keys, piece);
-      s.weigh(scores, piece * Softmax::kTogether, weights);
+      s.weigh(scores, piece * Softmax::kTogether, weights, totals);
     }
     UNROLL for (int piece = 0; piece < kPieces; ++piece) {
       if (pending != nullptr) multiply_piece(values, pending, piece);
       if (piece == 0 && next != nullptr) store_scores(1 - turn);
-      s.weigh(scores, (kPieces + piece) * Softmax::kTogether, weights);
+      s.weigh(scores, (kPieces + piece) * Softmax::kTogether, weights, totals);
     }
-    return s;
+    return totals;
   }
 
   Operand queries_of(const Step& step) const {
@@ -345,10 +350,11 @@ class Attention {
     if (piece == 3) _tile_dpbf16ps(3, 7, 6);
   }
 
-  // Scores have outgrown what the weights count from.
-  __attribute__((noinline)) void raise(Softmax& softmax, const Softmax& earlier,
-                                       const Scores<kBias>& scores, int turn) const {
-    const __m512 fade = softmax.raise(earlier, scores);
+  // Scores have outgrown what the weights count from. totals: without this step's.
+  __attribute__((noinline)) Totals raise(Softmax& softmax, const Scores<kBias>& scores,
+                                         Totals totals, int turn) const {
+    const __m512 fade = softmax.raise(scores);
+    totals = {_mm512_mul_ps(totals.even, fade), _mm512_mul_ps(totals.odd, fade)};
     store_sums(scratch_.spilled);
     for (std::int64_t i = 0; i < kGroup * 16; i += 16) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(scratch_.spilled + i), fade);
@@ -356,15 +362,16 @@ class Attention {
     }
     load_sums(scratch_.spilled);
     for (std::int64_t k = 0; k < kStep; k += Softmax::kTogether) {
-      softmax.weigh(scores, k, scratch_.weights[turn]);
+      softmax.weigh(scores, k, scratch_.weights[turn], totals);
     }
+    return totals;
   }
 
   // This step's share of the rows of the queries before.
   SIMD_INLINE void write(std::int64_t query, __m512 total, std::int64_t key) const {
-    const std::int64_t steps = (last_key_ - first_key_) / kStep + 1;
-    const std::int64_t i = (key - first_key_) / kStep;
-    write_rows(query, total, features_ * i / steps, features_ * (i + 1) / steps);
+    const std::int64_t first = (key - first_key_) / kStep * rows_a_step_;
+    const std::int64_t end = first + rows_a_step_;
+    write_rows(query, total, first, end < features_ ? end : features_);
   }
 
   SIMD_INLINE void write_rows(std::int64_t query, __m512 total, std::int64_t first,
@@ -391,6 +398,7 @@ class Attention {
   const std::int64_t to_;
   const std::int64_t first_key_;  // tokens of the first and the last step
   const std::int64_t last_key_;
+  const std::int64_t rows_a_step_;
 };
 
 template <bool kBias>

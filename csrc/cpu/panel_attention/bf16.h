@@ -103,9 +103,22 @@ struct Scores {
   __mmask16 lanes;  // queries that have one
 };
 
-// The softmax of sixteen queries, in units of log 2. Weights count from `top`, which is the largest
-// score of the first step, and later of one whose weights have grown too large: any top serves that
-// keeps them within floats, so nobody looks through all scores first.
+// Sums of the weights of even and of odd keys.
+struct Totals {
+  __m512 even = {};
+  __m512 odd = {};
+
+  __m512 sum() const { return _mm512_add_ps(even, odd); }
+  // Whether weights have grown so large that those of the last step should be taken again.
+  bool overflow(__mmask16 lanes) const {
+    constexpr float kLarge = 65536.0f;
+    return _mm512_mask_cmp_ps_mask(lanes, sum(), _mm512_set1_ps(kLarge), _CMP_GT_OQ) != 0;
+  }
+};
+
+// The softmax of sixteen queries, in units of log 2. Weights count from `top`: the largest of a few
+// scores, and later of all of a step whose weights have grown too large. Any top serves that keeps
+// them within floats, so nobody looks through all scores first.
 class Softmax {
  public:
   explicit Softmax(float scale) : scale_(_mm512_set1_ps(scale * kLog2E)) {}
@@ -113,14 +126,16 @@ class Softmax {
   // Other queries, of which these are their first scores.
   template <bool kBias>
   void begin(const Scores<kBias>& s) {
-    top_ = largest(s, _mm512_set1_ps(-3.0e38f));
-    even_total_ = odd_total_ = _mm512_setzero_ps();
+    constexpr std::int64_t kFew = 8;
+    const std::int64_t end = s.end - s.begin < kFew ? s.end : s.begin + kFew;
+    top_ = largest(s, end, _mm512_set1_ps(-3.0e38f));
   }
 
   // The weights of keys [k, k + kTogether), as pairs of bf16.
   static constexpr std::int64_t kTogether = 4;
   template <bool kBias>
-  SIMD_INLINE void weigh(const Scores<kBias>& s, std::int64_t k, std::uint32_t* pairs) {
+  SIMD_INLINE void weigh(const Scores<kBias>& s, std::int64_t k, std::uint32_t* pairs,
+                         Totals& totals) const {
     __m512 x[kTogether];
     UNROLL for (int i = 0; i < kTogether; ++i) {
       x[i] = difference(s, k + i, top_);
@@ -132,32 +147,22 @@ class Softmax {
       }
     }
     UNROLL for (int i = 0; i < kTogether; i += 2) {
-      even_total_ = _mm512_add_ps(even_total_, x[i]);
-      odd_total_ = _mm512_add_ps(odd_total_, x[i + 1]);
+      totals.even = _mm512_add_ps(totals.even, x[i]);
+      totals.odd = _mm512_add_ps(totals.odd, x[i + 1]);
       put(pairs, k + i, _mm512_castps_si512(x[i]), _mm512_castps_si512(x[i + 1]));
     }
   }
 
-  // Whether weights have grown so large that those of the last step should be taken again.
-  bool overflows(__mmask16 lanes) const {
-    constexpr float kLarge = 65536.0f;
-    return _mm512_mask_cmp_ps_mask(lanes, total(), _mm512_set1_ps(kLarge), _CMP_GT_OQ) != 0;
-  }
-
-  // Counts from these scores on, where they are larger, what was counted as `before`, the softmax
-  // as it was before them. Returns the factor by which earlier sums fade.
+  // Counts from the largest of these scores, if it is larger. Returns the factor by which what was
+  // counted before fades.
   template <bool kBias>
-  __m512 raise(const Softmax& before, const Scores<kBias>& s) {
-    top_ = largest(s, before.top_);
-    __m512 fade[1] = {_mm512_sub_ps(before.top_, top_)};
+  __m512 raise(const Scores<kBias>& s) {
+    const __m512 before = top_;
+    top_ = largest(s, s.end, before);
+    __m512 fade[1] = {_mm512_sub_ps(before, top_)};
     powers_.of(fade);
-    fade[0] = _mm512_mul_ps(fade[0], _mm512_set1_ps(1.0f / kRounding));
-    even_total_ = _mm512_mul_ps(before.total(), fade[0]);
-    odd_total_ = _mm512_setzero_ps();
-    return fade[0];
+    return _mm512_mul_ps(fade[0], _mm512_set1_ps(1.0f / kRounding));
   }
-
-  __m512 total() const { return _mm512_add_ps(even_total_, odd_total_); }
 
  private:
   static constexpr float kLog2E = 1.44269504f;
@@ -172,17 +177,17 @@ class Softmax {
     return _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2E), x);
   }
 
-  // Of keys [begin, end), query by query, and `top`.
+  // Of the sequence's keys up to `end`, query by query, and `top`.
   template <bool kBias>
-  __m512 largest(const Scores<kBias>& s, __m512 top) const {
+  __m512 largest(const Scores<kBias>& s, std::int64_t end, __m512 top) const {
     const __m512 none = _mm512_setzero_ps();
     __m512 even = top, odd = top;  // independent, for latency
     std::int64_t k = s.begin;
-    for (; k + 2 <= s.end; k += 2) {
+    for (; k + 2 <= end; k += 2) {
       even = _mm512_max_ps(difference(s, k, none), even);
       odd = _mm512_max_ps(difference(s, k + 1, none), odd);
     }
-    if (k < s.end) even = _mm512_max_ps(difference(s, k, none), even);
+    if (k < end) even = _mm512_max_ps(difference(s, k, none), even);
     return _mm512_max_ps(even, odd);
   }
 
@@ -198,6 +203,4 @@ class Softmax {
   PowersOfTwo powers_;
   __m512 scale_;
   __m512 top_ = {};
-  __m512 even_total_ = {};
-  __m512 odd_total_ = {};
 };
