@@ -251,8 +251,7 @@ Value embed(const std::shared_ptr<Forward>& forward, const std::vector<uintptr_t
             const std::vector<int64_t>& table_rows, const std::vector<uintptr_t>& id_ptrs,
             int64_t features, const std::shared_ptr<Norm>& norm) {
   const Checks checks("embed");
-  constexpr std::size_t kMostTables = 8;
-  if (table_ptrs.empty() || table_ptrs.size() > kMostTables ||
+  if (table_ptrs.empty() || table_ptrs.size() > token_ops::kMostTables ||
       table_ptrs.size() != table_rows.size() || table_ptrs.size() != id_ptrs.size()) {
     checks.fail("table_ptrs", "1 to 8 tables, each with its rows and ids",
                 std::to_string(table_ptrs.size()));

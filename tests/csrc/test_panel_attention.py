@@ -139,6 +139,21 @@ def test_large_scores_do_not_overflow(isa: str, form: str) -> None:
 
 
 @pytest.mark.parametrize(("isa", "form"), RUNS)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_scores_that_grow_with_the_position(isa: str, form: str, with_bias: bool) -> None:
+    """What weights count from has to move again and again, also from one block to the next."""
+    torch.manual_seed(3)
+    length = 600
+    qkv = torch.randn(length, 96).round()
+    qkv[:, :32] = 1.0
+    qkv[:, 32:64] = (torch.arange(length) // 4)[:, None] / 8  # exact in bf16: eight bits
+    bias = (8 * torch.randn(1, length, length)).round() if with_bias else None
+    got = run(qkv, [length], 1, 0.5, form, isa, bias=bias)
+    expected = oracle(qkv, 1, 0.5, bias)
+    assert float((got.double() - expected).abs().max()) <= 2 * TOLERANCE[form] * 4
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
 def test_nan_stays_in_its_sequence(isa: str, form: str) -> None:
     torch.manual_seed(2)
     lengths = [10, 12, 30]  # the second shares vectors and steps with both others

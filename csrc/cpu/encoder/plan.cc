@@ -37,11 +37,10 @@ void Forward::plan_embed(const Node& node) {
   const auto* tables = &node.tables;
   const auto* ids = &node.ids;
   add_stage("embed", tasks, [=](std::int64_t task, int) {
-    constexpr int kMostTables = 8;
     const std::int64_t first = task * panels::kVector;
     const std::int64_t panel = first / kSlots;
-    const float* rows[kMostTables];
-    const std::int64_t* own_ids[kMostTables];
+    const float* rows[token_ops::kMostTables];
+    const std::int64_t* own_ids[token_ops::kMostTables];
     for (std::size_t i = 0; i < ids->size(); ++i) {
       rows[i] = (*tables)[i].data;
       own_ids[i] = (*ids)[i] + first;

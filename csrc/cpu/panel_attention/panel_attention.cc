@@ -34,8 +34,9 @@ std::int64_t scratch_bytes(std::int64_t head_size) {
   constexpr std::int64_t kFloat = sizeof(float), kHalf = sizeof(std::uint16_t), kStep = 32;
   const std::int64_t padded = (head_size + kStep - 1) / kStep * kStep;
   const std::int64_t in_float = kFloat * (kKeyBlock * panels::kSlots + head_size * panels::kSlots);
-  const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * kKeyBlock * 16 +
-                               kHalf * 2 * padded * kStep + kFloat * 3 * padded * 16;
+  // Keys, two steps of scores and of weights, values of two steps, two times four tiles of sums.
+  const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * (kStep + kStep / 2) * 16 +
+                               kHalf * 2 * padded * kStep + kFloat * 2 * 4 * 16 * 16;
   return std::max({in_float, in_bf16, Int8Memory(head_size).bytes});
 }
 

@@ -107,12 +107,14 @@ struct ByteSums {
   std::int32_t* sums;  // [64]
 };
 
+constexpr int kMostTables = 8;
+
 // Sums one row of each table for each token and lays the tokens out in one vector of a panel.
 struct Embed {
   const float* const* tables;      // [count] float [rows][features]
   const std::int64_t* const* ids;  // [count] int64 [tokens]: the vector's tokens, checked
-  int count;
-  int tokens;  // 1 .. 16
+  int count;                       // 1 .. kMostTables
+  int tokens;                      // 1 .. 16
   std::int64_t features;
   int vector;
   float* y;  // floats [features][64]; slots beyond the tokens are written as 0

@@ -575,27 +575,6 @@ void to_pairs(const float* x, std::int64_t rows, int vectors, std::uint16_t* y) 
   }
 }
 
-// Blocks of this many features are gathered row by row and written column by column.
-constexpr int kBlock = 16;
-
-void embed(const Embed& e) {
-  float block[panels::kVector][kBlock];
-  for (std::int64_t first = 0; first < e.features; first += kBlock) {
-    const auto width = static_cast<int>(e.features - first < kBlock ? e.features - first : kBlock);
-    for (int t = 0; t < panels::kVector; ++t) {
-      for (int i = 0; i < kBlock; ++i) block[t][i] = 0.0f;
-      for (int c = 0; t < e.tokens && c < e.count; ++c) {
-        const float* row = e.tables[c] + e.ids[c][t] * e.features + first;
-        for (int i = 0; i < width; ++i) block[t][i] = block[t][i] + row[i];
-      }
-    }
-    for (int i = 0; i < width; ++i) {
-      float* y = e.y + (first + i) * kPanelSlots + e.vector * panels::kVector;
-      for (int t = 0; t < panels::kVector; ++t) y[t] = block[t][i];
-    }
-  }
-}
-
 // One step of a transposition: exchanges a's upper lanes of each pair of kStep lanes for b's lower.
 template <int kStep>
 SIMD_INLINE void exchange(F& a, F& b) {
@@ -631,6 +610,57 @@ SIMD_INLINE void transpose(F (&rows)[kLanes]) {
   if (kLanes > 4) exchange_all<4>(rows);
   exchange_all<2>(rows);
   exchange_all<1>(rows);
+}
+
+// The tokens of one lane group, `count` of them.
+SIMD_INLINE void embed_tokens(const Embed& e, int token, int count) {
+  constexpr std::int64_t kAhead = 16;  // features; rows are too many for the hardware's own guesses
+  float* to = e.y + e.vector * panels::kVector + token;
+  const float* rows[kMostTables][kLanes];
+  for (int c = 0; c < e.count; ++c) {
+    for (int t = 0; t < kLanes; ++t) {
+      rows[c][t] = e.tables[c] + e.ids[c][token + (t < count ? t : 0)] * e.features;
+    }
+  }
+  std::int64_t first = 0;
+  for (; first + kLanes <= e.features; first += kLanes) {
+    F block[kLanes] = {};
+    for (int c = 0; c < e.count; ++c) {
+#pragma GCC unroll 16
+      for (int t = 0; t < kLanes; ++t) {
+        const float* row = rows[c][t] + first;
+        __builtin_prefetch(row + kAhead);
+        block[t] = block[t] + load<F>(row);
+      }
+    }
+    if (count < kLanes) {
+#pragma GCC unroll 16
+      for (int t = 0; t < kLanes; ++t) block[t] = t < count ? block[t] : F{};
+    }
+    transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) store(to + (first + i) * kPanelSlots, block[i]);
+  }
+  for (; first < e.features; ++first) {
+    F column = {};
+    for (int t = 0; t < count; ++t) {
+      for (int c = 0; c < e.count; ++c) column[t] = column[t] + rows[c][t][first];
+    }
+    store(to + first * kPanelSlots, column);
+  }
+}
+
+void embed(const Embed& e) {
+  for (int token = 0; token < panels::kVector; token += kLanes) {
+    const int left = e.tokens - token;
+    if (left > 0) {
+      embed_tokens(e, token, left < kLanes ? left : kLanes);
+    } else {
+      for (std::int64_t i = 0; i < e.features; ++i) {
+        store(e.y + i * kPanelSlots + e.vector * panels::kVector + token, F{});
+      }
+    }
+  }
 }
 
 // Token by token, so that few rows are written at a time: those of a panel may lie in 64 pages.
