@@ -378,7 +378,7 @@ class Attention {
                               std::int64_t end) const {
     float* out = problem_.out + query / kPanelSlots * problem_.out_stride +
                  (head_.query_row + feature_) * kPanelSlots + query % kPanelSlots;
-    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(kRounding), total);
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), total);
     const __mmask16 lanes = lanes_of(query);
     for (std::int64_t d = first; d < end; ++d) {
       const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scratch_.sums + d * 16), inverse);
