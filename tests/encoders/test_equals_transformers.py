@@ -185,7 +185,8 @@ def test_real_minilm_with_its_pooler(minilm: Any, make_packed: Any) -> None:
     theirs = AutoModel.from_pretrained(minilm).eval()
     theirs.config.architectures = ["BertModel"]
     ours = SparseModel.from_packed(make_packed(theirs))
-    texts = ["A cat sat on the mat.", "Why?", "Sparse weights leave out most products. " * 9]
+    long = "Sparse weights leave out most products. " * 20  # for attention on AMX tiles
+    texts = ["A cat sat on the mat.", "Why?", long]
     batch = AutoTokenizer.from_pretrained(minilm)(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**batch, output_hidden_states=True)

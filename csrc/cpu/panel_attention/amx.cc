@@ -18,21 +18,10 @@ namespace {
 #include "cpu/simd.h"
 
 #include "cpu/panel_attention/bf16.h"
+#include "cpu/panel_attention/tiles.h"
 
-constexpr std::int64_t kTileRows = 16;
 static_assert(kStep == 32);                     // keys of one value tile, features of one key tile
 constexpr std::int64_t kGroup = 4 * kTileRows;  // features whose sums the tiles hold at a time
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
-constexpr TileConfig kConfig;
 
 // Memory of one call; scores and weights of two steps in turn.
 struct Scratch {
@@ -43,33 +32,6 @@ struct Scratch {
   float* sums;                // [kGroup][16], on their way out
   float* spilled;             // [kGroup][16]
 };
-
-// Sixteen rows of sixteen 32-bit words, transposed.
-SIMD_INLINE void transpose(__m512i (&r)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
 
 // Keys [first, first + count) from pairs to rows; features beyond the head are zero.
 void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::uint16_t* keys) {

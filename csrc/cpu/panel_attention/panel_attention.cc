@@ -4,6 +4,8 @@
 
 #include "core/panels.h"
 #include "cpu/panel_attention/int8_memory.h"
+#include "cpu/split_attention/kernels.h"
+#include "cpu/split_attention/memory.h"
 
 namespace sparse_runtime::panel_attention {
 namespace {
@@ -19,14 +21,29 @@ const Kernels& vectors_for(Isa isa) {
   return kGenericKernels;
 }
 
+#ifdef SPARSE_RUNTIME_HAS_AMX
+// Keys and values are split once a call, whole steps of features at a time.
+bool pays_to_split(const Problem& problem, const Call& call) {
+  constexpr std::int64_t kFewQueries = 96;  // of 64 as many are as fast, of 32 slower
+  return call.queries >= kFewQueries && problem.head_size <= split_attention::kMostFeatures &&
+         3 * split_attention::Memory(problem.head_size).padded <= 4 * problem.head_size;
+}
+
+void attend_split_or_float(const Problem& problem, const Call& call) {
+  if (pays_to_split(problem, call) && split_attention::kAmxKernels.attend(problem, call)) return;
+  vectors_for(Isa::kAmx).attend_float(problem, call);
+}
+#endif
+
 }  // namespace
 
 Attend attend_for(Isa isa, Form form) {
+#ifdef SPARSE_RUNTIME_HAS_AMX
+  if (isa == Isa::kAmx && form == Form::kFloat) return attend_split_or_float;
+  if (isa == Isa::kAmx && form == Form::kBf16) return kAmxKernels.attend_bf16;
+#endif
   if (form == Form::kFloat) return vectors_for(isa).attend_float;
   if (form == Form::kInt8) return vectors_for(isa).attend_int8;
-#ifdef SPARSE_RUNTIME_HAS_AMX
-  if (isa == Isa::kAmx) return kAmxKernels.attend_bf16;
-#endif
   return nullptr;
 }
 
@@ -37,7 +54,11 @@ std::int64_t scratch_bytes(std::int64_t head_size) {
   // Keys, two steps of scores and of weights, values of two steps, two times four tiles of sums.
   const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * (kStep + kStep / 2) * 16 +
                                kHalf * 2 * padded * kStep + kFloat * 2 * 4 * 16 * 16;
-  return std::max({in_float, in_bf16, Int8Memory(head_size).bytes});
+  std::int64_t split = 0;
+#ifdef SPARSE_RUNTIME_HAS_AMX
+  if (head_size <= split_attention::kMostFeatures) split = split_attention::Memory(head_size).bytes;
+#endif
+  return std::max({in_float, in_bf16, Int8Memory(head_size).bytes, split});
 }
 
 }  // namespace sparse_runtime::panel_attention
