@@ -202,6 +202,7 @@ def test_not_finite_stays_where_it_is(row: int, bad: float) -> None:
         (1.0, 1.0, 1e-38),
         (1.0, 1.0, 1e-42),
         (1e-38, 1e-38, 1e-30),
+        (1e6, 1e6, 1.0),  # scores whose rounding is more than the range of an exponent
     ],
 )
 def test_out_of_range_takes_fma(queries: float, keys: float, values: float) -> None:

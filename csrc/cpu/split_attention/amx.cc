@@ -74,10 +74,16 @@ class Attention {
         attend_block(query, stop);
       }
     }
-    return below_the_top() && above_the_bottom();
+    return below_the_top() && above_the_bottom() && scores_are_exact();
   }
 
  private:
+  // A weight's exponent is an exact product less the rounded largest score: they differ by half a
+  // unit of that at most, which must not show beside an exponent.
+  bool scores_are_exact() const {
+    const auto terms = static_cast<float>(problem_.head_size);
+    return queries_.value() * keys_.value() * terms * problem_.scale < 0x1p24f;
+  }
   // Sums of products and their parts stay far from infinity; parts of queries and keys that are
   // lost below 2^-126 cannot show in a score.
   bool below_the_top() const {
