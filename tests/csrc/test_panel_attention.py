@@ -154,6 +154,18 @@ def test_scores_that_grow_with_the_position(isa: str, form: str, with_bias: bool
 
 
 @pytest.mark.parametrize(("isa", "form"), RUNS)
+@pytest.mark.parametrize("mask", [-1e10, 1e10, -3e37])
+def test_bias_that_hides_all_keys_alike(isa: str, form: str, mask: float) -> None:
+    """Beside it float32 has no place for a score: all keys weigh the same."""
+    torch.manual_seed(4)
+    qkv = torch.randn(50, 96)
+    got = run(qkv, [50], 1, 0.2, form, isa, bias=torch.full((1, 50, 50), mask))
+    expected = qkv[:, 64:].double().mean(0).expand(50, 32)
+    error = float((got.double() - expected).abs().max())
+    assert error <= TOLERANCE[form] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
 def test_nan_stays_in_its_sequence(isa: str, form: str) -> None:
     torch.manual_seed(2)
     lengths = [10, 12, 30]  # the second shares vectors and steps with both others

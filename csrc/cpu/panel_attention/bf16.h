@@ -164,14 +164,16 @@ class Softmax {
  private:
   static constexpr float kLog2E = 1.44269504f;
 
-  // A score less `top`.
+  // A score less `top`. With a bias, which may be as large as a mask's, the score is rounded as
+  // `top` was: the rest of an exact product, 2^9 of 10^10, would be all there is of the difference.
   template <bool kBias>
   SIMD_INLINE __m512 difference(const Scores<kBias>& s, std::int64_t k, __m512 top) const {
-    const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(s.scores + k * 16), scale_, top);
-    if (!kBias) return x;
+    const __m512 score = _mm512_loadu_ps(s.scores + k * 16);
+    if (!kBias) return _mm512_fmsub_ps(score, scale_, top);
     const bool own = k >= s.begin && k < s.end;  // others may have no bias
     const __m512 bias = _mm512_maskz_loadu_ps(own ? s.lanes : 0, s.bias + k * s.span);
-    return _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2E), x);
+    const __m512 sum = _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2E), _mm512_mul_ps(score, scale_));
+    return _mm512_sub_ps(sum, top);
   }
 
   // Of the sequence's keys up to `end`, query by query, and `top`.
