@@ -164,6 +164,7 @@ class Attention {
       now = next;
     }
     const Operand last = values_of(before.key);
+    settle();
     for (int piece = 0; piece < kPieces; ++piece) multiply_piece(last, pending, piece);
     store_sums(scratch_.sums);
     write_rows(before.query, totals.sum(), 0, features_);
@@ -216,6 +217,7 @@ class Attention {
     const Operand queries = next != nullptr ? queries_of(*next) : Operand{};
     const Operand keys = next != nullptr ? keys_of(*next) : Operand{};
     const Operand values = pending != nullptr ? values_of(key) : Operand{};
+    settle();
     if (next != nullptr) clear_scores();
     UNROLL for (int piece = 0; piece < kPieces; ++piece) {
       if (next != nullptr) score_piece(queries, keys, piece);
@@ -265,6 +267,7 @@ class Attention {
 
   void score(const Step& step, int turn) const {
     const Operand queries = queries_of(step), keys = keys_of(step);
+    settle();
     clear_scores();
     UNROLL for (int piece = 0; piece < kPieces; ++piece) {
       score_piece(queries, keys, piece);
@@ -322,6 +325,7 @@ class Attention {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(scratch_.spilled + i), fade);
       _mm512_storeu_ps(scratch_.spilled + i, sum);
     }
+    settle();
     load_sums(scratch_.spilled);
     for (std::int64_t k = 0; k < kStep; k += Softmax::kTogether) {
       softmax.weigh(scores, k, scratch_.weights[turn], totals);

@@ -14,6 +14,11 @@ struct alignas(64) TileConfig {
 // Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
 constexpr TileConfig kConfig;
 
+// To be called between stores and the loads of tiles from there, which gcc does not take for loads.
+SIMD_INLINE void settle() {
+  __asm__ volatile("" ::: "memory");
+}
+
 // Sixteen rows of sixteen 32-bit words, transposed.
 SIMD_INLINE void transpose(__m512i (&r)[16]) {
   __m512i t[16];

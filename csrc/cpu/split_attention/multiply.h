@@ -1,11 +1,6 @@
 // Products of operands on AMX tiles. To be included within the unit's anonymous namespace, after
 // panel_attention/tiles.h.
 
-// The compiler does not see that tiles are loaded from memory.
-SIMD_INLINE void settle() {
-  __asm__ volatile("" ::: "memory");
-}
-
 SIMD_INLINE void clear_sums() {
   _tile_zero(0);
   _tile_zero(1);
