@@ -161,6 +161,25 @@ def test_learned_scores_travel_with_cap(make_model, tmp_path: Path) -> None:
     runs_as_trained(model, tmp_path / "out", options, tmp_path / "packed")
 
 
+def test_scores_without_a_common_share_travel_with_cap_by_a_threshold(
+    make_model, tmp_path: Path
+) -> None:
+    """32 of 1,024 and 47 of 1,536 are kept: no share keeps the very number of both."""
+    model = make_model("bert")
+    for i, linear in enumerate(encoder_linears(model).values()):
+        # Each matrix' scores around another value: as they are, no threshold serves all.
+        scored = Scored(torch.randn(linear.weight.shape) + i, 0.9691)
+        nn.utils.parametrize.register_parametrization(linear, "weight", scored)
+    options = export_paper_layout(model, tmp_path / "out", layout="cap")
+    assert options == {"threshold": 0.1}
+    raw = torch.load(tmp_path / "out" / "pytorch_model.bin", weights_only=True)
+    transform = model.get_submodule(QUERY).parametrizations.weight[0]
+    for side in (transform.mask, ~transform.mask):
+        given, written = transform.scores[side], raw[f"{QUERY}.mask_scores"][side]
+        torch.testing.assert_close(written - written.mean(), given - given.mean())
+    runs_as_trained(model, tmp_path / "out", options, tmp_path / "packed")
+
+
 def test_matrices_of_different_sparsity_travel_with_cap_by_a_threshold(
     make_model, tmp_path: Path
 ) -> None:

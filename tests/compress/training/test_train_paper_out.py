@@ -25,12 +25,12 @@ CASES: dict[str, tuple[list[str], str | None]] = {
     "prune-once-for-all": ([], "Model-Compression-Research QAT"),
     "sparsebert": ([], "SparseBERT or CoFi training model"),
     "group-lasso": ([], None),
-    "movement": (["prune.pruning.structure=unstructured@0.75"], "movement pruning"),
+    "movement": ([], "movement pruning"),
     "soft-movement": (
         ["prune.steps=12", "prune.pruning.score_learning_rate=0.5"],
         "movement pruning",
     ),
-    "cap": (["prune.pruning.structure=unstructured@0.75"], "movement pruning"),
+    "cap": ([], "movement pruning"),
     "cap-structured": (
         ["prune.pruning.ratios=[0.25,0.5]", "prune.lr_cycles=2"],
         "CAP structured masks",
