@@ -166,6 +166,17 @@ def test_bias_that_hides_all_keys_alike(isa: str, form: str, mask: float) -> Non
 
 
 @pytest.mark.parametrize(("isa", "form"), RUNS)
+@pytest.mark.parametrize("before", [9, 31, 63])  # the first step has all eight keys, or one
+def test_the_place_in_the_stream_changes_sums_alone(isa: str, form: str, before: int) -> None:
+    torch.manual_seed(5)
+    qkv = torch.randn(before + 100, 192)
+    qkv[:, :64] *= 3  # weights leave what they count from and it moves
+    first = run(qkv[before:].contiguous(), [100], 1, 0.3, form, isa)
+    later = run(qkv, [before, 100], 1, 0.3, form, isa)[before:]
+    torch.testing.assert_close(later, first, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
 def test_nan_stays_in_its_sequence(isa: str, form: str) -> None:
     torch.manual_seed(2)
     lengths = [10, 12, 30]  # the second shares vectors and steps with both others

@@ -113,7 +113,9 @@ struct Totals {
 
 // The softmax of sixteen queries, in units of log 2. Weights count from `top`: the largest of a few
 // scores, and later of all of a step whose weights have grown too large. Any top serves that keeps
-// them within floats, so nobody looks through all scores first.
+// them within floats, so nobody looks through all scores first. It is a whole number: another one
+// changes weights' exponents alone, so what is cut off them does not depend on where in the steps a
+// sequence begins.
 class Softmax {
  public:
   explicit Softmax(float scale) : scale_(_mm512_set1_ps(scale * kLog2E)) {}
@@ -123,7 +125,7 @@ class Softmax {
   void begin(const Scores<kBias>& s) {
     constexpr std::int64_t kFew = 8;
     const std::int64_t end = s.end - s.begin < kFew ? s.end : s.begin + kFew;
-    top_ = largest(s, end, _mm512_set1_ps(-3.0e38f));
+    top_ = whole(largest(s, end, _mm512_set1_ps(-3.0e38f)));
   }
 
   // The weights of keys [k, k + kTogether), as pairs of bf16.
@@ -155,10 +157,8 @@ class Softmax {
   template <bool kBias>
   __m512 raise(const Scores<kBias>& s) {
     const __m512 before = top_;
-    top_ = largest(s, s.end, before);
-    __m512 fade[1] = {_mm512_sub_ps(before, top_)};
-    powers_.of(fade);
-    return fade[0];
+    top_ = whole(largest(s, s.end, before));
+    return _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_sub_ps(before, top_));
   }
 
  private:
@@ -174,6 +174,10 @@ class Softmax {
     const __m512 bias = _mm512_maskz_loadu_ps(own ? s.lanes : 0, s.bias + k * s.span);
     const __m512 sum = _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2E), _mm512_mul_ps(score, scale_));
     return _mm512_sub_ps(sum, top);
+  }
+
+  SIMD_INLINE static __m512 whole(__m512 x) {
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
   }
 
   // Of the sequence's keys up to `end`, query by query, and `top`.
