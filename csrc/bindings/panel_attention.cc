@@ -97,7 +97,8 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
   }
   problem.out_stride = panels::floats_in_panel(features);
   problem.out = checks.pointer<float>("out_ptr", out_ptr, problem.out_stride * panels * 4);
-  const auto kernel = panel_attention::attend_for(resolve_isa(isa), chosen);
+  const Isa set = resolve_isa(isa);
+  const auto kernel = panel_attention::attend_for(set, chosen);
   if (kernel == nullptr) {
     throw std::runtime_error("panel_attention: form " + form +
                              " has no kernel for instruction set " + isa);
@@ -109,10 +110,11 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
     checks.range("length", length, 1, panel_attention::kMostInt8Terms);
     checks.range("head_size", head_size, 1, panel_attention::kMostInt8Terms);
     problem.quantizers = quantizers.get();
-    problem.accumulate = int8_panels::accumulate_for(resolve_isa(isa), int8_panels::Layout::kDense);
+    problem.accumulate = int8_panels::accumulate_for(set, int8_panels::Layout::kDense);
   }
   const WithoutGil without_gil;
-  AlignedVector<char> scratch(static_cast<std::size_t>(panel_attention::scratch_bytes(head_size)));
+  AlignedVector<char> scratch(
+      static_cast<std::size_t>(panel_attention::scratch_bytes(set, chosen, head_size)));
   kernel(problem, {head, start, length, bias_start, query, queries, scratch.data()});
 }
 

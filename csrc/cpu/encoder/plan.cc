@@ -166,9 +166,10 @@ void Forward::plan_attention(const Node& node) {
   using AttentionForm = panel_attention::Form;
   const AttentionForm unreduced =
       node.quantizers == nullptr ? AttentionForm::kFloat : AttentionForm::kInt8;
-  const auto attend = panel_attention::attend_for(isa_, bf16 ? AttentionForm::kBf16 : unreduced);
+  const AttentionForm form = bf16 ? AttentionForm::kBf16 : unreduced;
+  const auto attend = panel_attention::attend_for(isa_, form);
   const std::int64_t longest = longest_sequence();
-  need_scratch(panel_attention::scratch_bytes(problem.head_size));
+  need_scratch(panel_attention::scratch_bytes(isa_, form, problem.head_size));
   // A call is one head of one sequence. Many short ones share a task; where there are few long
   // ones, each is cut by its queries.
   const auto sequences = static_cast<std::int64_t>(sequences_.size());

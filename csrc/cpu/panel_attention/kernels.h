@@ -67,7 +67,7 @@ struct Call {
   std::int64_t bias_start;  // its first token's row and column in bias
   std::int64_t query;       // first query, counted from start
   std::int64_t queries;
-  void* scratch;  // scratch_bytes(head_size), 64-byte aligned, this thread's own
+  void* scratch;  // scratch_bytes() of panel_attention.h, 64-byte aligned, this thread's own
 };
 
 struct Kernels {

@@ -47,18 +47,23 @@ Attend attend_for(Isa isa, Form form) {
   return nullptr;
 }
 
-std::int64_t scratch_bytes(std::int64_t head_size) {
+std::int64_t scratch_bytes(Isa isa, Form form, std::int64_t head_size) {
   constexpr std::int64_t kFloat = sizeof(float), kHalf = sizeof(std::uint16_t), kStep = 32;
-  const std::int64_t padded = (head_size + kStep - 1) / kStep * kStep;
-  const std::int64_t in_float = kFloat * (kKeyBlock * panels::kSlots + head_size * panels::kSlots);
-  // Keys, two steps of scores and of weights, values of two steps, two times four tiles of sums.
-  const std::int64_t in_bf16 = kHalf * kKeyBlock * padded + kFloat * 2 * (kStep + kStep / 2) * 16 +
-                               kHalf * 2 * padded * kStep + kFloat * 2 * 4 * 16 * 16;
-  std::int64_t split = 0;
+  if (form == Form::kInt8) return Int8Memory(head_size).bytes;
+  if (form == Form::kBf16) {
+    const std::int64_t padded = (head_size + kStep - 1) / kStep * kStep;
+    // Keys, two steps of scores and of weights, values of two steps, two times four tiles of sums.
+    return kHalf * kKeyBlock * padded + kFloat * 2 * (kStep + kStep / 2) * 16 +
+           kHalf * 2 * padded * kStep + kFloat * 2 * 4 * 16 * 16;
+  }
+  const std::int64_t bytes = kFloat * (kKeyBlock + head_size) * panels::kSlots;
 #ifdef SPARSE_RUNTIME_HAS_AMX
-  if (head_size <= split_attention::kMostFeatures) split = split_attention::Memory(head_size).bytes;
+  if (isa == Isa::kAmx && head_size <= split_attention::kMostFeatures) {
+    return std::max(bytes, split_attention::Memory(head_size).bytes);
+  }
 #endif
-  return std::max({in_float, in_bf16, Int8Memory(head_size).bytes, split});
+  static_cast<void>(isa);
+  return bytes;
 }
 
 }  // namespace sparse_runtime::panel_attention
