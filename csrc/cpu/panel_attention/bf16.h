@@ -40,168 +40,105 @@ SIMD_INLINE Head head_of(const Problem& problem, const Call& call) {
           round_up(problem.head_size, kStep)};
 }
 
-// 2^x, relative error 1.2e-4: what the bf16 that it becomes leaves out is up to 8e-3. NaN stays.
-//
-// A line on each sixteenth, its ends from tables: while the matrix unit is in use, a core has one
-// port for products and roundings, and tables and sums go to the other.
-class PowersOfTwo {
- public:
-  PowersOfTwo()
-      : values_(_mm512_loadu_ps(kValues)),
-        slopes_(_mm512_loadu_ps(kSlopes)),
-        shift_(_mm512_set1_ps(786432.0f)) {}  // 1.5 * 2^19: the last four bits count sixteenths
+// 2^x for x <= 0, relative error 1e-4: half a unit of the bf16 that it becomes is 2e-3.
+SIMD_INLINE __m512 power_of_two(__m512 x) {
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);  // NaN, the second operand, stays
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(0.0558011f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.2401645f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6931368f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
 
-  // Step by step for several, so that none waits for the one before.
-  template <int kCount>
-  SIMD_INLINE void of(__m512 (&x)[kCount]) const {
-    __m512 r[kCount], value[kCount], slope[kCount];
-    UNROLL for (int i = 0; i < kCount; ++i) {
-      r[i] = _mm512_reduce_ps(x[i], 4 << 4 | kDown);
-    }
-    UNROLL for (int i = 0; i < kCount; ++i) {
-      const __m512i at = _mm512_castps_si512(_mm512_add_round_ps(x[i], shift_, kDown));
-      value[i] = _mm512_permutexvar_ps(at, values_);
-      slope[i] = _mm512_permutexvar_ps(at, slopes_);
-    }
-    UNROLL for (int i = 0; i < kCount; ++i) {
-      r[i] = _mm512_fmadd_ps(slope[i], r[i], value[i]);
-    }
-    UNROLL for (int i = 0; i < kCount; ++i) {
-      x[i] = _mm512_scalef_ps(r[i], x[i]);
-    }
+// Of keys [begin, end), query by query.
+SIMD_INLINE __m512 largest(const float* scores, std::int64_t begin, std::int64_t end) {
+  __m512 a = _mm512_set1_ps(-3.0e38f), b = a, c = a, d = a;  // independent, for latency
+  std::int64_t k = begin;
+  for (; k + 4 <= end; k += 4) {
+    const float* row = scores + k * 16;
+    a = _mm512_max_ps(_mm512_loadu_ps(row), a);
+    b = _mm512_max_ps(_mm512_loadu_ps(row + 16), b);
+    c = _mm512_max_ps(_mm512_loadu_ps(row + 32), c);
+    d = _mm512_max_ps(_mm512_loadu_ps(row + 48), d);
   }
+  for (; k < end; ++k) a = _mm512_max_ps(_mm512_loadu_ps(scores + k * 16), a);
+  return _mm512_max_ps(_mm512_max_ps(a, b), _mm512_max_ps(c, d));
+}
 
- private:
-  static constexpr int kDown = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-  static constexpr float kValues[16] = {
-      0.9998828f, 1.044151f, 1.09038f, 1.138655f, 1.189068f, 1.241712f, 1.296688f, 1.354097f,
-      1.414048f,  1.476654f, 1.54203f, 1.610302f, 1.681596f, 1.756046f, 1.833793f, 1.914983f};
-  static constexpr float kSlopes[16] = {0.7082975f, 0.7396565f, 0.7724039f, 0.8066011f,
-                                        0.8423124f, 0.8796048f, 0.9185482f, 0.9592158f,
-                                        1.001684f,  1.046032f,  1.092344f,  1.140706f,
-                                        1.19121f,   1.243949f,  1.299023f,  1.356536f};
-
-  __m512 values_;
-  __m512 slopes_;
-  __m512 shift_;
-};
-
-// The scores of kStep keys and sixteen queries, of which keys [begin, end) are the sequence's.
-template <bool kBias>
-struct Scores {
-  const float* scores;
-  std::int64_t begin;
-  std::int64_t end;
-  // kBias only.
-  const float* bias;  // of the first key
-  std::int64_t span;
-  __mmask16 lanes;  // queries that have one
-};
-
-// Sums of the weights of even and of odd keys.
-struct Totals {
-  __m512 even = {};
-  __m512 odd = {};
-
-  __m512 sum() const { return _mm512_add_ps(even, odd); }
-  // Whether weights have grown so large that those of the last step should be taken again.
-  bool overflow(__mmask16 lanes) const {
-    constexpr float kLarge = 65536.0f;
-    return _mm512_mask_cmp_ps_mask(lanes, sum(), _mm512_set1_ps(kLarge), _CMP_GT_OQ) != 0;
-  }
-};
-
-// The softmax of sixteen queries, in units of log 2. Weights count from `top`: the largest of a few
-// scores, and later of all of a step whose weights have grown too large. Any top serves that keeps
-// them within floats, so nobody looks through all scores first. It is a whole number: another one
-// changes weights' exponents alone, so what is cut off them does not depend on where in the steps a
-// sequence begins.
+// The running softmax of sixteen queries, in units of log 2.
 class Softmax {
  public:
-  explicit Softmax(float scale) : scale_(_mm512_set1_ps(scale * kLog2E)) {}
-
-  // Other queries, of which these are their first scores.
-  template <bool kBias>
-  void begin(const Scores<kBias>& s) {
-    constexpr std::int64_t kFew = 8;
-    const std::int64_t end = s.end - s.begin < kFew ? s.end : s.begin + kFew;
-    top_ = whole(largest(s, end, _mm512_set1_ps(-3.0e38f)));
+  void reset() {
+    top_ = _mm512_set1_ps(-3.0e38f);
+    even_total_ = odd_total_ = _mm512_setzero_ps();
   }
 
-  // The weights of keys [k, k + kTogether), as pairs of bf16.
-  static constexpr std::int64_t kTogether = 4;
-  template <bool kBias>
-  SIMD_INLINE void weigh(const Scores<kBias>& s, std::int64_t k, std::uint32_t* pairs,
-                         Totals& totals) const {
-    __m512 x[kTogether];
-    UNROLL for (int i = 0; i < kTogether; ++i) {
-      x[i] = difference(s, k + i, top_);
-    }
-    powers_.of(x);
-    if (s.begin != 0 || s.end != kStep) {
-      UNROLL for (int i = 0; i < kTogether; ++i) {
-        if (k + i < s.begin || k + i >= s.end) x[i] = _mm512_setzero_ps();
+  // Looks through a block of scores, of which keys [begin, end) are the sequence's, and adds the
+  // bias. Returns the factor by which earlier sums fade.
+  __m512 begin_block(float* scores, std::int64_t begin, std::int64_t end, const Problem& problem,
+                     const float* bias, __mmask16 lanes) {
+    constexpr float kLog2E = 1.44269504f;
+    const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
+    __m512 top = top_;
+    if (bias != nullptr) {
+      for (std::int64_t k = begin; k < end; ++k) {
+        const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
+        const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
+        const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
+        _mm512_storeu_ps(scores + k * 16, sum);
+        top = _mm512_max_ps(sum, top);
       }
+    } else {
+      // The scale does not change which score is the largest, as long as it is not negative.
+      top = _mm512_max_ps(_mm512_mul_ps(largest(scores, begin, end), scale), top);
     }
-    UNROLL for (int i = 0; i < kTogether; i += 2) {
-      const __m512i even = upper_half(x[i]), odd = upper_half(x[i + 1]);
-      totals.even = _mm512_add_ps(totals.even, _mm512_castsi512_ps(even));
-      totals.odd = _mm512_add_ps(totals.odd, _mm512_castsi512_ps(odd));
-      _mm512_storeu_si512(pairs + (k + i) / 2 * 16,
-                          _mm512_or_si512(_mm512_srli_epi32(even, 16), odd));
+    const __m512 fade = power_of_two(_mm512_sub_ps(top_, top));
+    factor_ = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
+    top_ = top;
+    even_total_ = _mm512_mul_ps(total(), fade);
+    odd_total_ = _mm512_setzero_ps();
+    return fade;
+  }
+
+  // Scores of kStep keys from k on become pairs of bf16 weights, in the same memory.
+  SIMD_INLINE void weigh(float* scores, std::int64_t k, std::int64_t begin, std::int64_t end) {
+    const __m512i none = _mm512_setzero_si512();
+    const std::int64_t stop = k + kStep;
+    auto* pairs = reinterpret_cast<std::uint32_t*>(scores);
+    if (k >= begin && stop <= end) {
+      for (; k < stop; k += 2) {
+        const __m512i even = weight(scores, k, even_total_);
+        put(pairs, k, even, weight(scores, k + 1, odd_total_));
+      }
+      return;
+    }
+    const auto is_own = [&](std::int64_t key) { return key >= begin && key < end; };
+    for (; k < stop; k += 2) {
+      const __m512i even = is_own(k) ? weight(scores, k, even_total_) : none;
+      put(pairs, k, even, is_own(k + 1) ? weight(scores, k + 1, odd_total_) : none);
     }
   }
 
-  // Counts from the largest of these scores, if it is larger. Returns the factor by which what was
-  // counted before fades.
-  template <bool kBias>
-  __m512 raise(const Scores<kBias>& s) {
-    const __m512 before = top_;
-    top_ = whole(largest(s, s.end, before));
-    return _mm512_scalef_ps(_mm512_set1_ps(1.0f), _mm512_sub_ps(before, top_));
-  }
+  __m512 total() const { return _mm512_add_ps(even_total_, odd_total_); }
 
  private:
-  static constexpr float kLog2E = 1.44269504f;
-
-  // A score less `top`. With a bias, which may be as large as a mask's, the score is rounded as
-  // `top` was: the rest of an exact product, 2^9 of 10^10, would be all there is of the difference.
-  template <bool kBias>
-  SIMD_INLINE __m512 difference(const Scores<kBias>& s, std::int64_t k, __m512 top) const {
-    const __m512 score = _mm512_loadu_ps(s.scores + k * 16);
-    if (!kBias) return _mm512_fmsub_ps(score, scale_, top);
-    const bool own = k >= s.begin && k < s.end;  // others may have no bias
-    const __m512 bias = _mm512_maskz_loadu_ps(own ? s.lanes : 0, s.bias + k * s.span);
-    const __m512 sum = _mm512_fmadd_ps(bias, _mm512_set1_ps(kLog2E), _mm512_mul_ps(score, scale_));
-    return _mm512_sub_ps(sum, top);
+  // Rounded by half a unit up: weights are at most 1, so nothing overflows.
+  SIMD_INLINE __m512i weight(const float* scores, std::int64_t k, __m512& total) {
+    const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor_, top_));
+    total = _mm512_add_ps(total, p);
+    return _mm512_add_epi32(_mm512_castps_si512(p), _mm512_set1_epi32(0x8000));
   }
 
-  SIMD_INLINE static __m512 whole(__m512 x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC);
-  }
-
-  // Of the sequence's keys up to `end`, query by query, and `top`.
-  template <bool kBias>
-  __m512 largest(const Scores<kBias>& s, std::int64_t end, __m512 top) const {
-    const __m512 none = _mm512_setzero_ps();
-    __m512 even = top, odd = top;  // independent, for latency
-    std::int64_t k = s.begin;
-    for (; k + 2 <= end; k += 2) {
-      even = _mm512_max_ps(difference(s, k, none), even);
-      odd = _mm512_max_ps(difference(s, k + 1, none), odd);
-    }
-    if (k < end) even = _mm512_max_ps(difference(s, k, none), even);
-    return _mm512_max_ps(even, odd);
-  }
-
-  // The bf16 below. Totals are of these too, so that what is cut off of all weights alike, or of
-  // the only one there is, changes nothing.
-  SIMD_INLINE static __m512i upper_half(__m512 weight) {
+  SIMD_INLINE static void put(std::uint32_t* pairs, std::int64_t k, __m512i even, __m512i odd) {
     const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    return _mm512_and_si512(_mm512_castps_si512(weight), upper);
+    const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(odd, upper));
+    _mm512_storeu_si512(pairs + k / 2 * 16, pair);
   }
 
-  PowersOfTwo powers_;
-  __m512 scale_;
-  __m512 top_ = {};
+  __m512 top_;  // largest score so far
+  __m512 even_total_;
+  __m512 odd_total_;
+  __m512 factor_;
 };

@@ -52,9 +52,8 @@ std::int64_t scratch_bytes(Isa isa, Form form, std::int64_t head_size) {
   if (form == Form::kInt8) return Int8Memory(head_size).bytes;
   if (form == Form::kBf16) {
     const std::int64_t padded = (head_size + kStep - 1) / kStep * kStep;
-    // Keys, two steps of scores and of weights, values of two steps, two times four tiles of sums.
-    return kHalf * kKeyBlock * padded + kFloat * 2 * (kStep + kStep / 2) * 16 +
-           kHalf * 2 * padded * kStep + kFloat * 2 * 4 * 16 * 16;
+    return kHalf * kKeyBlock * padded + kFloat * 2 * kKeyBlock * 16 + kHalf * 2 * padded * kStep +
+           kFloat * 3 * padded * 16;
   }
   const std::int64_t bytes = kFloat * (kKeyBlock + head_size) * panels::kSlots;
 #ifdef SPARSE_RUNTIME_HAS_AMX
