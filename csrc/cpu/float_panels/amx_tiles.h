@@ -15,16 +15,7 @@ constexpr std::int64_t kAccRowBytes = 4 * panels::kSlots;
 // columns before its end; the end stores it again.
 constexpr int kColumnsAfterStore = 12;
 
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
-constexpr TileConfig kConfig;
+#include "cpu/tile_config.h"
 
 // The tiles of one strip of 16 rows, in order of their column.
 struct Strip {

@@ -3,6 +3,8 @@
 // Included by amx.cc into its anonymous namespace.
 #pragma once
 
+#include "cpu/tile_config.h"
+
 // nothrow: for objects that live while intrinsics are called, an unoptimized build would else refer
 // to the exception handler by a symbol that the linker merges with those of other units.
 #define SPARSE_RUNTIME_INLINE inline __attribute__((always_inline, nothrow))
@@ -32,15 +34,6 @@ struct Operands {
 };
 
 // Registers: 0, 1 sums of band 0; 2, 3 sums of band 1; 4, 5 weights; 6, 7 activations.
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-constexpr TileConfig kConfig;
-
 template <int kVectors>
 SPARSE_RUNTIME_INLINE void clear_sums() {
   _tile_zero(0);

@@ -3,16 +3,7 @@
 
 constexpr std::int64_t kTileRows = 16;
 
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1;
-  std::uint8_t start_row = 0;
-  std::uint8_t reserved[14] = {};
-  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Static: the compiler may leave the stores to a local one out, for it sees eight bytes of it read.
-constexpr TileConfig kConfig;
+#include "cpu/tile_config.h"
 
 // To be called between stores and the loads of tiles from there, which gcc does not take for loads.
 SIMD_INLINE void settle() {

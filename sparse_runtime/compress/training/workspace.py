@@ -62,8 +62,7 @@ class Workspace:
 
     def result(self, stage: str) -> dict[str, Any] | None:
         """What was recorded of a stage that is done; None where it is not."""
-        file = self.folder / stage / _RESULT
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return self._read(stage, _RESULT)
 
     def finish(self, stage: str, result: Mapping[str, Any]) -> None:
         """Record that a stage is done, its model written; its checkpoints go."""
@@ -76,8 +75,7 @@ class Workspace:
 
     def paper_record(self, stage: str) -> dict[str, Any] | None:
         """What was recorded of the paper's files; None where none were asked for."""
-        file = self.folder / stage / _PAPER
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return self._read(stage, _PAPER)
 
     def record_paper(self, stage: str, record: Mapping[str, Any]) -> None:
         """Record how the paper's files are opened, or why there are none."""
@@ -117,6 +115,10 @@ class Workspace:
     def remove(self) -> None:
         """The training is done and its result written."""
         shutil.rmtree(self.folder)
+
+    def _read(self, stage: str, name: str) -> dict[str, Any] | None:
+        file = self.folder / stage / name
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def is_unfinished(out_dir: Path) -> bool:
