@@ -79,6 +79,7 @@ struct Kernels {
 extern const Kernels kGenericKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512Bf16Kernels;
 extern const Kernels kAmxKernels;
 
 }  // namespace sparse_runtime::panel_attention

@@ -42,6 +42,9 @@ Attend attend_for(Isa isa, Form form) {
   if (isa == Isa::kAmx && form == Form::kFloat) return attend_split_or_float;
   if (isa == Isa::kAmx && form == Form::kBf16) return kAmxKernels.attend_bf16;
 #endif
+#ifdef SPARSE_RUNTIME_HAS_AVX512_BF16
+  if (isa >= Isa::kAvx512Bf16 && form == Form::kBf16) return kAvx512Bf16Kernels.attend_bf16;
+#endif
   if (form == Form::kFloat) return vectors_for(isa).attend_float;
   if (form == Form::kInt8) return vectors_for(isa).attend_int8;
   return nullptr;

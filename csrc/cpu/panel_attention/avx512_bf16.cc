@@ -1,0 +1,231 @@
+// Attention on AVX512-BF16, up to 32 queries at a time, where they lie in pairs and halves.
+//
+//   score of key k += K pairs [pair][k], broadcast, . Q pairs [pair][16 queries]
+//   out of feature d += V halves [d][keys k, k + 1], broadcast, . P pairs [k / 2][16 queries]
+//
+// Nothing is moved before: a pair of features of one key is one 32-bit word, and so is a feature of
+// two keys.
+#include "core/panels.h"
+#include "cpu/panel_attention/kernels.h"
+#include "cpu/simd_headers.h"
+
+namespace sparse_runtime::panel_attention {
+namespace {
+
+#include "cpu/simd.h"
+
+#include "cpu/panel_attention/bf16.h"
+
+constexpr std::int64_t kBlock = 256;  // keys whose scores are held at a time
+constexpr int kRows = 8;              // keys, or features, of one pass through registers
+
+SIMD_INLINE __m512 add_product(__m512 sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+
+SIMD_INLINE std::int32_t word_at(const char* from) {
+  std::int32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  return word;
+}
+
+// One vector of queries and what it is about.
+struct Queries {
+  std::int64_t token;  // of the first
+  __mmask16 lanes;     // the call's
+  Softmax softmax;
+  float* scores;  // [kBlock][16]; then the weights' pairs
+  float* out;     // [head_size][16]
+};
+
+// Scores of the keys [key, key + kRows), a multiple of kRows.
+template <int kVectors>
+SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t key,
+                       std::int64_t row) {
+  __m512 sums[kRows][kVectors];
+  UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
+  }
+  const char* keys = head.pairs(head.key_row, key);
+  const char* own[kVectors];
+  UNROLL
+  for (int v = 0; v < kVectors; ++v) own[v] = head.pairs(head.query_row, queries[v].token);
+  for (std::int64_t at = 0; at < head.head_size / 2 * kPairRowBytes; at += kPairRowBytes) {
+    __m512i q[kVectors];
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) q[v] = _mm512_loadu_si512(own[v] + at);
+    UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const __m512i k = _mm512_set1_epi32(word_at(keys + at + 4 * i));
+      UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], q[v], k);
+    }
+  }
+  UNROLL
+  for (int i = 0; i < kRows; ++i) {
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      _mm512_storeu_ps(queries[v].scores + (row + i) * 16, sums[i][v]);
+    }
+  }
+}
+
+// Tokens [from, to) of one panel, from even; `kept` keeps the halves of a word that are the
+// sequence's: zero weights do not make a neighbour's NaN harmless.
+struct Span {
+  std::int64_t from;
+  std::int64_t to;
+  std::uint32_t kept;
+};
+
+// Features [d, d + kCount) of the sums over the span's keys; weights begin with the block's.
+template <int kVectors, int kCount>
+SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& span,
+                          std::int64_t block, std::int64_t d) {
+  __m512 sums[kCount][kVectors];
+  UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      sums[i][v] = _mm512_loadu_ps(queries[v].out + (d + i) * 16);
+    }
+  }
+  const char* values = head.halves(head.value_row + d, span.from);
+  for (std::int64_t token = span.from; token < span.to; token += 2, values += 4) {
+    __m512i p[kVectors];
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      p[v] = _mm512_loadu_si512(queries[v].scores + (token - block) / 2 * 16);
+    }
+    UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      const auto word = static_cast<std::uint32_t>(word_at(values + i * kHalfRowBytes));
+      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & span.kept));
+      UNROLL
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], p[v], both);
+    }
+  }
+  UNROLL
+  for (int i = 0; i < kCount; ++i) {
+    UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      _mm512_storeu_ps(queries[v].out + (d + i) * 16, sums[i][v]);
+    }
+  }
+}
+
+template <int kVectors>
+void multiply_span(const Head& head, const Queries* queries, const Span& span, std::int64_t block) {
+  std::int64_t d = 0;
+  for (; d + kRows <= head.head_size; d += kRows) {
+    multiply<kVectors, kRows>(head, queries, span, block, d);
+  }
+  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, span, block, d);
+}
+
+// The keys [begin, end) of the sequence, panel by panel, their halves of words at either end apart.
+template <int kVectors>
+void multiply_block(const Head& head, const Queries* queries, std::int64_t begin, std::int64_t end,
+                    std::int64_t block) {
+  constexpr std::uint32_t kBoth = 0xffffffffu, kOdd = 0xffff0000u, kEven = 0x0000ffffu;
+  if (begin % 2 != 0) {
+    multiply_span<kVectors>(head, queries, {begin - 1, begin, kOdd}, block);
+    ++begin;
+  }
+  const std::int64_t whole = end / 2 * 2;
+  for (std::int64_t from = begin; from < whole;) {
+    const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
+    const std::int64_t to = panel_end < whole ? panel_end : whole;
+    multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
+    from = to;
+  }
+  if (whole >= begin && whole < end) {
+    multiply_span<kVectors>(head, queries, {whole, end, kEven}, block);
+  }
+}
+
+template <int kVectors>
+void attend_vectors(const Problem& problem, const Call& call, const Head& head, Queries* queries) {
+  const std::int64_t begin = call.start, end = call.start + call.length;
+  for (int v = 0; v < kVectors; ++v) {
+    queries[v].softmax.reset();
+    for (std::int64_t i = 0; i < head.head_size * 16; ++i) queries[v].out[i] = 0.0f;
+  }
+  for (std::int64_t block = begin / kStep * kStep; block < end; block += kBlock) {
+    const std::int64_t left = round_up(end - block, kStep);
+    const std::int64_t count = left < kBlock ? left : kBlock;
+    for (std::int64_t k = 0; k < count; k += kRows) {
+      score<kVectors>(head, queries, block + k, k);
+    }
+    const std::int64_t own = begin > block ? begin - block : 0;
+    const std::int64_t own_end = end - block < count ? end - block : count;
+    for (int v = 0; v < kVectors; ++v) {
+      Queries& q = queries[v];
+      const float* bias = nullptr;
+      if (problem.bias != nullptr) {
+        const std::int64_t key = call.bias_start + block + own - begin;
+        bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
+               (q.token - begin);
+      }
+      const __m512 fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
+      if (block >= begin / kStep * kStep + kBlock) {
+        for (std::int64_t d = 0; d < head.head_size; ++d) {
+          _mm512_storeu_ps(q.out + d * 16, _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), fade));
+        }
+      }
+      Softmax softmax = q.softmax;  // a copy stays in registers
+      for (std::int64_t k = 0; k < count; k += kStep) softmax.weigh(q.scores, k, own, own_end);
+      q.softmax = softmax;
+    }
+    multiply_block<kVectors>(head, queries, block + own, block + own_end, block);
+  }
+  for (int v = 0; v < kVectors; ++v) {
+    const Queries& q = queries[v];
+    float* out = problem.out + q.token / kPanelSlots * problem.out_stride +
+                 head.query_row * kPanelSlots + q.token % kPanelSlots;
+    const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), q.softmax.total());
+    for (std::int64_t d = 0; d < head.head_size; ++d) {
+      const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), inverse);
+      _mm512_mask_storeu_ps(out + d * kPanelSlots, q.lanes, sum);
+    }
+  }
+}
+
+void attend_bf16(const Problem& problem, const Call& call) {
+  constexpr int kMostVectors = 3;
+  const Head head = head_of(problem, call);
+  const std::int64_t from = call.start + call.query, to = from + call.queries;
+  const auto below = [](std::int64_t n) {
+    return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u;
+  };
+  Queries queries[kMostVectors];
+  auto* memory = static_cast<float*>(call.scratch);
+  for (Queries& q : queries) {
+    q.scores = memory;
+    q.out = memory + kBlock * 16;
+    memory = q.out + head.head_size * 16;
+  }
+  for (std::int64_t token = from / 16 * 16; token < to; token += kMostVectors * 16) {
+    for (int v = 0; v < kMostVectors; ++v) {
+      queries[v].token = token + v * 16;
+      queries[v].lanes =
+          static_cast<__mmask16>(below(to - queries[v].token) & ~below(from - queries[v].token));
+    }
+    if (token + 32 < to) {
+      attend_vectors<3>(problem, call, head, queries);
+    } else if (token + 16 < to) {
+      attend_vectors<2>(problem, call, head, queries);
+    } else {
+      attend_vectors<1>(problem, call, head, queries);
+    }
+  }
+}
+
+}  // namespace
+
+extern const Kernels kAvx512Bf16Kernels;
+const Kernels kAvx512Bf16Kernels = {nullptr, attend_bf16, nullptr};
+
+}  // namespace sparse_runtime::panel_attention
