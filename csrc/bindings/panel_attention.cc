@@ -87,6 +87,7 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
   problem.panel_stride = chosen == Form::kBf16 ? panels::bf16_in_panel(3 * features) * 2
                                                : panels::floats_in_panel(3 * features) * 4;
   problem.qkv = checks.pointer<const char>("qkv_ptr", qkv_ptr, problem.panel_stride * panels);
+  problem.filled = panels::kSlots;
   problem.heads = heads;
   problem.head_size = head_size;
   problem.scale = scale;

@@ -136,7 +136,7 @@ void multiply_block(const Head& head, const Queries* queries, std::int64_t begin
   }
   const std::int64_t whole = end / 2 * 2;
   for (std::int64_t from = begin; from < whole;) {
-    const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
+    const std::int64_t panel_end = (from / head.filled + 1) * head.filled;
     const std::int64_t to = panel_end < whole ? panel_end : whole;
     multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
     from = to;
@@ -156,11 +156,11 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
   for (std::int64_t block = begin / kStep * kStep; block < end; block += kBlock) {
     const std::int64_t left = round_up(end - block, kStep);
     const std::int64_t count = left < kBlock ? left : kBlock;
-    for (std::int64_t k = 0; k < count; k += kRows) {
-      score<kVectors>(head, queries, block + k, k);
-    }
     const std::int64_t own = begin > block ? begin - block : 0;
     const std::int64_t own_end = end - block < count ? end - block : count;
+    for (std::int64_t k = own / kRows * kRows; k < own_end; k += kRows) {
+      score<kVectors>(head, queries, block + k, k);
+    }
     for (int v = 0; v < kVectors; ++v) {
       Queries& q = queries[v];
       const float* bias = nullptr;
@@ -183,8 +183,8 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];
-    float* out = problem.out + q.token / kPanelSlots * problem.out_stride +
-                 head.query_row * kPanelSlots + q.token % kPanelSlots;
+    float* out = problem.out + q.token / head.filled * problem.out_stride +
+                 head.query_row * kPanelSlots + q.token % head.filled;
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), q.softmax.total());
     for (std::int64_t d = 0; d < head.head_size; ++d) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), inverse);

@@ -290,31 +290,42 @@ void range_of(const float* x, std::int64_t rows, int slot, float* low_out, float
   }
 }
 
-// Calls wide(slot) for each four lane groups of the vectors in use and one(slot) for the others.
-template <typename Wide, typename One>
-SIMD_INLINE void over_slots(int vectors, const Wide& wide, const One& one) {
+template <int kCount>
+struct Groups {
+  static constexpr int count = kCount;
+};
+
+// Calls step(Groups, slot) for the lane groups of the vectors in use, four at a time and then those
+// that are left.
+template <typename Step>
+SIMD_INLINE void over_slots(int vectors, const Step& step) {
   const int end = vectors * panels::kVector;
   int slot = 0;
-  for (; slot + 4 * kLanes <= end; slot += 4 * kLanes) wide(slot);
-  for (; slot < end; slot += kLanes) one(slot);
+  for (; slot + 4 * kLanes <= end; slot += 4 * kLanes) step(Groups<4>(), slot);
+  switch ((end - slot) / kLanes) {
+    case 3:
+      return step(Groups<3>(), slot);
+    case 2:
+      return step(Groups<2>(), slot);
+    case 1:
+      return step(Groups<1>(), slot);
+  }
 }
 
 void moments(const Moments& m) {
-  over_slots(
-      m.vectors, [&](int slot) { moments_of<4>(m, slot); },
-      [&](int slot) { moments_of<1>(m, slot); });
+  over_slots(m.vectors,
+             [&](auto groups, int slot) { moments_of<decltype(groups)::count>(m, slot); });
 }
 
 void normalize(const Normalize& n) {
-  over_slots(
-      n.vectors, [&](int slot) { normalize_of<4>(n, slot); },
-      [&](int slot) { normalize_of<1>(n, slot); });
+  over_slots(n.vectors,
+             [&](auto groups, int slot) { normalize_of<decltype(groups)::count>(n, slot); });
 }
 
 void range(const float* x, std::int64_t rows, int vectors, float* low, float* high) {
-  over_slots(
-      vectors, [&](int slot) { range_of<4>(x, rows, slot, low, high); },
-      [&](int slot) { range_of<1>(x, rows, slot, low, high); });
+  over_slots(vectors, [&](auto groups, int slot) {
+    range_of<decltype(groups)::count>(x, rows, slot, low, high);
+  });
 }
 
 // A NaN stays.
@@ -471,6 +482,43 @@ void quantize_grouped(const Quantize& quantize) {
   }
 }
 
+#if defined(__AVX512BW__)
+// Packs within 128-bit lanes leave the order of plain rows, of vectors not in use zeros. They
+// saturate, which is all the clamping that the asymmetric scheme needs: its bounds are 0 and 255,
+// and what is not finite becomes the least integer.
+template <bool kDivide, bool kClamp, int kUsed>
+void quantize_plain_vectors(const Quantize& quantize) {
+  const Quantize q = quantize;
+  Rule rules[kUsed];
+  UNROLL for (int v = 0; v < kUsed; ++v) rules[v] = rule_for(q, 16 * v);
+  const std::int64_t padded = panels::padded_features(q.rows);
+  for (std::int64_t i = 0; i < q.rows; ++i) {
+    __m512i whole[panels::kVectors] = {};
+    UNROLL for (int v = 0; v < kUsed; ++v) {
+      whole[v] =
+          (__m512i)quantized<kDivide, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
+    }
+    const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
+    const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
+    _mm512_storeu_si512(q.q + i * kPanelSlots, _mm512_packus_epi16(low, high));
+  }
+  for (std::int64_t i = q.rows; i < padded; ++i) store(q.q + i * kPanelSlots, F{});
+}
+
+template <bool kDivide, bool kClamp>
+void quantize_plain_panel(const Quantize& q) {
+  switch (q.vectors) {
+    case 1:
+      return quantize_plain_vectors<kDivide, kClamp, 1>(q);
+    case 2:
+      return quantize_plain_vectors<kDivide, kClamp, 2>(q);
+    case 3:
+      return quantize_plain_vectors<kDivide, kClamp, 3>(q);
+    default:
+      return quantize_plain_vectors<kDivide, kClamp, 4>(q);
+  }
+}
+#else
 // Where the four bytes of slots 4 g .. 4 g + 3 begin in a plain row.
 SIMD_INLINE int plain_word(int slot) {
   return 16 * (slot % 16 / 4) + 4 * (slot / 16);
@@ -494,28 +542,6 @@ void quantize_plain(const Quantize& quantize, int slot, const Rule& given) {
     }
   }
 }
-
-#if defined(__AVX512BW__)
-// All four vectors of a panel: packs within 128-bit lanes leave the order of plain rows. They
-// saturate, which is all the clamping that the asymmetric scheme needs: its bounds are 0 and 255,
-// and what is not finite becomes the least integer.
-template <bool kDivide, bool kClamp>
-void quantize_plain_panel(const Quantize& quantize) {
-  const Quantize q = quantize;
-  const Rule rules[4] = {rule_for(q, 0), rule_for(q, 16), rule_for(q, 32), rule_for(q, 48)};
-  const std::int64_t padded = panels::padded_features(q.rows);
-  for (std::int64_t i = 0; i < q.rows; ++i) {
-    __m512i whole[4];
-    for (int v = 0; v < 4; ++v) {
-      whole[v] =
-          (__m512i)quantized<kDivide, kClamp>(rules[v], load<F>(q.x + i * kPanelSlots + 16 * v));
-    }
-    const __m512i low = _mm512_packs_epi32(whole[0], whole[1]);
-    const __m512i high = _mm512_packs_epi32(whole[2], whole[3]);
-    _mm512_storeu_si512(q.q + i * kPanelSlots, _mm512_packus_epi16(low, high));
-  }
-  for (std::int64_t i = q.rows; i < padded; ++i) store(q.q + i * kPanelSlots, F{});
-}
 #endif
 
 template <bool kDivide>
@@ -523,12 +549,13 @@ void quantize_as(const Quantize& q) {
   if (!q.plain) return quantize_grouped<kDivide>(q);
 #if defined(__AVX512BW__)
   const bool saturates = q.quantization.scheme == Scheme::kAsymmetric;
-  if (q.vectors == panels::kVectors && saturates) return quantize_plain_panel<false, false>(q);
-  if (q.vectors == panels::kVectors) return quantize_plain_panel<kDivide, true>(q);
-#endif
+  if (saturates) return quantize_plain_panel<false, false>(q);
+  quantize_plain_panel<kDivide, true>(q);
+#else
   for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
     quantize_plain<kDivide>(q, slot, rule_for(q, slot));
   }
+#endif
 }
 
 void quantize(const Quantize& q) {
