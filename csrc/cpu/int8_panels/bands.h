@@ -49,17 +49,22 @@ SIMD_INLINE void over_slots(int vectors, const Multiply& multiply) {
   }
 }
 
-// Units of one band, for kGroups lane groups.
+// Units of one band, for kGroups lane groups. Of one vector, two units at a time have sums of their
+// own: four sums would wait for each other.
 template <int kGroups, bool kDenseIndex>
 void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::int64_t units,
                   const std::uint8_t* x, std::int32_t* acc) {
-  I sums[kBand][kGroups];
+  constexpr int kChains = kGroups == 1 ? 2 : 1;
+  I sums[kChains][kBand][kGroups];
   UNROLL
-  for (int r = 0; r < kBand; ++r) {
+  for (int c = 0; c < kChains; ++c) {
     UNROLL
-    for (int g = 0; g < kGroups; ++g) sums[r][g] = I{};
+    for (int r = 0; r < kBand; ++r) {
+      UNROLL
+      for (int g = 0; g < kGroups; ++g) sums[c][r][g] = I{};
+    }
   }
-  for (std::int64_t u = 0; u < units; ++u) {
+  const auto add = [&](std::int64_t u, int chain) __attribute__((always_inline)) {
     const std::int64_t group = kDenseIndex ? u : index[u];
     const std::uint8_t* from = x + group * (kUnit * kPanelSlots);
     U inputs[kGroups];
@@ -69,13 +74,24 @@ void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::in
     for (int r = 0; r < kBand; ++r) {
       const std::int32_t w = word_at(values + (u * kBand + r) * kUnit);
       UNROLL
-      for (int g = 0; g < kGroups; ++g) sums[r][g] = dot4(sums[r][g], inputs[g], w);
+      for (int g = 0; g < kGroups; ++g) sums[chain][r][g] = dot4(sums[chain][r][g], inputs[g], w);
     }
+  };
+  std::int64_t u = 0;
+  for (; u + kChains <= units; u += kChains) {
+    UNROLL
+    for (int c = 0; c < kChains; ++c) add(u + c, c);
   }
+  for (; u < units; ++u) add(u, 0);
   UNROLL
   for (int r = 0; r < kBand; ++r) {
     UNROLL
-    for (int g = 0; g < kGroups; ++g) store(acc + r * kPanelSlots + g * kLanes, sums[r][g]);
+    for (int g = 0; g < kGroups; ++g) {
+      I sum = sums[0][r][g];
+      UNROLL
+      for (int c = 1; c < kChains; ++c) sum += sums[c][r][g];
+      store(acc + r * kPanelSlots + g * kLanes, sum);
+    }
   }
 }
 
