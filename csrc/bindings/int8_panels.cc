@@ -75,12 +75,12 @@ void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr
                 int64_t panel_stride, int panels, int last_vectors, uintptr_t acc_ptr,
                 const std::string& isa) {
   const Checks checks("int8_panels_accumulate");
-  const int64_t block = int8_panels::kRowBlock;
-  const int64_t padded = (weight.n + block - 1) / block * block;
+  const int64_t padded = int8_panels::padded_rows(weight.n);
+  const int64_t group = int8_panels::row_group(weight.layout, padded);
   checks.range("row", row, 0, padded);
   checks.range("rows", rows, 0, padded - row);
-  if (row % block != 0 || rows % block != 0) {
-    checks.fail("rows", "multiples of " + std::to_string(block),
+  if (row % group != 0 || (rows % group != 0 && row + rows != padded)) {
+    checks.fail("rows", "whole groups of " + std::to_string(group),
                 std::to_string(row) + " and " + std::to_string(rows));
   }
   checks.range("panels", panels, 1, 1 << 20);
@@ -107,8 +107,7 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
   checks.range("panels", panels, 1, 1 << 10);
   checks.range("last_vectors", last_vectors, 1, panels::kVectors);
   checks.range("repeats", repeats, 1, 1 << 20);
-  const int64_t block = int8_panels::kRowBlock;
-  const int64_t padded = (weight.n + block - 1) / block * block;
+  const int64_t padded = int8_panels::padded_rows(weight.n);
   const int64_t stride = panels::bytes_in_panel(weight.k);
   const auto kernel = int8_panels::accumulate_for(resolve_isa(isa), weight.layout);
   if (kernel == nullptr) checks.fail("isa", "one that runs the layout", isa);

@@ -26,7 +26,7 @@ from .native import extension
 if TYPE_CHECKING:
     from .. import _C
 
-VERSION = 3
+VERSION = 4
 """Of the file; another is measured anew."""
 
 INT8_LAYOUTS = (

@@ -72,6 +72,13 @@ def multiply(w: np.ndarray, x: np.ndarray, layout: str, isa: str, rows: int = 0)
     return np.concatenate(parts, axis=1)[:, :n]
 
 
+def group(layout: str, n: int) -> int:
+    """Rows that a call takes whole."""
+    if not layout.startswith("band1"):
+        return BLOCK
+    return 64 if n <= 768 else 128
+
+
 def problem(n: int, k: int, tokens: int, density: float, seed: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     w = rng.integers(-128, 128, (n, k)).astype(np.int8)
@@ -88,6 +95,9 @@ SHAPES = [
     (96, 100, 200),  # four panels, the last with one vector; k off every unit
     (40, 2200, 70),  # more tile columns than fit the scratch memory
     (5, 4, 48),  # a single group
+    (160, 769, 33),  # rows of their own: groups of 64, the last of 32; one input in a second block
+    (224, 1540, 16),  # the last group of 32, three blocks of inputs
+    (860, 800, 20),  # groups of 128, the last of 96 with padding
 ]
 
 
@@ -117,11 +127,27 @@ def test_rows_in_several_calls_and_empty_rows(isa: str, layout: str) -> None:
     w, x = problem(100, 192, 90, 0.2, seed=5)
     w[8:60] = 0  # bands, strips and a whole block without units
     expected = x.astype(np.int32) @ w.astype(np.int32).T
-    np.testing.assert_array_equal(multiply(w, x, layout, isa, rows=32), expected)
+    np.testing.assert_array_equal(multiply(w, x, layout, isa, rows=group(layout, 100)), expected)
+
+
+@pytest.mark.parametrize(("isa", "layout"), RUNS)
+@pytest.mark.parametrize("n", [200, 830])
+def test_rows_of_very_different_length(isa: str, layout: str, n: int) -> None:
+    """Long rows beside empty ones, in some blocks of inputs and not in others."""
+    w, x = problem(n, 1600, 50, 0.3, seed=n)
+    w[3::4, :768] = 0  # no units in the first block, where sums begin
+    w[:40, 768:1536] = 0
+    w[64:127] = 0  # of a group, one row is left
+    w[127] = np.where(w[127] == 0, 1, w[127])  # all units that a row can have
+    w[128:192] = 0  # nothing
+    expected = x.astype(np.int32) @ w.astype(np.int32).T
+    np.testing.assert_array_equal(multiply(w, x, layout, isa, rows=group(layout, n)), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("n", "k"), [(0, 5), (5, 0), (1, 1), (33, 65), (64, 130)])
+@pytest.mark.parametrize(
+    ("n", "k"), [(0, 5), (5, 0), (1, 1), (33, 65), (64, 130), (101, 771), (769, 1537)]
+)
 @pytest.mark.parametrize("density", [1.0, 0.15, 0.0])
 def test_unpack_returns_what_was_packed(layout: str, n: int, k: int, density: float) -> None:
     w, _ = problem(n, k, 1, density, seed=k)
@@ -132,6 +158,12 @@ def test_unpack_returns_what_was_packed(layout: str, n: int, k: int, density: fl
     assert weight.bytes >= 0
 
 
+def units_of_fours(rows: np.ndarray) -> int:
+    """Units of groups of 64 rows, where the longest of four that follow each other sets theirs."""
+    groups = [-np.sort(-rows[i : i + 64]) for i in range(0, len(rows), 64)]
+    return sum(4 * int(group[::4].sum()) for group in groups)
+
+
 def test_units_are_counted_as_they_are_packed() -> None:
     w, _ = problem(70, 131, 1, 0.1, seed=1)
     w[::4] = 0
@@ -140,12 +172,27 @@ def test_units_are_counted_as_they_are_packed() -> None:
     padded = np.zeros((96, 192), dtype=bool)
     padded[:70, :131] = w != 0
     assert units["dense"] == 96 // 4 * 33
-    assert units["band1_grouped"] == padded.reshape(96, 48, 4).any(2).sum()
+    assert units["band1_grouped"] == units_of_fours(padded.reshape(96, 48, 4).any(2).sum(1))
     assert units["band4_grouped"] == padded.reshape(24, 4, 48, 4).any((1, 3)).sum()
     shared = padded.reshape(24, 4, 192).any(1).sum(1)
     assert units["band4_gathered"] == (-(-shared // 4)).sum()
-    assert units["band1_gathered"] == (-(-padded.sum(1) // 4)).sum()
+    assert units["band1_gathered"] == units_of_fours(-(-padded.sum(1) // 4))
     assert units["tiles"] == padded.reshape(6, 16, 3, 64).any((1, 3)).sum() == units["tile_bits"]
+
+
+@pytest.mark.parametrize(("layout", "size"), [("band1_grouped", 6), ("band1_gathered", 12)])
+@pytest.mark.parametrize("n", [200, 830])
+def test_rows_of_their_own_take_what_is_counted(layout: str, size: int, n: int) -> None:
+    """Of values and index; beside them two bytes a row and block, starts and sums of rows."""
+    k = 1540
+    w, _ = problem(n, k, 1, 0.05, seed=n)
+    w[::3, :700] = 0
+    units = _C.int8_panels_count(w.ctypes.data, n, k)[layout]
+    padded, blocks = -(-n // BLOCK) * BLOCK, 3
+    groups = -(-padded // group(layout, n))
+    beside = 2 * blocks * padded + 4 * (blocks * groups + 1) + 4 * padded * 2
+    weight = _C.int8_panels_pack(w.ctypes.data, n, k, layout)
+    assert weight.bytes == size * units + beside
 
 
 def test_compressed_tiles_are_small() -> None:
@@ -172,10 +219,14 @@ def test_bad_arguments_are_named() -> None:
             weight, row, rows, panels.ctypes.data, panels.shape[1], 1, 4, acc.ctypes.data, isa
         )
 
-    with pytest.raises(ValueError, match="rows: expected multiples of 32"):
+    with pytest.raises(ValueError, match="rows: expected whole groups of 32"):
         call(0, 16)
     with pytest.raises(ValueError, match=r"row: expected a value in 0\.\.32"):
         call(64, 32)
+    taller, _ = problem(96, 64, 1, 1.0, seed=0)
+    weight = _C.int8_panels_pack(taller.ctypes.data, 96, 64, "band1_grouped")
+    with pytest.raises(ValueError, match="rows: expected whole groups of 64; got 0 and 32"):
+        call(0, 32)
     tiles = _C.int8_panels_pack(w.ctypes.data, 32, 64, "tiles")
     with pytest.raises(RuntimeError, match="layout tiles has no kernel for instruction set"):
         _C.int8_panels_accumulate(

@@ -90,12 +90,14 @@ def packed_bytes(weight: Tensor, layout: str) -> int:
         order = 2 * blocks * padded if layout == "sparse32" else 0
         return int(packed.bytes) - 4 * starts.get(layout, 0) - order
     packed = extension().int8_panels_pack(address(weight), rows, columns, layout)
-    band = 1 if layout.startswith("band1") else 16 if layout.startswith("tile") else 4
-    starts_of_bands = 4 * (padded // band + 1)
+    own_rows = layout.startswith("band1")
+    band = 64 if own_rows else 16 if layout.startswith("tile") else 4
+    starts_of_bands = 4 * (-(-padded // band) + 1)
+    order = 2 * padded if own_rows else 0
     # Sums of rows are kept as floats too where those are exact.
     sums = 4 * padded * (2 if 255 * int(weight.int().abs().sum(1).max()) < 2**24 else 1)
     read_ahead = 64 if layout == "tile_bits" else 0
-    return int(packed.bytes) - starts_of_bands - sums - read_ahead
+    return int(packed.bytes) - starts_of_bands - sums - order - read_ahead
 
 
 @pytest.mark.parametrize("shape", SHAPES)

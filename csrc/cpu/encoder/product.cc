@@ -54,7 +54,8 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
         "without that kernel; pack the layer for it");
   }
   const std::int64_t row_group =
-      variant->int8 ? kRowBlock : float_panels::row_group(variant->floats->layout, padded_rows);
+      variant->int8 ? int8_panels::row_group(variant->int8->layout, padded_rows)
+                    : float_panels::row_group(variant->floats->layout, padded_rows);
   tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
                        row_group, is_tiled(*variant)});
   row_tasks = (padded_rows + tiling.task_rows - 1) / tiling.task_rows;

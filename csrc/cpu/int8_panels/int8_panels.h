@@ -21,6 +21,7 @@ struct Weight {
   AlignedVector<std::uint16_t> index;
   AlignedVector<std::uint64_t> masks;
   AlignedVector<std::int64_t> offsets;
+  AlignedVector<RowUnits> order;
   AlignedVector<std::int32_t> row_sums;  // sum_k w[row][k], padded to kRowBlock
   // The same where no sum of products can leave the integers that floats hold (2^24); else empty.
   AlignedVector<float> float_sums;
@@ -32,6 +33,9 @@ struct Weight {
 // w: int8 [n, k] row-major, contiguous; n * k may be 0; k <= 65535.
 std::unique_ptr<Weight> pack(const std::int8_t* w, std::int64_t n, std::int64_t k, Layout layout);
 void unpack(const Weight& weight, std::int8_t* w);
+
+// n, with the rows of padding.
+std::int64_t padded_rows(std::int64_t n);
 
 // What each layout would multiply, counted without packing.
 struct Cost {
