@@ -299,23 +299,6 @@ def test_ragged_streams_are_their_sequences(seed: int, isa: str) -> None:
         torch.testing.assert_close(mine, alone, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("lengths", [[128], [100, 284], [3, 60, 64, 1], [700]])
-def test_few_tokens_share_out_evenly_among_four_threads(isa: str, lengths: list[int]) -> None:
-    """Panels of 32 slots; of 48, with a sequence across two; of 32, five sequences; of 64."""
-    torch.manual_seed(len(lengths))
-    w = [torch.randint(-127, 128, s, dtype=torch.int8) for s in ((192, 64), (64, 64))]
-    scales = [torch.full((n,), 1e-3) for n in (192, 64)]
-    parts = [
-        int8_layer(w[0], scales[0], None, "band4_gathered", "asymmetric"),
-        int8_layer(w[1], scales[1], None, "band4_grouped", "asymmetric"),
-        norm_of(64)[2],
-    ]
-    x = torch.randn(sum(lengths), 64)
-    one = layer_outputs(x, lengths, isa, 1, parts)
-    torch.testing.assert_close(layer_outputs(x, lengths, isa, 4, parts), one, rtol=1e-4, atol=1e-4)
-
-
 def test_passes_at_the_same_time_do_not_disturb_each_other() -> None:
     """Sizes of one vector to many panels, on four threads each, from eight Python threads."""
     torch.manual_seed(1)

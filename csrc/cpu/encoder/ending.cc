@@ -21,7 +21,7 @@ bool Ending::needs_range() const {
 Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part, float* x) const {
   const std::int64_t first = part * part_rows;
   return {x + first * kSlots, first, std::min(part_rows, features - first),
-          panel + 1 == panels ? last_vectors : vectors};
+          panel + 1 == panels ? last_vectors : panels::kVectors};
 }
 
 void Ending::moments_of(std::int64_t panel, std::int64_t part, float* x) const {

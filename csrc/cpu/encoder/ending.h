@@ -50,7 +50,6 @@ class Ending {
   float* floats = nullptr;  // null where a product keeps them to itself
   std::int64_t features = 0;
   std::int64_t panels = 0;
-  int vectors = 0;  // as in Product
   int last_vectors = 0;
   std::shared_ptr<const Norm> norm;  // or null
   std::vector<Shape> shapes;         // bytes and pairs

@@ -22,6 +22,7 @@ Forward::Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
                  std::shared_ptr<WorkspacePool> pool)
     : sequences_(std::move(sequences)),
       tokens_(sum_of_lengths(sequences_)),
+      panels_(panels::panel_count(tokens_)),
       num_threads_(num_threads),
       isa_(isa),
       ops_(token_ops::kernels_for(isa)),
@@ -145,7 +146,6 @@ void Forward::release(ValueId x) {
 }
 
 void Forward::run(StageTimes* times) {
-  if (!has_run_) lay_out_panels();
   has_run_ = true;
   stages_.clear();
   scratch_bytes_ = 0;
@@ -292,19 +292,7 @@ int Forward::vectors_of(std::int64_t panel) const {
 }
 
 std::int64_t Forward::tokens_of(std::int64_t panel) const {
-  return std::min(filled_, tokens_ - panel * filled_);
-}
-
-// Values of the first run are read by later ones, so it decides for all.
-void Forward::lay_out_panels() {
-  const bool suits =
-      isa_ != Isa::kAmx && std::all_of(pending_.begin(), pending_.end(), [&](const Node& node) {
-        if (node.linear == nullptr) return true;
-        const Variant& variant = node.linear->variant_for(tokens_);
-        return variant.int8 && int8_panels::suits_fewer_vectors(variant.int8->layout);
-      });
-  filled_ = suits ? filled_slots(tokens_, num_threads_) : panels::kSlots;
-  panels_ = panels::panel_count(tokens_, filled_);
+  return std::min<std::int64_t>(panels::kSlots, tokens_ - panel * panels::kSlots);
 }
 
 void Forward::need_scratch(std::int64_t bytes) {

@@ -16,7 +16,6 @@
 #include "core/stages.h"
 #include "cpu/encoder/ending.h"
 #include "cpu/encoder/layers.h"
-#include "cpu/encoder/tiling.h"
 #include "cpu/encoder/workspace.h"
 #include "cpu/isa.h"
 #include "cpu/panel_attention/panel_attention.h"
@@ -145,13 +144,10 @@ class Forward {
   float* take_floats(std::int64_t features);
 
   std::int64_t longest_sequence() const;
-  void lay_out_panels();
   int vectors_of(std::int64_t panel) const;
   std::int64_t tokens_of(std::int64_t panel) const;
-  // Whether each panel may be one task: they share out evenly, or are enough for it not to matter.
-  bool many_panels() const {
-    return shares_evenly(panels_, num_threads_) || panels_ >= 3 * num_threads_;
-  }
+  // Whether there are enough panels for each to be one task.
+  bool many_panels() const { return num_threads_ == 1 || panels_ >= 3 * num_threads_; }
   // How many columns of its rows a task transposes.
   std::int64_t columns_of_task(std::int64_t features) const;
   char* worker_scratch(int worker) const { return scratch_ + scratch_bytes_ * worker; }
@@ -160,9 +156,7 @@ class Forward {
 
   const std::vector<Sequence> sequences_;
   const std::int64_t tokens_;
-  // How the stream lies in panels (core/panels.h); known once it runs.
-  std::int64_t filled_ = panels::kSlots;
-  std::int64_t panels_ = 0;
+  const std::int64_t panels_;
   const int num_threads_;
   const Isa isa_;
   const token_ops::Kernels& ops_;

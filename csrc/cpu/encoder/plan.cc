@@ -38,7 +38,7 @@ void Forward::plan_embed(const Node& node) {
   const auto* ids = &node.ids;
   add_stage("embed", tasks, [=](std::int64_t task, int) {
     const std::int64_t first = task * panels::kVector;
-    const std::int64_t panel = first / filled_;
+    const std::int64_t panel = first / kSlots;
     const float* rows[token_ops::kMostTables];
     const std::int64_t* own_ids[token_ops::kMostTables];
     for (std::size_t i = 0; i < ids->size(); ++i) {
@@ -51,7 +51,7 @@ void Forward::plan_embed(const Node& node) {
     embed.count = static_cast<int>(tables->size());
     embed.tokens = static_cast<int>(std::min<std::int64_t>(panels::kVector, tokens_ - first));
     embed.features = features;
-    embed.vector = static_cast<int>(first % filled_ / panels::kVector);
+    embed.vector = static_cast<int>(first % kSlots / panels::kVector);
     embed.y = floats + panel * panels::floats_in_panel(features);
     ops_.embed(embed);
   });
@@ -75,7 +75,7 @@ void Forward::plan_from_rows(const Node& node) {
   const std::int64_t parts = (features + width - 1) / width;
   add_stage("from rows", panels_ * parts, [=](std::int64_t task, int) {
     const std::int64_t panel = task / parts, first = task % parts * width;
-    ops_.from_rows(rows + panel * filled_ * stride + first, stride,
+    ops_.from_rows(rows + panel * kSlots * stride + first, stride,
                    std::min(width, features - first), static_cast<int>(tokens_of(panel)),
                    floats + panel * panels::floats_in_panel(features) + first * kSlots);
   });
@@ -93,7 +93,7 @@ void Forward::plan_to_rows(const Node& node) {
     const std::int64_t panel = task / parts, first = task % parts * width;
     ops_.to_rows(floats + panel * panels::floats_in_panel(features) + first * kSlots,
                  std::min(width, features - first), static_cast<int>(tokens_of(panel)),
-                 rows + panel * filled_ * stride + first, stride);
+                 rows + panel * kSlots * stride + first, stride);
   });
   done_reading(node.x);
 }
@@ -121,7 +121,7 @@ void Forward::plan_linear(const Node& node) {
     product.bf16 =
         static_cast<std::uint16_t*>(add_shape(node.y, {Form::Kind::kAttentionBf16}).data);
   }
-  product.prepare(isa_, panels_, num_threads_, vectors_of(0), vectors_of(panels_ - 1));
+  product.prepare(isa_, panels_, num_threads_, vectors_of(panels_ - 1));
   std::shared_ptr<Ending> ending;
   if (floats) {
     product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
@@ -154,7 +154,6 @@ void Forward::plan_attention(const Node& node) {
   problem.panel_stride =
       bf16 ? panels::bf16_in_panel(3 * features) * std::int64_t{sizeof(std::uint16_t)}
            : panels::floats_in_panel(3 * features) * std::int64_t{sizeof(float)};
-  problem.filled = filled_;
   problem.heads = node.heads;
   problem.head_size = features / node.heads;
   problem.scale = node.scale;
@@ -195,7 +194,7 @@ void Forward::plan_attention(const Node& node) {
       if (p == 0) return std::int64_t{0};
       if (p == parts) return sequence.length;
       const std::int64_t at = sequence.start + sequence.length * p / parts;
-      return std::clamp<std::int64_t>(at / filled_ * filled_ - sequence.start, 0, sequence.length);
+      return std::clamp<std::int64_t>(at / kSlots * kSlots - sequence.start, 0, sequence.length);
     };
     call.query = cut(part);
     call.queries = cut(part + 1) - call.query;
@@ -220,7 +219,6 @@ std::shared_ptr<Ending> Forward::begin_ending(ValueId y, float* floats,
   ending->floats = floats;
   ending->features = values_[y].features;
   ending->panels = panels_;
-  ending->vectors = vectors_of(0);
   ending->last_vectors = vectors_of(panels_ - 1);
   ending->norm = std::move(norm);
   ending->part_rows = part_rows;

@@ -32,10 +32,8 @@ void fetch(const char* from, std::int64_t bytes) {
 
 }  // namespace
 
-void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_panel,
-                      int vectors_of_last) {
+void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last) {
   panels = panel_count;
-  vectors = vectors_of_panel;
   last_vectors = vectors_of_last;
   padded_rows = (linear->n + kRowBlock - 1) / kRowBlock * kRowBlock;
   if (variant->int8) {
@@ -129,7 +127,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
 
 void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel,
                          std::int64_t count, char* scratch) const {
-  const int vectors_of_end = panel + count == panels ? last_vectors : vectors;
+  const int vectors = panel + count == panels ? last_vectors : panels::kVectors;
   char* acc = scratch + kKernelScratch;
   const char* input = x + panel * panel_bytes;
   if (accumulate_int8 != nullptr) {
@@ -138,7 +136,7 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
                               reinterpret_cast<const std::uint8_t*>(input),
                               panel_bytes,
                               static_cast<int>(count),
-                              vectors_of_end,
+                              vectors,
                               reinterpret_cast<std::int32_t*>(acc),
                               scratch};
     accumulate_int8(variant->int8->view(), call);
@@ -148,7 +146,7 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
                                input,
                                panel_bytes,
                                static_cast<int>(count),
-                               vectors_of_end,
+                               vectors,
                                reinterpret_cast<float*>(acc)};
     accumulate_floats(variant->floats->view(), call);
   }
@@ -158,7 +156,7 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
                      const std::int32_t* x_sums, float* floats_of_panel, float* range,
                      const token_ops::Kernels& ops) const {
   token_ops::Finish finish = {};
-  finish.vectors = panel + 1 == panels ? last_vectors : vectors;
+  finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
   finish.activation = activation;
   finish.coarse = coarse;
   if (range != nullptr) {

@@ -33,7 +33,6 @@ struct Product {
 
   // Filled in by prepare().
   std::int64_t panels = 0;
-  int vectors = 0;  // of 16 slots, in use in all panels but the last
   int last_vectors = 0;
   std::int64_t padded_rows = 0;
   std::int64_t panel_bytes = 0;  // of x
@@ -43,8 +42,7 @@ struct Product {
   int8_panels::Accumulate accumulate_int8 = nullptr;
   float_panels::Accumulate accumulate_floats = nullptr;
 
-  void prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_panel,
-               int vectors_of_last);
+  void prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last);
   std::int64_t scratch_bytes() const;
   // Tasks of the same panels follow each other.
   void run(std::int64_t task, char* scratch, const token_ops::Kernels& ops) const;

@@ -21,23 +21,6 @@ struct ProductShape {
   bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
 };
 
-// Whether tasks of about the same size leave next to no thread idle.
-inline bool shares_evenly(std::int64_t tasks, int num_threads) {
-  const std::int64_t rounds = (tasks + num_threads - 1) / num_threads;
-  return 10 * tasks >= 9 * rounds * num_threads;
-}
-
-// How many slots of a panel few tokens should fill. Panels that share out evenly stay with one
-// thread from the embedding to the head: no floats, and but for attention no bytes, go from core to
-// core, and half of the stages are gone. Less full ones take longer a token
-// (docs/kernels/encoder.md).
-inline std::int64_t filled_slots(std::int64_t tokens, int num_threads) {
-  for (const std::int64_t filled : {64, 48, 32}) {
-    if (shares_evenly((tokens + filled - 1) / filled, num_threads)) return filled;
-  }
-  return 64;
-}
-
 inline Tiling tiling_for(const ProductShape& shape) {
   constexpr std::int64_t kPartRows = 64;  // parts of a value's ending begin at multiples of these
   constexpr std::int64_t kCachedInput = 800 * 1024;  // what a task may keep in the L2 cache
@@ -59,7 +42,8 @@ inline Tiling tiling_for(const ProductShape& shape) {
   }
   const std::int64_t panel_tasks = ceil_div(shape.panels, tiling.panels);
   // Tasks of all rows, if they share out well; they need no stage of their own for the ending.
-  if (shares_evenly(panel_tasks, shape.num_threads)) return tiling;
+  const std::int64_t rounds = ceil_div(panel_tasks, threads);
+  if (10 * panel_tasks >= 9 * rounds * threads) return tiling;
   // Else several tasks a thread, so that an uneven last round costs little.
   const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
   const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), call_rows) * call_rows;

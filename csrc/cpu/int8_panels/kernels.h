@@ -45,12 +45,6 @@ static constexpr bool reads_plain(Layout layout) {
   return layout == Layout::kBand4Gathered || layout == Layout::kBand1Gathered;
 }
 
-// Whether a panel with two or three of its vectors in use costs little more than that part of a full
-// one: weights are few and shared by rows, so neither they nor the activations are what takes long.
-static constexpr bool suits_fewer_vectors(Layout layout) {
-  return layout == Layout::kBand4Grouped || layout == Layout::kBand4Gathered;
-}
-
 // Rows that a layout holds together, and that a call takes whole. Of more rows, more are equally
 // long; fewer leave small weights enough tasks.
 static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows) {

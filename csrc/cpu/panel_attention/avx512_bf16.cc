@@ -136,7 +136,7 @@ void multiply_block(const Head& head, const Queries* queries, std::int64_t begin
   }
   const std::int64_t whole = end / 2 * 2;
   for (std::int64_t from = begin; from < whole;) {
-    const std::int64_t panel_end = (from / head.filled + 1) * head.filled;
+    const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
     const std::int64_t to = panel_end < whole ? panel_end : whole;
     multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
     from = to;
@@ -183,8 +183,8 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];
-    float* out = problem.out + q.token / head.filled * problem.out_stride +
-                 head.query_row * kPanelSlots + q.token % head.filled;
+    float* out = problem.out + q.token / kPanelSlots * problem.out_stride +
+                 head.query_row * kPanelSlots + q.token % kPanelSlots;
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), q.softmax.total());
     for (std::int64_t d = 0; d < head.head_size; ++d) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), inverse);
