@@ -21,7 +21,8 @@ environment() {
     echo "$name: there already"
     return
   fi
-  if ! command -v "$python" >/dev/null; then
+  # A version manager's stand-in may be on PATH without that Python behind it.
+  if ! "$python" -c '' 2>/dev/null; then
     echo "$name: skipped, there is no $python"
     return
   fi

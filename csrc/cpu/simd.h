@@ -36,6 +36,17 @@ SIMD_INLINE void store(Element* to, const Vec& v) {
   __builtin_memcpy(to, &v, sizeof(Vec));
 }
 
+// Four indices or offsets in one load: of those, two a cycle are what binds a sparse product.
+SIMD_INLINE std::uint64_t four_at(const std::uint16_t* index) {
+  std::uint64_t four;
+  __builtin_memcpy(&four, index, sizeof(four));
+  return four;
+}
+
+SIMD_INLINE std::int64_t one_of(std::uint64_t four, int i) {
+  return static_cast<std::int64_t>(four >> (16 * i) & 0xffff);
+}
+
 SIMD_INLINE F splat(float value) {
 #if defined(__AVX512F__)
   return (F)_mm512_set1_ps(value);

@@ -70,7 +70,11 @@ def test_every_combination_is_close_to_the_oracle(
                 y = layer(x, activation, residual)
                 oracle, baseline = linear_oracle(x, packed, bias, activation, residual)
                 assert y.dtype == torch.float32
-                assert_close_to_oracle(y, oracle, baseline, name=f"{tokens} {activation}")
+                # PyTorch's own GELU, which the reference runs, errs by up to 1.1e-6 up to 4 (its
+                # erf is a polynomial), at one argument and hardly at the next.
+                slack = 1.1e-6 if (backend, activation) == ("reference", "gelu") else 0.0
+                name = f"{tokens} {activation}"
+                assert_close_to_oracle(y, oracle, baseline, slack=slack, name=name)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])

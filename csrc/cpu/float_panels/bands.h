@@ -86,18 +86,19 @@ void dense32_rows(const WeightView& w, const Group& group, const float* x, std::
 // Rows that have as many units, side by side: one row's sums are too few to hide the latency.
 template <int kRows, int kGroups>
 SIMD_INLINE void sparse32_band(const float* values, const std::uint16_t* index,
-                               const RowUnits* order, const float* x, bool first, float* acc) {
+                               const RowUnits* order, const char* x, bool first, float* acc) {
   // Each block has a sum of its own here too: of all inputs, it errs by four times a dense product.
   F sums[kRows][kGroups];
   UNROLL for (int r = 0; r < kRows; ++r) {
     UNROLL for (int g = 0; g < kGroups; ++g) sums[r][g] = F{};
   }
   for (int units = order->units; units > 0; --units) {
+    const std::uint64_t offsets = kRows == 4 ? four_at(index) : *index;
     UNROLL for (int r = 0; r < kRows; ++r) {
       const F value = splat(values[r]);
-      const float* input = x + index[r] * kPanelSlots;
+      const char* input = x + one_of(offsets, r);
       UNROLL for (int g = 0; g < kGroups; ++g) {
-        sums[r][g] = fma(value, load<F>(input + g * kLanes), sums[r][g]);
+        sums[r][g] = fma(value, load<F>(input + 4 * kLanes * g), sums[r][g]);
       }
     }
     values += kRows;
@@ -118,14 +119,15 @@ void sparse32_rows(const WeightView& w, const Group& group, const float* x, std:
   const std::int32_t start = w.starts[group.row / row_group(Layout::kSparse32, w.n) * blocks + b];
   const float* values = w.floats + start;
   const std::uint16_t* index = w.index + start;
+  const auto* inputs = reinterpret_cast<const char*>(x + block * kPanelSlots);
   std::int64_t r = 0;
   for (; r + kBand <= group.rows && order[r + kBand - 1].units > 0; r += kBand) {
-    sparse32_band<kBand, kGroups>(values, index, order + r, x, block == 0, acc);
+    sparse32_band<kBand, kGroups>(values, index, order + r, inputs, block == 0, acc);
     values += kBand * order[r].units;
     index += kBand * order[r].units;
   }
   for (; r < group.rows && order[r].units > 0; ++r) {
-    sparse32_band<1, kGroups>(values, index, order + r, x, block == 0, acc);
+    sparse32_band<1, kGroups>(values, index, order + r, inputs, block == 0, acc);
     values += order[r].units;
     index += order[r].units;
   }

@@ -4,16 +4,18 @@
 //   kDense32   float [group of rows][block of kInputBlock inputs][band of 6 rows][input][6]; the
 //              last band of a group has the 4 or 2 rows that are left
 //   kSparse32  per group of rows and block of inputs: the rows by falling number of nonzeros
-//              (order), then four of them at a time [unit][4] their values, and their inputs in
-//              index. Shorter rows of a band are filled up with zeros for an input that they read.
-//              Rows of nonzeros that are left over at the end are bands of one, rows without any
-//              are none. starts[group * blocks + block], one more at the end
+//              (order), then four of them at a time [unit][4] their values, and in index where
+//              their inputs begin, in bytes from the block's first. Shorter rows of a band are
+//              filled up with zeros for an input that they read. Rows of nonzeros that are left
+//              over at the end are bands of one, rows without any are none. starts[group * blocks +
+//              block], one more at the end
 //   kDense16   bf16 [band of 4 rows][pair of inputs][4][2]; the last pair is filled up with 0
 //   kTiles16   1024 bytes a tile, [16 rows][32 inputs]; index: tile column; starts per 16 rows
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "core/panels.h"
 #include "cpu/float_panels/float_panels.h"
 
 namespace sparse_runtime::float_panels {
@@ -21,6 +23,8 @@ namespace {
 
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kTileInputs = 32;
+constexpr std::int64_t kInputBytes = panels::kSlots * std::int64_t{sizeof(float)};
+static_assert(kInputBlock * kInputBytes <= 1 << 16);
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
@@ -121,7 +125,8 @@ void pack_sparse32(const Matrix& m, Weight& out) {
     for_bands(order.data(), part.rows, [&](std::int64_t band, std::int64_t rows) {
       std::int64_t next[kBand] = {};  // input of each row
       std::fill_n(next, kBand, part.input);
-      std::uint16_t last[kBand] = {};
+      std::int64_t last[kBand] = {};
+      std::fill_n(last, kBand, part.input);
       const RowUnits* rows_of_band = order.data() + band;
       for (int u = 0; u < rows_of_band->units; ++u) {
         for (std::int64_t r = 0; r < rows; ++r) {
@@ -129,10 +134,10 @@ void pack_sparse32(const Matrix& m, Weight& out) {
           const bool held = u < rows_of_band[r].units;
           if (held) {
             while (m.at(row, next[r]) == 0.0f) ++next[r];
-            last[r] = static_cast<std::uint16_t>(next[r]++);
+            last[r] = next[r]++;
           }
           out.floats.push_back(held ? m.at(row, last[r]) : 0.0f);
-          out.index.push_back(last[r]);
+          out.index.push_back(static_cast<std::uint16_t>((last[r] - part.input) * kInputBytes));
         }
       }
     });
@@ -149,7 +154,9 @@ void unpack_sparse32(const Weight& weight, Put put) {
     for_bands(order, part.rows, [&](std::int64_t band, std::int64_t rows) {
       for (int u = 0; u < order[band].units; ++u) {
         for (std::int64_t r = band; r < band + rows; ++r, ++at) {
-          if (u < order[r].units) put(part.row + order[r].row, weight.index[at], weight.floats[at]);
+          if (u >= order[r].units) continue;
+          const std::int64_t input = part.input + weight.index[at] / kInputBytes;
+          put(part.row + order[r].row, input, weight.floats[at]);
         }
       }
     });

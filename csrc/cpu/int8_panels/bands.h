@@ -18,17 +18,6 @@ SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
   return word;
 }
 
-// Four indices or offsets in one load: of those, two a cycle are what binds a sparse product.
-SIMD_INLINE std::uint64_t four_at(const std::uint16_t* index) {
-  std::uint64_t four;
-  __builtin_memcpy(&four, index, sizeof(four));
-  return four;
-}
-
-SIMD_INLINE std::int64_t one_of(std::uint64_t four, int i) {
-  return static_cast<std::int64_t>(four >> (16 * i) & 0xffff);
-}
-
 template <int kValue>
 struct Count {
   static constexpr int value = kValue;
