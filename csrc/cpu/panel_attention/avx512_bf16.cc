@@ -34,6 +34,7 @@ struct Queries {
   std::int64_t token;  // of the first
   __mmask16 lanes;     // the call's
   Softmax softmax;
+  __m512 fade;    // of earlier sums
   float* scores;  // [kBlock][16]; then the weights' pairs
   float* out;     // [head_size][16]
 };
@@ -72,41 +73,64 @@ SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t ke
   }
 }
 
-// Tokens [from, to) of one panel, from even; `kept` keeps the halves of a word that are the
-// sequence's: zero weights do not make a neighbour's NaN harmless.
-struct Span {
-  std::int64_t from;
-  std::int64_t to;
-  std::uint32_t kept;
+// The keys [begin, end) of the sequence that are in the block which begins at `block`.
+struct Keys {
+  std::int64_t block;
+  std::int64_t begin;
+  std::int64_t end;
+  bool first;
 };
 
-// Features [d, d + kCount) of the sums over the span's keys; weights begin with the block's.
+// Features [d, d + kCount) of the sums over the keys.
 template <int kVectors, int kCount>
-SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& span,
-                          std::int64_t block, std::int64_t d) {
+SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& keys,
+                          std::int64_t d) {
   __m512 sums[kCount][kVectors];
   UNROLL
   for (int i = 0; i < kCount; ++i) {
     UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = _mm512_loadu_ps(queries[v].out + (d + i) * 16);
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
+  }
+  if (!keys.first) {
+    UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = _mm512_mul_ps(_mm512_loadu_ps(queries[v].out + (d + i) * 16), queries[v].fade);
+      }
     }
   }
-  const char* values = head.halves(head.value_row + d, span.from);
-  for (std::int64_t token = span.from; token < span.to; token += 2, values += 4) {
+  // Of two keys from an even one; `kept` are the halves of a word that are the sequence's: zero
+  // weights do not make a neighbour's NaN harmless.
+  const auto add = [&](const char* values, std::int64_t token, std::uint32_t kept)
+                       __attribute__((always_inline)) {
     __m512i p[kVectors];
     UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      p[v] = _mm512_loadu_si512(queries[v].scores + (token - block) / 2 * 16);
+      p[v] = _mm512_loadu_si512(queries[v].scores + (token - keys.block) / 2 * 16);
     }
     UNROLL
     for (int i = 0; i < kCount; ++i) {
       const auto word = static_cast<std::uint32_t>(word_at(values + i * kHalfRowBytes));
-      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & span.kept));
+      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & kept));
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], p[v], both);
     }
+  };
+  const std::int64_t row = head.value_row + d;
+  std::int64_t token = keys.begin;
+  const std::int64_t whole = keys.end / 2 * 2;
+  if (token % 2 != 0) {
+    add(head.halves(row, token - 1), token - 1, 0xffff0000u);
+    ++token;
   }
+  while (token < whole) {
+    const std::int64_t panel_end = (token / kPanelSlots + 1) * kPanelSlots;
+    const std::int64_t to = panel_end < whole ? panel_end : whole;
+    const char* values = head.halves(row, token);
+    for (; token < to; token += 2, values += 4) add(values, token, 0xffffffffu);
+  }
+  if (token < keys.end) add(head.halves(row, token), token, 0x0000ffffu);
   UNROLL
   for (int i = 0; i < kCount; ++i) {
     UNROLL
@@ -117,43 +141,20 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& 
 }
 
 template <int kVectors>
-void multiply_span(const Head& head, const Queries* queries, const Span& span, std::int64_t block) {
+void multiply_block(const Head& head, const Queries* queries, const Keys& keys) {
   std::int64_t d = 0;
   for (; d + kRows <= head.head_size; d += kRows) {
-    multiply<kVectors, kRows>(head, queries, span, block, d);
+    multiply<kVectors, kRows>(head, queries, keys, d);
   }
-  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, span, block, d);
-}
-
-// The keys [begin, end) of the sequence, panel by panel, their halves of words at either end apart.
-template <int kVectors>
-void multiply_block(const Head& head, const Queries* queries, std::int64_t begin, std::int64_t end,
-                    std::int64_t block) {
-  constexpr std::uint32_t kBoth = 0xffffffffu, kOdd = 0xffff0000u, kEven = 0x0000ffffu;
-  if (begin % 2 != 0) {
-    multiply_span<kVectors>(head, queries, {begin - 1, begin, kOdd}, block);
-    ++begin;
-  }
-  const std::int64_t whole = end / 2 * 2;
-  for (std::int64_t from = begin; from < whole;) {
-    const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
-    const std::int64_t to = panel_end < whole ? panel_end : whole;
-    multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
-    from = to;
-  }
-  if (whole >= begin && whole < end) {
-    multiply_span<kVectors>(head, queries, {whole, end, kEven}, block);
-  }
+  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, keys, d);
 }
 
 template <int kVectors>
 void attend_vectors(const Problem& problem, const Call& call, const Head& head, Queries* queries) {
   const std::int64_t begin = call.start, end = call.start + call.length;
-  for (int v = 0; v < kVectors; ++v) {
-    queries[v].softmax.reset();
-    for (std::int64_t i = 0; i < head.head_size * 16; ++i) queries[v].out[i] = 0.0f;
-  }
-  for (std::int64_t block = begin / kStep * kStep; block < end; block += kBlock) {
+  for (int v = 0; v < kVectors; ++v) queries[v].softmax.reset();
+  const std::int64_t first = begin / kStep * kStep;
+  for (std::int64_t block = first; block < end; block += kBlock) {
     const std::int64_t left = round_up(end - block, kStep);
     const std::int64_t count = left < kBlock ? left : kBlock;
     const std::int64_t own = begin > block ? begin - block : 0;
@@ -169,17 +170,12 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
         bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
                (q.token - begin);
       }
-      const __m512 fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
-      if (block >= begin / kStep * kStep + kBlock) {
-        for (std::int64_t d = 0; d < head.head_size; ++d) {
-          _mm512_storeu_ps(q.out + d * 16, _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), fade));
-        }
-      }
+      q.fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
       Softmax softmax = q.softmax;  // a copy stays in registers
       for (std::int64_t k = 0; k < count; k += kStep) softmax.weigh(q.scores, k, own, own_end);
       q.softmax = softmax;
     }
-    multiply_block<kVectors>(head, queries, block + own, block + own_end, block);
+    multiply_block<kVectors>(head, queries, {block, block + own, block + own_end, block == first});
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];
