@@ -29,27 +29,68 @@ SIMD_INLINE std::int32_t word_at(const char* from) {
   return word;
 }
 
+// Weights by few operations: the two products bind already.
+class PairSoftmax : public Softmax {
+ public:
+  // Scores of keys [begin, end), and of the rest of their kRows, become pairs of bf16 weights.
+  SIMD_INLINE void weigh(float* scores, std::int64_t begin, std::int64_t end) {
+    const auto weight = [&](std::int64_t k, bool all) __attribute__((always_inline)) {
+      if (!all && (k < begin || k >= end)) return F{};
+      return power(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor_, top_));
+    };
+    for (std::int64_t k = begin / kRows * kRows; k < end; k += kRows) {
+      const bool all = k >= begin && k + kRows <= end;
+      UNROLL
+      for (int i = 0; i < kRows; i += 2) {
+        const auto pair = (__m512i)to_pair(weight(k + i, all), weight(k + i + 1, all));
+        __m512& total = i % 4 == 0 ? even_total_ : odd_total_;
+        total = add_product(total, pair, _mm512_set1_epi32(0x3f803f80));  // times ones
+        _mm512_storeu_si512(scores + (k + i) / 2 * 16, pair);
+      }
+    }
+  }
+
+ private:
+  // 2^x for x <= 0, relative error 8e-5; scalef takes the whole part itself and makes 0 of -inf.
+  SIMD_INLINE static F power(__m512 x) {
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(0.0780246f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.2260673f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6958334f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.9999253f));
+    return (F)_mm512_scalef_ps(p, x);
+  }
+};
+
 // One vector of queries and what it is about.
 struct Queries {
   std::int64_t token;  // of the first
   __mmask16 lanes;     // the call's
-  Softmax softmax;
-  __m512 fade;    // of earlier sums
-  float* scores;  // [kBlock][16]; then the weights' pairs
-  float* out;     // [head_size][16]
+  PairSoftmax softmax;
+  __m512 largest;  // score of the block
+  __m512 fade;     // of earlier sums
+  float* scores;   // [kBlock][16]; then the weights' pairs
+  float* out;      // [head_size][16]
 };
 
-// Scores of the keys [key, key + kRows), a multiple of kRows.
+// The keys [begin, end) of the sequence that are in the block which begins at `block`.
+struct Keys {
+  std::int64_t block;
+  std::int64_t begin;
+  std::int64_t end;
+  bool first;
+};
+
+// Scores of the keys [token, token + kRows), a multiple of kRows.
 template <int kVectors>
-SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t key,
-                       std::int64_t row) {
+SIMD_INLINE void score(const Head& head, Queries* queries, const Keys& keys, std::int64_t token) {
   __m512 sums[kRows][kVectors];
   UNROLL
   for (int i = 0; i < kRows; ++i) {
     UNROLL
     for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
   }
-  const char* keys = head.pairs(head.key_row, key);
+  const char* from = head.pairs(head.key_row, token);
   const char* own[kVectors];
   UNROLL
   for (int v = 0; v < kVectors; ++v) own[v] = head.pairs(head.query_row, queries[v].token);
@@ -59,7 +100,7 @@ SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t ke
     for (int v = 0; v < kVectors; ++v) q[v] = _mm512_loadu_si512(own[v] + at);
     UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const __m512i k = _mm512_set1_epi32(word_at(keys + at + 4 * i));
+      const __m512i k = _mm512_set1_epi32(word_at(from + at + 4 * i));
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], q[v], k);
     }
@@ -68,18 +109,21 @@ SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t ke
   for (int i = 0; i < kRows; ++i) {
     UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      _mm512_storeu_ps(queries[v].scores + (row + i) * 16, sums[i][v]);
+      _mm512_storeu_ps(queries[v].scores + (token - keys.block + i) * 16, sums[i][v]);
     }
   }
+  const bool all = token >= keys.begin && token + kRows <= keys.end;
+  UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    __m512 top = queries[v].largest;
+    UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const bool is_own = all || (token + i >= keys.begin && token + i < keys.end);
+      if (is_own) top = _mm512_max_ps(sums[i][v], top);
+    }
+    queries[v].largest = top;
+  }
 }
-
-// The keys [begin, end) of the sequence that are in the block which begins at `block`.
-struct Keys {
-  std::int64_t block;
-  std::int64_t begin;
-  std::int64_t end;
-  bool first;
-};
 
 // Features [d, d + kCount) of the sums over the keys.
 template <int kVectors, int kCount>
@@ -102,8 +146,8 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& 
   }
   // Of two keys from an even one; `kept` are the halves of a word that are the sequence's: zero
   // weights do not make a neighbour's NaN harmless.
-  const auto add = [&](const char* values, std::int64_t token, std::uint32_t kept)
-                       __attribute__((always_inline)) {
+  const auto add = [&](const char* values, std::int64_t token,
+                       std::uint32_t kept) __attribute__((always_inline)) {
     __m512i p[kVectors];
     UNROLL
     for (int v = 0; v < kVectors; ++v) {
@@ -155,27 +199,28 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
   for (int v = 0; v < kVectors; ++v) queries[v].softmax.reset();
   const std::int64_t first = begin / kStep * kStep;
   for (std::int64_t block = first; block < end; block += kBlock) {
-    const std::int64_t left = round_up(end - block, kStep);
-    const std::int64_t count = left < kBlock ? left : kBlock;
     const std::int64_t own = begin > block ? begin - block : 0;
-    const std::int64_t own_end = end - block < count ? end - block : count;
-    for (std::int64_t k = own / kRows * kRows; k < own_end; k += kRows) {
-      score<kVectors>(head, queries, block + k, k);
+    const std::int64_t own_end = end - block < kBlock ? end - block : kBlock;
+    for (int v = 0; v < kVectors; ++v) queries[v].largest = _mm512_set1_ps(-3.0e38f);
+    const Keys keys = {block, block + own, block + own_end, block == first};
+    for (std::int64_t token = keys.begin / kRows * kRows; token < keys.end; token += kRows) {
+      score<kVectors>(head, queries, keys, token);
     }
     for (int v = 0; v < kVectors; ++v) {
       Queries& q = queries[v];
-      const float* bias = nullptr;
       if (problem.bias != nullptr) {
         const std::int64_t key = call.bias_start + block + own - begin;
-        bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
-               (q.token - begin);
+        const float* bias = problem.bias + (call.head * problem.span + key) * problem.span +
+                            call.bias_start + (q.token - begin);
+        q.fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
+      } else {
+        q.fade = q.softmax.begin_block(q.largest, problem);
       }
-      q.fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
-      Softmax softmax = q.softmax;  // a copy stays in registers
-      for (std::int64_t k = 0; k < count; k += kStep) softmax.weigh(q.scores, k, own, own_end);
+      PairSoftmax softmax = q.softmax;  // a copy stays in registers
+      softmax.weigh(q.scores, own, own_end);
       q.softmax = softmax;
     }
-    multiply_block<kVectors>(head, queries, {block, block + own, block + own_end, block == first});
+    multiply_block<kVectors>(head, queries, keys);
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];
