@@ -29,26 +29,68 @@ SIMD_INLINE std::int32_t word_at(const char* from) {
   return word;
 }
 
+// Weights by few operations: the two products bind already.
+class PairSoftmax : public Softmax {
+ public:
+  // Scores of keys [begin, end), and of the rest of their kRows, become pairs of bf16 weights.
+  SIMD_INLINE void weigh(float* scores, std::int64_t begin, std::int64_t end) {
+    const auto weight = [&](std::int64_t k, bool all) __attribute__((always_inline)) {
+      if (!all && (k < begin || k >= end)) return F{};
+      return power(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor_, top_));
+    };
+    for (std::int64_t k = begin / kRows * kRows; k < end; k += kRows) {
+      const bool all = k >= begin && k + kRows <= end;
+      UNROLL
+      for (int i = 0; i < kRows; i += 2) {
+        const auto pair = (__m512i)to_pair(weight(k + i, all), weight(k + i + 1, all));
+        __m512& total = i % 4 == 0 ? even_total_ : odd_total_;
+        total = add_product(total, pair, _mm512_set1_epi32(0x3f803f80));  // times ones
+        _mm512_storeu_si512(scores + (k + i) / 2 * 16, pair);
+      }
+    }
+  }
+
+ private:
+  // 2^x for x <= 0, relative error 8e-5; scalef takes the whole part itself and makes 0 of -inf.
+  SIMD_INLINE static F power(__m512 x) {
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(0.0780246f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.2260673f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.6958334f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.9999253f));
+    return (F)_mm512_scalef_ps(p, x);
+  }
+};
+
 // One vector of queries and what it is about.
 struct Queries {
   std::int64_t token;  // of the first
   __mmask16 lanes;     // the call's
-  Softmax softmax;
-  float* scores;  // [kBlock][16]; then the weights' pairs
-  float* out;     // [head_size][16]
+  PairSoftmax softmax;
+  __m512 largest;  // score of the block
+  __m512 fade;     // of earlier sums
+  float* scores;   // [kBlock][16]; then the weights' pairs
+  float* out;      // [head_size][16]
 };
 
-// Scores of the keys [key, key + kRows), a multiple of kRows.
+// The keys [begin, end) of the sequence that are in the block which begins at `block`.
+struct Keys {
+  std::int64_t block;
+  std::int64_t begin;
+  std::int64_t end;
+  bool first;
+};
+
+// Scores of the keys [token, token + kRows), a multiple of kRows.
 template <int kVectors>
-SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t key,
-                       std::int64_t row) {
+SIMD_INLINE void score(const Head& head, Queries* queries, const Keys& keys, std::int64_t token) {
   __m512 sums[kRows][kVectors];
   UNROLL
   for (int i = 0; i < kRows; ++i) {
     UNROLL
     for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
   }
-  const char* keys = head.pairs(head.key_row, key);
+  const char* from = head.pairs(head.key_row, token);
   const char* own[kVectors];
   UNROLL
   for (int v = 0; v < kVectors; ++v) own[v] = head.pairs(head.query_row, queries[v].token);
@@ -58,7 +100,7 @@ SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t ke
     for (int v = 0; v < kVectors; ++v) q[v] = _mm512_loadu_si512(own[v] + at);
     UNROLL
     for (int i = 0; i < kRows; ++i) {
-      const __m512i k = _mm512_set1_epi32(word_at(keys + at + 4 * i));
+      const __m512i k = _mm512_set1_epi32(word_at(from + at + 4 * i));
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], q[v], k);
     }
@@ -67,46 +109,72 @@ SIMD_INLINE void score(const Head& head, const Queries* queries, std::int64_t ke
   for (int i = 0; i < kRows; ++i) {
     UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      _mm512_storeu_ps(queries[v].scores + (row + i) * 16, sums[i][v]);
+      _mm512_storeu_ps(queries[v].scores + (token - keys.block + i) * 16, sums[i][v]);
     }
+  }
+  const bool all = token >= keys.begin && token + kRows <= keys.end;
+  UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    __m512 top = queries[v].largest;
+    UNROLL
+    for (int i = 0; i < kRows; ++i) {
+      const bool is_own = all || (token + i >= keys.begin && token + i < keys.end);
+      if (is_own) top = _mm512_max_ps(sums[i][v], top);
+    }
+    queries[v].largest = top;
   }
 }
 
-// Tokens [from, to) of one panel, from even; `kept` keeps the halves of a word that are the
-// sequence's: zero weights do not make a neighbour's NaN harmless.
-struct Span {
-  std::int64_t from;
-  std::int64_t to;
-  std::uint32_t kept;
-};
-
-// Features [d, d + kCount) of the sums over the span's keys; weights begin with the block's.
+// Features [d, d + kCount) of the sums over the keys.
 template <int kVectors, int kCount>
-SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& span,
-                          std::int64_t block, std::int64_t d) {
+SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& keys,
+                          std::int64_t d) {
   __m512 sums[kCount][kVectors];
   UNROLL
   for (int i = 0; i < kCount; ++i) {
     UNROLL
-    for (int v = 0; v < kVectors; ++v) {
-      sums[i][v] = _mm512_loadu_ps(queries[v].out + (d + i) * 16);
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
+  }
+  if (!keys.first) {
+    UNROLL
+    for (int i = 0; i < kCount; ++i) {
+      UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        sums[i][v] = _mm512_mul_ps(_mm512_loadu_ps(queries[v].out + (d + i) * 16), queries[v].fade);
+      }
     }
   }
-  const char* values = head.halves(head.value_row + d, span.from);
-  for (std::int64_t token = span.from; token < span.to; token += 2, values += 4) {
+  // Of two keys from an even one; `kept` are the halves of a word that are the sequence's: zero
+  // weights do not make a neighbour's NaN harmless.
+  const auto add = [&](const char* values, std::int64_t token,
+                       std::uint32_t kept) __attribute__((always_inline)) {
     __m512i p[kVectors];
     UNROLL
     for (int v = 0; v < kVectors; ++v) {
-      p[v] = _mm512_loadu_si512(queries[v].scores + (token - block) / 2 * 16);
+      p[v] = _mm512_loadu_si512(queries[v].scores + (token - keys.block) / 2 * 16);
     }
     UNROLL
     for (int i = 0; i < kCount; ++i) {
       const auto word = static_cast<std::uint32_t>(word_at(values + i * kHalfRowBytes));
-      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & span.kept));
+      const __m512i both = _mm512_set1_epi32(static_cast<std::int32_t>(word & kept));
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[i][v] = add_product(sums[i][v], p[v], both);
     }
+  };
+  const std::int64_t row = head.value_row + d;
+  std::int64_t token = keys.begin;
+  const std::int64_t whole = keys.end / 2 * 2;
+  if (token % 2 != 0) {
+    add(head.halves(row, token - 1), token - 1, 0xffff0000u);
+    ++token;
   }
+  while (token < whole) {
+    const std::int64_t panel_end = (token / kPanelSlots + 1) * kPanelSlots;
+    const std::int64_t to = panel_end < whole ? panel_end : whole;
+    const char* values = head.halves(row, token);
+    for (; token < to; token += 2, values += 4) add(values, token, 0xffffffffu);
+  }
+  if (token < keys.end) add(head.halves(row, token), token, 0x0000ffffu);
   UNROLL
   for (int i = 0; i < kCount; ++i) {
     UNROLL
@@ -117,69 +185,42 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Span& 
 }
 
 template <int kVectors>
-void multiply_span(const Head& head, const Queries* queries, const Span& span, std::int64_t block) {
+void multiply_block(const Head& head, const Queries* queries, const Keys& keys) {
   std::int64_t d = 0;
   for (; d + kRows <= head.head_size; d += kRows) {
-    multiply<kVectors, kRows>(head, queries, span, block, d);
+    multiply<kVectors, kRows>(head, queries, keys, d);
   }
-  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, span, block, d);
-}
-
-// The keys [begin, end) of the sequence, panel by panel, their halves of words at either end apart.
-template <int kVectors>
-void multiply_block(const Head& head, const Queries* queries, std::int64_t begin, std::int64_t end,
-                    std::int64_t block) {
-  constexpr std::uint32_t kBoth = 0xffffffffu, kOdd = 0xffff0000u, kEven = 0x0000ffffu;
-  if (begin % 2 != 0) {
-    multiply_span<kVectors>(head, queries, {begin - 1, begin, kOdd}, block);
-    ++begin;
-  }
-  const std::int64_t whole = end / 2 * 2;
-  for (std::int64_t from = begin; from < whole;) {
-    const std::int64_t panel_end = (from / kPanelSlots + 1) * kPanelSlots;
-    const std::int64_t to = panel_end < whole ? panel_end : whole;
-    multiply_span<kVectors>(head, queries, {from, to, kBoth}, block);
-    from = to;
-  }
-  if (whole >= begin && whole < end) {
-    multiply_span<kVectors>(head, queries, {whole, end, kEven}, block);
-  }
+  for (; d < head.head_size; ++d) multiply<kVectors, 1>(head, queries, keys, d);
 }
 
 template <int kVectors>
 void attend_vectors(const Problem& problem, const Call& call, const Head& head, Queries* queries) {
   const std::int64_t begin = call.start, end = call.start + call.length;
-  for (int v = 0; v < kVectors; ++v) {
-    queries[v].softmax.reset();
-    for (std::int64_t i = 0; i < head.head_size * 16; ++i) queries[v].out[i] = 0.0f;
-  }
-  for (std::int64_t block = begin / kStep * kStep; block < end; block += kBlock) {
-    const std::int64_t left = round_up(end - block, kStep);
-    const std::int64_t count = left < kBlock ? left : kBlock;
+  for (int v = 0; v < kVectors; ++v) queries[v].softmax.reset();
+  const std::int64_t first = begin / kStep * kStep;
+  for (std::int64_t block = first; block < end; block += kBlock) {
     const std::int64_t own = begin > block ? begin - block : 0;
-    const std::int64_t own_end = end - block < count ? end - block : count;
-    for (std::int64_t k = own / kRows * kRows; k < own_end; k += kRows) {
-      score<kVectors>(head, queries, block + k, k);
+    const std::int64_t own_end = end - block < kBlock ? end - block : kBlock;
+    for (int v = 0; v < kVectors; ++v) queries[v].largest = _mm512_set1_ps(-3.0e38f);
+    const Keys keys = {block, block + own, block + own_end, block == first};
+    for (std::int64_t token = keys.begin / kRows * kRows; token < keys.end; token += kRows) {
+      score<kVectors>(head, queries, keys, token);
     }
     for (int v = 0; v < kVectors; ++v) {
       Queries& q = queries[v];
-      const float* bias = nullptr;
       if (problem.bias != nullptr) {
         const std::int64_t key = call.bias_start + block + own - begin;
-        bias = problem.bias + (call.head * problem.span + key) * problem.span + call.bias_start +
-               (q.token - begin);
+        const float* bias = problem.bias + (call.head * problem.span + key) * problem.span +
+                            call.bias_start + (q.token - begin);
+        q.fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
+      } else {
+        q.fade = q.softmax.begin_block(q.largest, problem);
       }
-      const __m512 fade = q.softmax.begin_block(q.scores, own, own_end, problem, bias, q.lanes);
-      if (block >= begin / kStep * kStep + kBlock) {
-        for (std::int64_t d = 0; d < head.head_size; ++d) {
-          _mm512_storeu_ps(q.out + d * 16, _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), fade));
-        }
-      }
-      Softmax softmax = q.softmax;  // a copy stays in registers
-      for (std::int64_t k = 0; k < count; k += kStep) softmax.weigh(q.scores, k, own, own_end);
+      PairSoftmax softmax = q.softmax;  // a copy stays in registers
+      softmax.weigh(q.scores, own, own_end);
       q.softmax = softmax;
     }
-    multiply_block<kVectors>(head, queries, block + own, block + own_end, block);
+    multiply_block<kVectors>(head, queries, keys);
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];

@@ -79,27 +79,24 @@ class Softmax {
   // bias. Returns the factor by which earlier sums fade.
   __m512 begin_block(float* scores, std::int64_t begin, std::int64_t end, const Problem& problem,
                      const float* bias, __mmask16 lanes) {
-    constexpr float kLog2E = 1.44269504f;
+    if (bias == nullptr) return begin_block(largest(scores, begin, end), problem);
     const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
     __m512 top = top_;
-    if (bias != nullptr) {
-      for (std::int64_t k = begin; k < end; ++k) {
-        const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
-        const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
-        const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
-        _mm512_storeu_ps(scores + k * 16, sum);
-        top = _mm512_max_ps(sum, top);
-      }
-    } else {
-      // The scale does not change which score is the largest, as long as it is not negative.
-      top = _mm512_max_ps(_mm512_mul_ps(largest(scores, begin, end), scale), top);
+    for (std::int64_t k = begin; k < end; ++k) {
+      const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
+      const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
+      const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
+      _mm512_storeu_ps(scores + k * 16, sum);
+      top = _mm512_max_ps(sum, top);
     }
-    const __m512 fade = power_of_two(_mm512_sub_ps(top_, top));
-    factor_ = bias != nullptr ? _mm512_set1_ps(1.0f) : scale;
-    top_ = top;
-    even_total_ = _mm512_mul_ps(total(), fade);
-    odd_total_ = _mm512_setzero_ps();
-    return fade;
+    return count_from(top, _mm512_set1_ps(1.0f));
+  }
+
+  // The same without bias, where the largest score is known.
+  __m512 begin_block(__m512 largest, const Problem& problem) {
+    // The scale does not change which score is the largest, as long as it is not negative.
+    const __m512 scale = _mm512_set1_ps(problem.scale * kLog2E);
+    return count_from(_mm512_max_ps(_mm512_mul_ps(largest, scale), top_), scale);
   }
 
   // Scores of kStep keys from k on become pairs of bf16 weights, in the same memory.
@@ -123,7 +120,24 @@ class Softmax {
 
   __m512 total() const { return _mm512_add_ps(even_total_, odd_total_); }
 
+ protected:
+  __m512 top_;  // largest score so far
+  __m512 even_total_;
+  __m512 odd_total_;
+  __m512 factor_;
+
  private:
+  static constexpr float kLog2E = 1.44269504f;
+
+  __m512 count_from(__m512 top, __m512 factor) {
+    const __m512 fade = power_of_two(_mm512_sub_ps(top_, top));
+    factor_ = factor;
+    top_ = top;
+    even_total_ = _mm512_mul_ps(total(), fade);
+    odd_total_ = _mm512_setzero_ps();
+    return fade;
+  }
+
   // Rounded by half a unit up: weights are at most 1, so nothing overflows.
   SIMD_INLINE __m512i weight(const float* scores, std::int64_t k, __m512& total) {
     const __m512 p = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(scores + k * 16), factor_, top_));
@@ -136,9 +150,4 @@ class Softmax {
     const __m512i pair = _mm512_or_si512(_mm512_srli_epi32(even, 16), _mm512_and_si512(odd, upper));
     _mm512_storeu_si512(pairs + k / 2 * 16, pair);
   }
-
-  __m512 top_;  // largest score so far
-  __m512 even_total_;
-  __m512 odd_total_;
-  __m512 factor_;
 };
