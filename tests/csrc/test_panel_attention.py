@@ -166,6 +166,17 @@ def test_bias_that_hides_all_keys_alike(isa: str, form: str, mask: float) -> Non
 
 
 @pytest.mark.parametrize(("isa", "form"), RUNS)
+def test_a_key_hidden_by_minus_infinity_has_no_weight(isa: str, form: str) -> None:
+    torch.manual_seed(6)
+    qkv = torch.randn(50, 96)
+    bias = torch.zeros(1, 50, 50).masked_fill(torch.ones(50, 50).triu(1).bool(), -torch.inf)
+    got = run(qkv, [50], 1, 0.2, form, isa, bias=bias)
+    expected = oracle(qkv, 1, 0.2, bias)
+    error = float((got.double() - expected).abs().max())
+    assert error <= TOLERANCE[form] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("isa", "form"), RUNS)
 @pytest.mark.parametrize("before", [9, 31, 63])  # the first step has all eight keys, or one
 def test_the_place_in_the_stream_changes_sums_alone(isa: str, form: str, before: int) -> None:
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-// Attention on AVX512-BF16, up to 32 queries at a time, where they lie in pairs and halves.
+// Attention on AVX512-BF16, up to 48 queries at a time, where they lie in pairs and halves.
 //
 //   score of key k += K pairs [pair][k], broadcast, . Q pairs [pair][16 queries]
 //   out of feature d += V halves [d][keys k, k + 1], broadcast, . P pairs [k / 2][16 queries]
@@ -29,7 +29,7 @@ SIMD_INLINE std::int32_t word_at(const char* from) {
   return word;
 }
 
-// Weights by few operations: the two products bind already.
+// Weighs by fewer operations: beside vdpbf16ps they are not hidden.
 class PairSoftmax : public Softmax {
  public:
   // Scores of keys [begin, end), and of the rest of their kRows, become pairs of bf16 weights.
@@ -73,12 +73,12 @@ struct Queries {
   float* out;      // [head_size][16]
 };
 
-// The keys [begin, end) of the sequence that are in the block which begins at `block`.
+// One block of keys.
 struct Keys {
-  std::int64_t block;
-  std::int64_t begin;
+  std::int64_t block;  // its first token
+  std::int64_t begin;  // of those that are the sequence's
   std::int64_t end;
-  bool first;
+  bool first;  // block of the sequence
 };
 
 // Scores of the keys [token, token + kRows), a multiple of kRows.
@@ -115,17 +115,16 @@ SIMD_INLINE void score(const Head& head, Queries* queries, const Keys& keys, std
   const bool all = token >= keys.begin && token + kRows <= keys.end;
   UNROLL
   for (int v = 0; v < kVectors; ++v) {
-    __m512 top = queries[v].largest;
+    __m512& top = queries[v].largest;
     UNROLL
     for (int i = 0; i < kRows; ++i) {
       const bool is_own = all || (token + i >= keys.begin && token + i < keys.end);
       if (is_own) top = _mm512_max_ps(sums[i][v], top);
     }
-    queries[v].largest = top;
   }
 }
 
-// Features [d, d + kCount) of the sums over the keys.
+// Features [d, d + kCount) of the sums over the keys, added to what earlier blocks left.
 template <int kVectors, int kCount>
 SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& keys,
                           std::int64_t d) {
@@ -133,15 +132,10 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& 
   UNROLL
   for (int i = 0; i < kCount; ++i) {
     UNROLL
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = _mm512_setzero_ps();
-  }
-  if (!keys.first) {
-    UNROLL
-    for (int i = 0; i < kCount; ++i) {
-      UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        sums[i][v] = _mm512_mul_ps(_mm512_loadu_ps(queries[v].out + (d + i) * 16), queries[v].fade);
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      sums[i][v] = _mm512_setzero_ps();
+      if (keys.first) continue;
+      sums[i][v] = _mm512_mul_ps(_mm512_loadu_ps(queries[v].out + (d + i) * 16), queries[v].fade);
     }
   }
   // Of two keys from an even one; `kept` are the halves of a word that are the sequence's: zero
