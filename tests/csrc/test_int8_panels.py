@@ -64,6 +64,7 @@ def multiply(w: np.ndarray, x: np.ndarray, layout: str, isa: str, rows: int = 0)
     for row in range(0, padded, step):
         count = min(step, padded - row)
         acc = aligned((len(panels), count, SLOTS), np.int32)
+        acc.fill(0x5A5A5A5A)  # whatever was there is not added to
         _C.int8_panels_accumulate(
             weight, row, count, panels.ctypes.data, panels.shape[1], len(panels), last,
             acc.ctypes.data, isa,

@@ -126,7 +126,6 @@ void pack_sparse32(const Matrix& m, Weight& out) {
       std::int64_t next[kBand] = {};  // input of each row
       std::fill_n(next, kBand, part.input);
       std::int64_t last[kBand] = {};
-      std::fill_n(last, kBand, part.input);
       const RowUnits* rows_of_band = order.data() + band;
       for (int u = 0; u < rows_of_band->units; ++u) {
         for (std::int64_t r = 0; r < rows; ++r) {

@@ -26,6 +26,7 @@ struct Count {
 // Calls multiply(Count of lane groups, first slot of them), as few times as registers allow.
 template <typename Multiply>
 SIMD_INLINE void over_slots(int vectors, const Multiply& multiply) {
+  static_assert(kRegisterLanes <= 16 || kRegisterLanes == 64);  // one pass takes all that are left
   constexpr int kMost = kRegisterLanes / kLanes;
   int slot = 0;
   for (; slot + kRegisterLanes <= vectors * 16; slot += kRegisterLanes) {

@@ -175,6 +175,7 @@ void pack_band1(const Matrix& m, Weight& out) {
     out.order.insert(out.order.end(), order.begin(), order.end());
     for (std::int64_t r = 0; r < part.rows; r += kBand) {
       const RowUnits* four = order.data() + r;
+      if (four->units == 0) break;  // nor has any row after these
       const std::size_t end = unit + kBand * four->units;
       out.values.resize(end * kUnit, 0);
       out.index.resize(end * offsets, 0);

@@ -85,7 +85,9 @@ class Softmax {
     for (std::int64_t k = begin; k < end; ++k) {
       const __m512 v = _mm512_mul_ps(_mm512_loadu_ps(scores + k * 16), scale);
       const __m512 added = _mm512_maskz_loadu_ps(lanes, bias + (k - begin) * problem.span);
-      const __m512 sum = _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v);
+      // Where all keys are hidden alike, a sum of -inf is still one to count from. NaN stays.
+      const __m512 sum = _mm512_max_ps(_mm512_set1_ps(-2.9e38f),
+                                       _mm512_fmadd_ps(added, _mm512_set1_ps(kLog2E), v));
       _mm512_storeu_ps(scores + k * 16, sum);
       top = _mm512_max_ps(sum, top);
     }

@@ -19,7 +19,7 @@ namespace sparse_runtime::panel_attention {
 //   kInt8   as kFloat; quantized within the call, and both products are sums of integers
 enum class Form { kFloat, kBf16, kInt8 };
 
-// Keys are taken in blocks of this many, so that memory is bounded for any length.
+// Keys are taken in blocks of at most this many, so that memory is bounded for any length.
 constexpr std::int64_t kKeyBlock = 512;
 
 // Static quantization: q = clamp(round_even(x / scale) + zero_point, low, high). scale 0: none.
