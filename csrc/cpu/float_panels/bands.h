@@ -150,6 +150,7 @@ void dense16_rows(const WeightView& w, const Group& group, const float* x, std::
       for (int g = 0; g < kGroups; ++g) {
         input[g] = load<U>(x + (block / 2 + i) * kPanelSlots + g * kLanes);
       }
+      __builtin_prefetch(values + (pairs + i) * kBand * 2);  // the next band's
       for (int b = 0; b < kBand; ++b) {
         std::uint32_t pair;
         __builtin_memcpy(&pair, values + (i * kBand + b) * 2, sizeof(pair));

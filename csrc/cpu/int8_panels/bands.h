@@ -39,6 +39,10 @@ SIMD_INLINE void over_slots(int vectors, const Multiply& multiply) {
   }
 }
 
+// A dense weight comes from beyond the core's caches, and the hardware's prefetcher starts anew on
+// every page.
+constexpr std::int64_t kAhead = 4096;
+
 // Units of one band, for kGroups lane groups. Of one vector, two units at a time have sums of their
 // own: four sums would wait for each other.
 template <int kGroups, bool kDenseIndex>
@@ -60,6 +64,7 @@ void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::in
     U inputs[kGroups];
     UNROLL
     for (int g = 0; g < kGroups; ++g) inputs[g] = load<U>(from + 4 * kLanes * g);
+    if (kDenseIndex) __builtin_prefetch(values + u * kBand * kUnit + kAhead);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
       const std::int32_t w = word_at(values + (u * kBand + r) * kUnit);
