@@ -43,6 +43,11 @@ SIMD_INLINE void over_slots(int vectors, const Multiply& multiply) {
 // every page.
 constexpr std::int64_t kAhead = 4096;
 
+SIMD_INLINE void fetch_ahead(const std::int8_t* values, const std::uint16_t* index) {
+  __builtin_prefetch(values + kAhead / 2);
+  __builtin_prefetch(index + kAhead / 4);
+}
+
 // Units of one band, for kGroups lane groups. Of one vector, two units at a time have sums of their
 // own: four sums would wait for each other.
 template <int kGroups, bool kDenseIndex>
@@ -175,6 +180,7 @@ void gathered_band(const std::int8_t* values, const std::uint16_t* index, std::i
   for (std::int64_t u = 0; u < units; ++u) {
     U inputs[4];
     interleave(x, four_at(index + u * kUnit), kPanelSlots, part, inputs);
+    fetch_ahead(values + u * kBand * kUnit, index + u * kUnit);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
       const std::int32_t w = word_at(values + (u * kBand + r) * kUnit);
@@ -260,6 +266,7 @@ void grouped_fours(const Part& part, int slot) {
     }
     for (int units = order->units; units > 0; --units) {
       const std::uint64_t offsets = four_at(index);
+      fetch_ahead(values, index);
       UNROLL
       for (int r = 0; r < kBand; ++r) {
         const std::uint8_t* from = x + one_of(offsets, r);
@@ -292,6 +299,7 @@ SIMD_INLINE void gathered_four(const std::int8_t* values, const std::uint16_t* i
     for (int v = 0; v < kVectors; ++v) sums[r][v] = I{};
   }
   for (; units > 0; --units) {
+    fetch_ahead(values, index);
     UNROLL
     for (int r = 0; r < kRows; ++r) {
       U inputs[4];
