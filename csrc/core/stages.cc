@@ -38,8 +38,9 @@ class Run {
   void work(int worker, double* seconds) {
     Clock::time_point before = Clock::now();
     for (std::size_t s = 0; s < stages_.size(); ++s) {
-      take_share(s, worker, worker);
-      help_until_done(s, worker);
+      const std::int64_t mine = take_tasks(s, worker);
+      done_[s].value.fetch_add(mine, std::memory_order_acq_rel);
+      wait_for(s);
       if (seconds == nullptr) continue;
       const Clock::time_point now = Clock::now();
       seconds[s] = std::chrono::duration<double>(now - before).count();
@@ -48,32 +49,28 @@ class Run {
   }
 
  private:
-  // What is left of the tasks that `share` begins with.
-  void take_share(std::size_t s, int share, int worker) {
+  std::int64_t take_tasks(std::size_t s, int worker) {
     const Stage& stage = stages_[s];
-    const std::int64_t first = stage.tasks * share / workers_;
-    const std::int64_t count = stage.tasks * (share + 1) / workers_ - first;
-    std::atomic<std::int64_t>& next = next_[s * static_cast<std::size_t>(workers_) + share].value;
     std::int64_t taken = 0;
-    // Reading first keeps the line shared where nothing is left.
-    while (next.load(std::memory_order_relaxed) < count) {
-      const std::int64_t index = next.fetch_add(1, std::memory_order_relaxed);
-      if (index >= count) break;
-      stage.run(first + index, worker);
-      ++taken;
+    for (int turn = 0; turn < workers_; ++turn) {
+      const int share = (worker + turn) % workers_;
+      const std::int64_t first = stage.tasks * share / workers_;
+      const std::int64_t count = stage.tasks * (share + 1) / workers_ - first;
+      std::atomic<std::int64_t>& next = next_[s * static_cast<std::size_t>(workers_) + share].value;
+      // Reading first keeps the line shared where nothing is left.
+      while (next.load(std::memory_order_relaxed) < count) {
+        const std::int64_t index = next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= count) break;
+        stage.run(first + index, worker);
+        ++taken;
+      }
     }
-    if (taken != 0) done_[s].value.fetch_add(taken, std::memory_order_acq_rel);
+    return taken;
   }
 
-  void help_until_done(std::size_t s, int worker) {
-    // Most stages end within this, and looking at a counter takes its line away from its worker.
-    constexpr int kBeforeHelping = 16;
+  void wait_for(std::size_t s) {
     const std::int64_t tasks = stages_[s].tasks;
     for (int spins = 0; done_[s].value.load(std::memory_order_acquire) != tasks; ++spins) {
-      if (spins == kBeforeHelping) {
-        for (int turn = 1; turn < workers_; ++turn)
-          take_share(s, (worker + turn) % workers_, worker);
-      }
       // With more threads than cores, the one that still works may need this core.
       if (spins < 4096) {
         pause_cpu();

@@ -7,7 +7,6 @@ namespace sparse_runtime::encoder {
 namespace {
 
 constexpr int kSlots = panels::kSlots;
-constexpr std::int64_t kQuantizedRows = 256;  // at a time
 
 }  // namespace
 
@@ -74,24 +73,18 @@ void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
     alignas(64) float unused_scale[kSlots];
     alignas(64) std::int32_t unused_zero_points[kSlots];
     token_ops::Quantize quantize = {};
+    quantize.x = rows.x;
+    quantize.rows = rows.count;
     quantize.vectors = rows.vectors;
     quantize.quantization = shape.form.quantization;
     quantize.low = low;
     quantize.high = high;
     quantize.plain = shape.form.plain;
+    quantize.q = static_cast<std::uint8_t*>(shape.data) + panel * panels::bytes_in_panel(features) +
+                 rows.first * kSlots;
     quantize.scale = part == 0 ? shape.scale + panel * kSlots : unused_scale;
     quantize.zero_points = part == 0 ? shape.zero_points + panel * kSlots : unused_zero_points;
-    auto* bytes = static_cast<std::uint8_t*>(shape.data) + panel * panels::bytes_in_panel(features) +
-                  rows.first * kSlots;
-    // Backwards: more floats than the cache holds are there from the end on, where they were written
-    // last; forwards, each would be pushed out just before its turn.
-    for (std::int64_t end = rows.count; end > 0; end = (end - 1) / kQuantizedRows * kQuantizedRows) {
-      const std::int64_t first = (end - 1) / kQuantizedRows * kQuantizedRows;
-      quantize.x = rows.x + first * kSlots;
-      quantize.rows = end - first;
-      quantize.q = bytes + first * kSlots;
-      ops->quantize(quantize);
-    }
+    ops->quantize(quantize);
   }
 }
 
