@@ -17,6 +17,7 @@
 
 #include "core/panels.h"
 #include "cpu/float_panels/float_panels.h"
+#include "cpu/parts.h"
 
 namespace sparse_runtime::float_panels {
 namespace {
@@ -55,28 +56,15 @@ struct Matrix {
   }
 };
 
-// The rows [row, row + rows) and inputs [input, end) that kDense32 and kSparse32 hold together.
-struct Part {
-  std::int64_t row;
-  std::int64_t rows;
-  std::int64_t input;
-  std::int64_t end;
-};
-
-// All parts, as they lie in memory.
+// All parts of kDense32 or kSparse32.
 template <typename Visit>
-void for_parts(Layout layout, std::int64_t rows, std::int64_t k, Visit visit) {
-  const std::int64_t group = row_group(layout, rows);
-  for (std::int64_t row = 0; row < rows; row += group) {
-    for (std::int64_t input = 0; input < k; input += kInputBlock) {
-      visit(Part{row, std::min(group, rows - row), input, std::min(input + kInputBlock, k)});
-    }
-  }
+void for_parts_of(Layout layout, std::int64_t rows, std::int64_t k, Visit visit) {
+  for_parts(rows, row_group(layout, rows), k, kInputBlock, ceil_div(k, kInputBlock), visit);
 }
 
 template <typename Visit>
 void for_dense32(std::int64_t rows, std::int64_t k, Visit visit) {
-  for_parts(Layout::kDense32, rows, k, [&](const Part& part) {
+  for_parts_of(Layout::kDense32, rows, k, [&](const Part& part) {
     const std::int64_t end = part.row + part.rows;
     for (std::int64_t row = part.row; row < end; row += kTallBand) {
       const std::int64_t band_end = std::min(row + kTallBand, end);
@@ -118,7 +106,7 @@ std::vector<RowUnits> order_of(const Matrix& m, const Part& part) {
 }
 
 void pack_sparse32(const Matrix& m, Weight& out) {
-  for_parts(Layout::kSparse32, padded_rows(m.n), m.k, [&](const Part& part) {
+  for_parts_of(Layout::kSparse32, padded_rows(m.n), m.k, [&](const Part& part) {
     out.starts.push_back(static_cast<std::int32_t>(out.index.size()));
     const std::vector<RowUnits> order = order_of(m, part);
     out.order.insert(out.order.end(), order.begin(), order.end());
@@ -149,7 +137,7 @@ template <typename Put>
 void unpack_sparse32(const Weight& weight, Put put) {
   const RowUnits* order = weight.order.data();
   std::size_t at = 0;
-  for_parts(Layout::kSparse32, padded_rows(weight.n), weight.k, [&](const Part& part) {
+  for_parts_of(Layout::kSparse32, padded_rows(weight.n), weight.k, [&](const Part& part) {
     for_bands(order, part.rows, [&](std::int64_t band, std::int64_t rows) {
       for (int u = 0; u < order[band].units; ++u) {
         for (std::int64_t r = band; r < band + rows; ++r, ++at) {
@@ -206,7 +194,7 @@ std::int64_t padded_rows(std::int64_t n) {
 
 std::int64_t sparse32_units(const float* w, std::int64_t n, std::int64_t k) {
   std::int64_t units = 0;
-  for_parts(Layout::kSparse32, padded_rows(n), k, [&](const Part& part) {
+  for_parts_of(Layout::kSparse32, padded_rows(n), k, [&](const Part& part) {
     const std::vector<RowUnits> order = order_of({w, n, k}, part);
     for_bands(order.data(), part.rows, [&](std::int64_t band, std::int64_t rows) {
       units += rows * order[static_cast<std::size_t>(band)].units;

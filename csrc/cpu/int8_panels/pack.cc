@@ -34,6 +34,7 @@
 
 #include "core/panels.h"
 #include "cpu/int8_panels/int8_panels.h"
+#include "cpu/parts.h"
 
 namespace sparse_runtime::int8_panels {
 namespace {
@@ -101,24 +102,11 @@ void pack_band4_gathered(const Matrix& m, Weight& out) {
   }
 }
 
-// The rows [row, row + rows) and inputs [input, end) that a band1 layout holds together.
-struct Part {
-  std::int64_t row;
-  std::int64_t rows;
-  std::int64_t input;
-  std::int64_t end;
-};
-
-// All parts, as they lie in memory.
+// All parts of a band1 layout. No inputs at all are one empty block.
 template <typename Visit>
-void for_parts(Layout layout, std::int64_t n, std::int64_t k, Visit visit) {
-  const std::int64_t rows = padded_rows(n), group = row_group(layout, rows);
-  for (std::int64_t row = 0; row < rows; row += group) {
-    for (std::int64_t block = 0; block < input_blocks(k); ++block) {
-      const std::int64_t input = block * kInputBlock;
-      visit(Part{row, std::min(group, rows - row), input, std::min(input + kInputBlock, k)});
-    }
-  }
+void for_parts_of(Layout layout, std::int64_t n, std::int64_t k, Visit visit) {
+  const std::int64_t rows = padded_rows(n);
+  for_parts(rows, row_group(layout, rows), k, kInputBlock, input_blocks(k), visit);
 }
 
 std::int64_t units_of(const Matrix& m, const Part& part, std::int64_t row, bool gathered) {
@@ -168,7 +156,7 @@ void put_row(const Matrix& m, const Part& part, std::int64_t row, bool gathered,
 void pack_band1(const Matrix& m, Weight& out) {
   const bool gathered = reads_plain(out.layout);
   const std::size_t offsets = gathered ? kUnit : 1;  // of a unit
-  for_parts(out.layout, m.n, m.k, [&](const Part& part) {
+  for_parts_of(out.layout, m.n, m.k, [&](const Part& part) {
     std::size_t unit = out.values.size() / kUnit;
     out.starts.push_back(static_cast<std::int32_t>(unit));
     const std::vector<RowUnits> order = order_of(m, part, gathered);
@@ -196,7 +184,7 @@ void unpack_band1(const Weight& weight, Put put) {
   const RowUnits* order = weight.order.data();
   const std::int8_t* values = weight.values.data();
   const std::uint16_t* index = weight.index.data();
-  for_parts(weight.layout, weight.n, weight.k, [&](const Part& part) {
+  for_parts_of(weight.layout, weight.n, weight.k, [&](const Part& part) {
     for (std::int64_t r = 0; r < part.rows; r += kBand, order += kBand) {
       for (std::int64_t u = 0; u < order->units * kBand; ++u) {
         for (std::int64_t i = 0; i < kUnit; ++i) {
@@ -212,7 +200,7 @@ void unpack_band1(const Weight& weight, Put put) {
 
 std::int64_t band1_units(const Matrix& m, Layout layout) {
   std::int64_t units = 0;
-  for_parts(layout, m.n, m.k, [&](const Part& part) {
+  for_parts_of(layout, m.n, m.k, [&](const Part& part) {
     const std::vector<RowUnits> order = order_of(m, part, reads_plain(layout));
     for (std::int64_t r = 0; r < part.rows; r += kBand) {
       units += kBand * order[static_cast<std::size_t>(r)].units;
