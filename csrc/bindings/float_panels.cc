@@ -75,7 +75,7 @@ void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr
                 const std::string& isa) {
   const Checks checks("float_panels_accumulate");
   const int64_t padded = float_panels::padded_rows(weight.n);
-  const int64_t group = float_panels::row_group(weight.layout, padded);
+  const int64_t group = float_panels::row_group(weight.layout, padded, weight.k);
   checks.range("row", row, 0, padded);
   checks.range("rows", rows, 0, padded - row);
   if (row % group != 0 || (rows % group != 0 && row + rows != padded)) {

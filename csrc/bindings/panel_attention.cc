@@ -71,7 +71,7 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
             int64_t head_size, float scale, uintptr_t bias_ptr, int64_t span, uintptr_t out_ptr,
             int64_t head, int64_t start, int64_t length, int64_t bias_start, int64_t query,
             int64_t queries, const std::string& isa,
-            const std::shared_ptr<panel_attention::Quantizers>& quantizers) {
+            const std::shared_ptr<panel_attention::Quantizers>& quantizers, int64_t filled) {
   const Checks checks("panel_attention");
   const Form chosen = form_of(checks, form);
   checks.range("tokens", tokens, 1, int64_t{1} << 30);
@@ -82,11 +82,18 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
   checks.range("length", length, 1, tokens - start);
   checks.range("query", query, 0, length - 1);
   checks.range("queries", queries, 1, length - query);
-  const int64_t features = heads * head_size, panels = panels::panel_count(tokens);
+  const Isa set = resolve_isa(isa);
+  const bool whole = set == Isa::kAmx && chosen != Form::kInt8;
+  checks.range("filled", filled, whole ? panels::kSlots : panels::kVector, panels::kSlots);
+  if (filled % panels::kVector != 0) {
+    checks.fail("filled", "a multiple of 16", std::to_string(filled));
+  }
+  const int64_t features = heads * head_size, panels = panels::panel_count(tokens, filled);
   panel_attention::Problem problem = {};
   problem.panel_stride = chosen == Form::kBf16 ? panels::bf16_in_panel(3 * features) * 2
                                                : panels::floats_in_panel(3 * features) * 4;
   problem.qkv = checks.pointer<const char>("qkv_ptr", qkv_ptr, problem.panel_stride * panels);
+  problem.filled = filled;
   problem.heads = heads;
   problem.head_size = head_size;
   problem.scale = scale;
@@ -97,7 +104,6 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
   }
   problem.out_stride = panels::floats_in_panel(features);
   problem.out = checks.pointer<float>("out_ptr", out_ptr, problem.out_stride * panels * 4);
-  const Isa set = resolve_isa(isa);
   const auto kernel = panel_attention::attend_for(set, chosen);
   if (kernel == nullptr) {
     throw std::runtime_error("panel_attention: form " + form +
@@ -131,7 +137,7 @@ void bind_panel_attention(py::module_& m) {
   m.def("panel_attention", &attend, arg("form"), arg("qkv_ptr"), arg("tokens"), arg("heads"),
         arg("head_size"), arg("scale"), arg("bias_ptr"), arg("span"), arg("out_ptr"), arg("head"),
         arg("start"), arg("length"), arg("bias_start"), arg("query"), arg("queries"), arg("isa"),
-        arg("quantizers") = nullptr);
+        arg("quantizers") = nullptr, arg("filled") = panels::kSlots);
 }
 
 }  // namespace sparse_runtime::bindings

@@ -1,7 +1,8 @@
 // The layouts of activations inside the encoder: feature-major panels of 64 token slots.
 //
-// Token t of a stream lies in panel t / 64, slot t % 64. Sequences follow each other without
-// padding; slots beyond the last token hold unspecified values.
+// Token t of a stream lies in panel t / filled, slot t % filled; filled is 64, or a smaller multiple of
+// kVector where few tokens share out better so. Sequences follow each other without padding; slots
+// beyond `filled` or the last token hold unspecified values.
 //
 //   floats    float [panel][feature][slot]
 //   grouped   uint8 [panel][k / 4][slot][k % 4]        what dpbusd and AMX tiles read
@@ -30,8 +31,8 @@ static constexpr int byte_of_slot(int slot) {
   return 16 * lane + 4 * vector + slot % 4;
 }
 
-static constexpr std::int64_t panel_count(std::int64_t tokens) {
-  return (tokens + kSlots - 1) / kSlots;
+static constexpr std::int64_t panel_count(std::int64_t tokens, std::int64_t filled = kSlots) {
+  return (tokens + filled - 1) / filled;
 }
 
 static constexpr std::int64_t padded_features(std::int64_t features) {
@@ -49,6 +50,12 @@ static constexpr std::int64_t bytes_in_panel(std::int64_t features) {  // groupe
 
 static constexpr std::int64_t bf16_in_panel(std::int64_t features) {  // pairs, halves; elements
   return padded_features(features) * kSlots;
+}
+
+// Whether a weight [rows, k] may be that of queries, keys and values together. Attention takes the
+// rows of a head, so what holds rows together should not cross one: 64 rows at most.
+static constexpr bool may_project_heads(std::int64_t rows, std::int64_t k) {
+  return rows > k && rows <= 3 * k;
 }
 
 }  // namespace sparse_runtime::panels

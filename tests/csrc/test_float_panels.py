@@ -23,6 +23,7 @@ SHAPES = [
     (8, 130, 48),  # a pair in the second block
     (160, 140, 20),  # groups of 64 rows, the last of 32: dense bands of 6, 4 and 2
     (800, 140, 20),  # groups of 128 sparse rows, the last of 32
+    (800, 300, 20),  # of 64, as queries, keys and values
 ]
 
 

@@ -299,6 +299,86 @@ def test_ragged_streams_are_their_sequences(seed: int, isa: str) -> None:
         torch.testing.assert_close(mine, alone, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lengths", [[128], [100, 284], [3, 60, 64, 1], [700]])
+def test_few_tokens_share_out_evenly_among_four_threads(isa: str, lengths: list[int]) -> None:
+    """Panels of 32 slots; of 48, with a sequence across two; of 32, five sequences; of 64."""
+    torch.manual_seed(len(lengths))
+    w = [torch.randint(-127, 128, s, dtype=torch.int8) for s in ((192, 64), (64, 64))]
+    scales = [torch.full((n,), 1e-3) for n in (192, 64)]
+    parts = [
+        int8_layer(w[0], scales[0], None, "band4_gathered", "asymmetric"),
+        int8_layer(w[1], scales[1], None, "band4_grouped", "asymmetric"),
+        norm_of(64)[2],
+    ]
+    x = torch.randn(sum(lengths), 64)
+    one = layer_outputs(x, lengths, isa, 1, parts)
+    torch.testing.assert_close(layer_outputs(x, lengths, isa, 4, parts), one, rtol=1e-4, atol=1e-4)
+
+
+def attended(
+    x: Tensor, lengths: list[int], isa: str, parts: list, heads: int, bias: Tensor, *, hold: bool
+) -> tuple[Tensor, list[str]]:
+    """QKV, attention and a linear layer of four threads, and the labels of the stages."""
+    qkv, out = parts
+    run = forward(lengths, isa, 4)
+    value = run.linear(enter(run, x), qkv, "none", None, None)
+    held = value if hold else None  # somebody may ask for it: it must be there as a whole
+    context = run.attention(value, heads, 0.1, bias.data_ptr(), bias.shape[1])
+    del value
+    y = run.linear(context, out, "none", None, None)
+    rows = torch.empty(len(x), y.features)
+    run.to_rows(y, rows.data_ptr(), y.features)
+    labels = [label for label, _ in run.run(profile=True)]
+    del held
+    return rows, labels
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(
+    ("layout", "head_size"),
+    [
+        ("band4_gathered", 32),  # one block of rows a head
+        ("band1_grouped", 64),  # one group of rows a head
+        ("sparse32", 64),  # attention in floats
+    ],
+)
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [128],  # two panels, of which the bands' have 32 slots in use, so they are four
+        [100, 284],  # six panels, eight of 48 slots
+        [3, 60, 1],  # one panel, three sequences
+    ],
+)
+def test_heads_by_themselves_are_the_whole_layer_s(
+    isa: str, layout: str, head_size: int, lengths: list[int]
+) -> None:
+    torch.manual_seed(head_size)
+    heads, features = 4, 4 * head_size
+    x = torch.randn(sum(lengths), features)
+    bias = torch.randn(heads, max(lengths), max(lengths))
+    w = [
+        torch.randint(-127, 128, (n, features)) * (torch.rand(n, features) < 0.3)
+        for n in (3 * features, features)
+    ]
+    if layout == "sparse32":
+        parts = [float_layer(part.float() / 500, layout) for part in w]
+    else:
+        scales = [torch.full((len(part),), 1e-3) for part in w]
+        parts = [
+            int8_layer(part.to(torch.int8), scale, None, layout, "asymmetric")
+            for part, scale in zip(w, scales, strict=True)
+        ]
+    mine, labels = attended(x, lengths, isa, parts, heads, bias, hold=False)
+    whole, apart = attended(x, lengths, isa, parts, heads, bias, hold=True)
+    assert torch.equal(mine, whole)
+    assert "attention" in apart
+    # Eight panels stay with their threads; AMX attention is left as it was measured.
+    by_heads = isa != "amx" and not (lengths == [100, 284] and layout != "sparse32")
+    assert ("attention" not in labels) == by_heads
+
+
 def test_passes_at_the_same_time_do_not_disturb_each_other() -> None:
     """Sizes of one vector to many panels, on four threads each, from eight Python threads."""
     torch.manual_seed(1)

@@ -73,11 +73,11 @@ def multiply(w: np.ndarray, x: np.ndarray, layout: str, isa: str, rows: int = 0)
     return np.concatenate(parts, axis=1)[:, :n]
 
 
-def group(layout: str, n: int) -> int:
+def group(layout: str, n: int, k: int) -> int:
     """Rows that a call takes whole."""
     if not layout.startswith("band1"):
         return BLOCK
-    return 64 if n <= 768 else 128
+    return 64 if n <= 768 or k < -(-n // BLOCK) * BLOCK <= 3 * k else 128
 
 
 def problem(n: int, k: int, tokens: int, density: float, seed: int) -> tuple[np.ndarray, ...]:
@@ -128,7 +128,9 @@ def test_rows_in_several_calls_and_empty_rows(isa: str, layout: str) -> None:
     w, x = problem(100, 192, 90, 0.2, seed=5)
     w[8:60] = 0  # bands, strips and a whole block without units
     expected = x.astype(np.int32) @ w.astype(np.int32).T
-    np.testing.assert_array_equal(multiply(w, x, layout, isa, rows=group(layout, 100)), expected)
+    np.testing.assert_array_equal(
+        multiply(w, x, layout, isa, rows=group(layout, 100, 192)), expected
+    )
 
 
 @pytest.mark.parametrize(("isa", "layout"), RUNS)
@@ -142,7 +144,9 @@ def test_rows_of_very_different_length(isa: str, layout: str, n: int) -> None:
     w[127] = np.where(w[127] == 0, 1, w[127])  # all units that a row can have
     w[128:192] = 0  # nothing
     expected = x.astype(np.int32) @ w.astype(np.int32).T
-    np.testing.assert_array_equal(multiply(w, x, layout, isa, rows=group(layout, n)), expected)
+    np.testing.assert_array_equal(
+        multiply(w, x, layout, isa, rows=group(layout, n, 1600)), expected
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -182,15 +186,17 @@ def test_units_are_counted_as_they_are_packed() -> None:
 
 
 @pytest.mark.parametrize(("layout", "size"), [("band1_grouped", 6), ("band1_gathered", 12)])
-@pytest.mark.parametrize("n", [200, 830])
-def test_rows_of_their_own_take_what_is_counted(layout: str, size: int, n: int) -> None:
+@pytest.mark.parametrize(
+    ("n", "k"),
+    [(200, 1540), (830, 1540), (830, 276), (830, 277)],  # groups of 64; 128; 128; 64, of a head
+)
+def test_rows_of_their_own_take_what_is_counted(layout: str, size: int, n: int, k: int) -> None:
     """Of values and index; beside them two bytes a row and block, starts and sums of rows."""
-    k = 1540
     w, _ = problem(n, k, 1, 0.05, seed=n)
     w[::3, :700] = 0
     units = _C.int8_panels_count(w.ctypes.data, n, k)[layout]
-    padded, blocks = -(-n // BLOCK) * BLOCK, 3
-    groups = -(-padded // group(layout, n))
+    padded, blocks = -(-n // BLOCK) * BLOCK, -(-k // 768)
+    groups = -(-padded // group(layout, n, k))
     beside = 2 * blocks * padded + 4 * (blocks * groups + 1) + 4 * padded * 2
     weight = _C.int8_panels_pack(w.ctypes.data, n, k, layout)
     assert weight.bytes == size * units + beside

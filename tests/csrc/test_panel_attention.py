@@ -16,13 +16,15 @@ SLOTS = 64
 TOLERANCE = {"float": 3e-6, "bf16": 1.2e-2}  # of the largest value; bf16 keeps 8 bits
 
 
-def to_panels(qkv: torch.Tensor, form: str) -> torch.Tensor:
+def to_panels(qkv: torch.Tensor, form: str, filled: int) -> torch.Tensor:
     """float32 [tokens, 3 * features] -> panels; unused slots hold NaN."""
     tokens, features = qkv.shape
-    panels = -(-tokens // SLOTS)
-    full = torch.full((panels * SLOTS, features), float("nan"))
-    full[:tokens] = qkv
-    full = full.reshape(panels, SLOTS, features).transpose(1, 2).contiguous()
+    panels = -(-tokens // filled)
+    full = torch.full((panels, SLOTS, features), float("nan"))
+    used = torch.full((panels * filled, features), float("nan"))
+    used[:tokens] = qkv
+    full[:, :filled] = used.unflatten(0, (panels, filled))
+    full = full.transpose(1, 2).contiguous()
     if form == "float":
         return full
     halves = full.to(torch.bfloat16)
@@ -61,10 +63,11 @@ def run(
     *,
     bias: torch.Tensor | None = None,
     cuts: int = 1,
+    filled: int = SLOTS,
 ) -> torch.Tensor:
     """All heads of all sequences; each sequence's queries in ``cuts`` calls."""
     tokens, width = qkv.shape
-    panels = aligned(to_panels(qkv, form))
+    panels = aligned(to_panels(qkv, form, filled))
     features = width // 3
     out = aligned(torch.full((panels.shape[0], features, SLOTS), 1e9))
     by_key = None if bias is None else bias.transpose(1, 2).contiguous()
@@ -79,11 +82,13 @@ def run(
                 _C.panel_attention(
                     form, panels.data_ptr(), tokens, heads, features // heads, scale,
                     0 if by_key is None else by_key.data_ptr(), span, out.data_ptr(),
-                    head, start, length, 0, first, end - first, isa,
+                    head, start, length, 0, first, end - first, isa, None, filled,
                 )  # fmt: skip
         start += length
-    rows = out.transpose(1, 2).reshape(-1, features)
+    slots = out.transpose(1, 2)
+    rows = slots[:, :filled].reshape(-1, features)
     assert bool((rows[start:] == 1e9).all()), "a slot beyond the sequences was written"
+    assert bool((slots[:, filled:] == 1e9).all()), "a slot beyond those that are filled was written"
     return rows[:start]
 
 
@@ -112,6 +117,24 @@ def test_close_to_the_oracle(
     expected = torch.cat([oracle(part, heads, scale, None) for part in qkv.split(lengths)])
     error = float((got.double() - expected).abs().max())
     assert error <= TOLERANCE[form] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("isa", "form"), [run for run in RUNS if run[0] != "amx"])
+@pytest.mark.parametrize("filled", [16, 32, 48])
+@pytest.mark.parametrize("lengths", [[1], [128], [5, 43, 48, 33, 2, 100], [9, 530]])
+def test_panels_that_are_not_filled_give_the_same(
+    isa: str, form: str, filled: int, lengths: list[int]
+) -> None:
+    """One token; whole panels; sequences across several; more keys than one block."""
+    torch.manual_seed(filled)
+    qkv = torch.randn(sum(lengths), 96)
+    bias = torch.randn(2, max(lengths), max(lengths))
+    for given in (None, bias):
+        full = run(qkv, lengths, 2, 0.3, form, isa, bias=given, cuts=2)
+        torch.testing.assert_close(
+            run(qkv, lengths, 2, 0.3, form, isa, bias=given, cuts=2, filled=filled),
+            full, rtol=1e-5, atol=1e-5,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("isa", "form"), RUNS)

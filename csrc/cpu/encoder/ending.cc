@@ -17,10 +17,11 @@ bool Ending::needs_range() const {
   });
 }
 
-Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part, float* x) const {
-  const std::int64_t first = part * part_rows;
-  return {x + first * kSlots, first, std::min(part_rows, features - first),
-          panel + 1 == panels ? last_vectors : panels::kVectors};
+Ending::Rows Ending::rows_of(std::int64_t panel, std::int64_t part, float* x,
+                             std::int64_t joined) const {
+  const std::int64_t rows = joined * part_rows, first = part * rows;
+  return {x + first * kSlots, first, std::min(rows, features - first),
+          panel + 1 == panels ? last_vectors : vectors};
 }
 
 void Ending::moments_of(std::int64_t panel, std::int64_t part, float* x) const {
@@ -56,7 +57,7 @@ void Ending::normalize(std::int64_t panel, std::int64_t part, float* x) const {
 }
 
 void Ending::convert(std::int64_t panel, std::int64_t part, float* x) const {
-  const Rows rows = rows_of(panel, part, x);
+  const Rows rows = rows_of(panel, part, x, joined);
   alignas(64) float low[kSlots];
   alignas(64) float high[kSlots];
   if (needs_range()) {

@@ -50,11 +50,13 @@ class Ending {
   float* floats = nullptr;  // null where a product keeps them to itself
   std::int64_t features = 0;
   std::int64_t panels = 0;
+  int vectors = 0;  // as in Product
   int last_vectors = 0;
   std::shared_ptr<const Norm> norm;  // or null
   std::vector<Shape> shapes;         // bytes and pairs
-  std::int64_t part_rows = 0;        // a multiple of 64, or all
+  std::int64_t part_rows = 0;        // of statistics: a multiple of 32, or all
   std::int64_t parts = 0;
+  std::int64_t joined = 1;   // parts that are converted together: a multiple of 64 rows, or all
   std::int64_t group = 1;    // panels of one task, as in the product: they are in that core's cache
   float* moments = nullptr;  // statistics: means, deviations; with moments
   float* ranges = nullptr;   // statistics: minima, maxima; with bytes or a norm
@@ -68,6 +70,7 @@ class Ending {
   void moments_of(std::int64_t panel, std::int64_t part, float* x) const;
   void range_of(std::int64_t panel, std::int64_t part, float* x) const;
   void normalize(std::int64_t panel, std::int64_t part, float* x) const;
+  // part: of those that are joined.
   void convert(std::int64_t panel, std::int64_t part, float* x) const;
   // All steps of a panel in one part.
   void whole(std::int64_t panel, bool ranged, float* x) const;
@@ -81,7 +84,7 @@ class Ending {
     std::int64_t count;
     int vectors;
   };
-  Rows rows_of(std::int64_t panel, std::int64_t part, float* x) const;
+  Rows rows_of(std::int64_t panel, std::int64_t part, float* x, std::int64_t joined = 1) const;
   float* statistics_of(float* statistics, std::int64_t panel, std::int64_t part) const {
     return statistics + (panel * parts + part) * 2 * panels::kSlots;
   }

@@ -22,7 +22,6 @@ Forward::Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
                  std::shared_ptr<WorkspacePool> pool)
     : sequences_(std::move(sequences)),
       tokens_(sum_of_lengths(sequences_)),
-      panels_(panels::panel_count(tokens_)),
       num_threads_(num_threads),
       isa_(isa),
       ops_(token_ops::kernels_for(isa)),
@@ -146,11 +145,19 @@ void Forward::release(ValueId x) {
 }
 
 void Forward::run(StageTimes* times) {
+  if (!has_run_) lay_out_panels();
   has_run_ = true;
   stages_.clear();
   scratch_bytes_ = 0;
   stages_.reserve(3 * pending_.size());
-  for (const Node& node : pending_) plan(node);
+  for (std::size_t i = 0; i < pending_.size(); ++i) {
+    if (i + 1 < pending_.size() && goes_by_heads(pending_[i], pending_[i + 1])) {
+      plan_heads(pending_[i], pending_[i + 1]);
+      ++i;
+    } else {
+      plan(pending_[i]);
+    }
+  }
   scratch_bytes_ = (scratch_bytes_ + 63) / 64 * 64;
   // Not a block: those that planning has given back are still read by the stages.
   scratch_ = workspace_->scratch(static_cast<std::size_t>(scratch_bytes_) * num_threads_);
@@ -292,7 +299,22 @@ int Forward::vectors_of(std::int64_t panel) const {
 }
 
 std::int64_t Forward::tokens_of(std::int64_t panel) const {
-  return std::min<std::int64_t>(panels::kSlots, tokens_ - panel * panels::kSlots);
+  return std::min(filled_, tokens_ - panel * filled_);
+}
+
+// Values of the first run are read by later ones, so it decides for all.
+void Forward::lay_out_panels() {
+  // The tiles of AMX, also attention's, are of whole panels.
+  bool suits = isa_ != Isa::kAmx;
+  bool attends = false;
+  for (const Node& node : pending_) {
+    attends = attends || node.op == Op::kAttention;
+    if (node.op != Op::kLinear) continue;
+    const Variant& variant = node.linear->variant_for(tokens_);
+    suits = suits && variant.int8 && int8_panels::suits_fewer_vectors(variant.int8->layout);
+  }
+  filled_ = suits && attends ? filled_slots(tokens_, num_threads_) : panels::kSlots;
+  panels_ = panels::panel_count(tokens_, filled_);
 }
 
 void Forward::need_scratch(std::int64_t bytes) {

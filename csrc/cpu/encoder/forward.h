@@ -16,6 +16,8 @@
 #include "core/stages.h"
 #include "cpu/encoder/ending.h"
 #include "cpu/encoder/layers.h"
+#include "cpu/encoder/product.h"
+#include "cpu/encoder/tiling.h"
 #include "cpu/encoder/workspace.h"
 #include "cpu/isa.h"
 #include "cpu/panel_attention/panel_attention.h"
@@ -119,6 +121,11 @@ class Forward {
   void plan_linear(const Node& node);
   void plan_attention(const Node& node);
   void plan_to_rows(const Node& node);
+  // A linear layer whose results the attention that follows alone reads, both head by head.
+  bool goes_by_heads(const Node& qkv, const Node& attention) const;
+  void plan_heads(const Node& qkv, const Node& attention);
+  Product product_of(const Node& node);
+  panel_attention::Problem problem_of(const Node& node) const;
   // Begins the ending of a value whose floats are about to be there: its shapes, its parts and
   // memory for their statistics. Null where nothing is wanted of it but floats.
   std::shared_ptr<Ending> begin_ending(ValueId y, float* floats, std::shared_ptr<const Norm> norm,
@@ -144,10 +151,13 @@ class Forward {
   float* take_floats(std::int64_t features);
 
   std::int64_t longest_sequence() const;
+  void lay_out_panels();
   int vectors_of(std::int64_t panel) const;
   std::int64_t tokens_of(std::int64_t panel) const;
-  // Whether there are enough panels for each to be one task.
-  bool many_panels() const { return num_threads_ == 1 || panels_ >= 3 * num_threads_; }
+  // Whether each panel may be one task: they share out evenly, or are enough for it not to matter.
+  bool many_panels() const {
+    return shares_evenly(panels_, num_threads_) || panels_ >= 3 * num_threads_;
+  }
   // How many columns of its rows a task transposes.
   std::int64_t columns_of_task(std::int64_t features) const;
   char* worker_scratch(int worker) const { return scratch_ + scratch_bytes_ * worker; }
@@ -156,7 +166,9 @@ class Forward {
 
   const std::vector<Sequence> sequences_;
   const std::int64_t tokens_;
-  const std::int64_t panels_;
+  // How the stream lies in panels (core/panels.h); known once it runs.
+  std::int64_t filled_ = panels::kSlots;
+  std::int64_t panels_ = 0;
   const int num_threads_;
   const Isa isa_;
   const token_ops::Kernels& ops_;

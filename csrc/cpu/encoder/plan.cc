@@ -3,6 +3,7 @@
 
 #include "core/panels.h"
 #include "cpu/encoder/forward.h"
+#include "cpu/encoder/heads.h"
 #include "cpu/encoder/product.h"
 #include "cpu/encoder/tiling.h"
 
@@ -38,7 +39,7 @@ void Forward::plan_embed(const Node& node) {
   const auto* ids = &node.ids;
   add_stage("embed", tasks, [=](std::int64_t task, int) {
     const std::int64_t first = task * panels::kVector;
-    const std::int64_t panel = first / kSlots;
+    const std::int64_t panel = first / filled_;
     const float* rows[token_ops::kMostTables];
     const std::int64_t* own_ids[token_ops::kMostTables];
     for (std::size_t i = 0; i < ids->size(); ++i) {
@@ -51,7 +52,7 @@ void Forward::plan_embed(const Node& node) {
     embed.count = static_cast<int>(tables->size());
     embed.tokens = static_cast<int>(std::min<std::int64_t>(panels::kVector, tokens_ - first));
     embed.features = features;
-    embed.vector = static_cast<int>(first % kSlots / panels::kVector);
+    embed.vector = static_cast<int>(first % filled_ / panels::kVector);
     embed.y = floats + panel * panels::floats_in_panel(features);
     ops_.embed(embed);
   });
@@ -75,7 +76,7 @@ void Forward::plan_from_rows(const Node& node) {
   const std::int64_t parts = (features + width - 1) / width;
   add_stage("from rows", panels_ * parts, [=](std::int64_t task, int) {
     const std::int64_t panel = task / parts, first = task % parts * width;
-    ops_.from_rows(rows + panel * kSlots * stride + first, stride,
+    ops_.from_rows(rows + panel * filled_ * stride + first, stride,
                    std::min(width, features - first), static_cast<int>(tokens_of(panel)),
                    floats + panel * panels::floats_in_panel(features) + first * kSlots);
   });
@@ -93,21 +94,26 @@ void Forward::plan_to_rows(const Node& node) {
     const std::int64_t panel = task / parts, first = task % parts * width;
     ops_.to_rows(floats + panel * panels::floats_in_panel(features) + first * kSlots,
                  std::min(width, features - first), static_cast<int>(tokens_of(panel)),
-                 rows + panel * kSlots * stride + first, stride);
+                 rows + panel * filled_ * stride + first, stride);
   });
   done_reading(node.x);
 }
 
-void Forward::plan_linear(const Node& node) {
-  const Linear& linear = *node.linear;
+Product Forward::product_of(const Node& node) {
   Product product;
   product.linear = node.linear;
-  product.variant = &linear.variant_for(tokens_);
+  product.variant = &node.linear->variant_for(tokens_);
   product.activation = node.activation;
-  const Shape input = shape_of(node.x, form_for(linear));
+  const Shape input = shape_of(node.x, form_for(*node.linear));
   product.x = static_cast<const char*>(input.data);
   product.x_scale = input.scale;
   product.zero_points = input.zero_points;
+  return product;
+}
+
+void Forward::plan_linear(const Node& node) {
+  const Linear& linear = *node.linear;
+  Product product = product_of(node);
   if (node.residual != kNoValue) {
     product.residual =
         static_cast<const float*>(shape_of(node.residual, {Form::Kind::kFloats}).data);
@@ -121,7 +127,7 @@ void Forward::plan_linear(const Node& node) {
     product.bf16 =
         static_cast<std::uint16_t*>(add_shape(node.y, {Form::Kind::kAttentionBf16}).data);
   }
-  product.prepare(isa_, panels_, num_threads_, vectors_of(panels_ - 1));
+  product.prepare(isa_, panels_, num_threads_, vectors_of(0), vectors_of(panels_ - 1));
   std::shared_ptr<Ending> ending;
   if (floats) {
     product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
@@ -144,25 +150,73 @@ void Forward::plan_linear(const Node& node) {
   close_ending(node.y, product.floats, ending);
 }
 
-void Forward::plan_attention(const Node& node) {
-  const bool bf16 =
-      node.quantizers == nullptr && find_shape(node.x, {Form::Kind::kAttentionBf16}) != nullptr;
-  const Shape qkv = shape_of(node.x, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
+panel_attention::Problem Forward::problem_of(const Node& node) const {
   const std::int64_t features = values_[node.y].features;
   panel_attention::Problem problem = {};
-  problem.qkv = qkv.data;
-  problem.panel_stride =
-      bf16 ? panels::bf16_in_panel(3 * features) * std::int64_t{sizeof(std::uint16_t)}
-           : panels::floats_in_panel(3 * features) * std::int64_t{sizeof(float)};
+  problem.filled = filled_;
   problem.heads = node.heads;
   problem.head_size = features / node.heads;
   problem.scale = node.scale;
   problem.bias = node.bias;
   problem.span = node.span;
-  problem.out = take_floats(features);
   problem.out_stride = panels::floats_in_panel(features);
   problem.quantizers = node.quantizers.get();  // of the pending nodes, which outlive the stages
   problem.accumulate = int8_panels::accumulate_for(isa_, int8_panels::Layout::kDense);
+  return problem;
+}
+
+bool Forward::goes_by_heads(const Node& qkv, const Node& attention) const {
+  if (qkv.op != Op::kLinear || attention.op != Op::kAttention || attention.x != qkv.y) return false;
+  const Value& value = values_[qkv.y];
+  const bool alone = value.readers == 1 && !value.held && qkv.norm == nullptr &&
+                     qkv.residual == kNoValue && attention.quantizers == nullptr;
+  // Of more panels, each stays with its thread, and reading all of them would cost more.
+  const bool few = num_threads_ > 1 && 2 * panels_ <= 3 * num_threads_;
+  const std::int64_t head_size = values_[attention.y].features / attention.heads;
+  return alone && few && isa_ != Isa::kAmx && shares_evenly(attention.heads, num_threads_) &&
+         Heads::suit(*qkv.linear, qkv.linear->variant_for(tokens_), head_size);
+}
+
+void Forward::plan_heads(const Node& qkv, const Node& attention) {
+  Heads heads;
+  heads.product = product_of(qkv);
+  heads.product.prepare(isa_, panels_, num_threads_, vectors_of(0), vectors_of(panels_ - 1));
+  heads.problem = problem_of(attention);
+  heads.problem.out = take_floats(values_[attention.y].features);
+  heads.bf16 = wants(values_[qkv.y], Form::Kind::kAttentionBf16);
+  const auto form = heads.bf16 ? panel_attention::Form::kBf16 : panel_attention::Form::kFloat;
+  heads.attend = panel_attention::attend_for(isa_, form);
+  heads.attention_scratch = panel_attention::scratch_bytes(isa_, form, heads.problem.head_size);
+  heads.sequences = &sequences_;
+  done_reading(qkv.x);
+  const std::shared_ptr<Ending> ending =
+      begin_ending(attention.y, heads.problem.out, nullptr, heads.problem.head_size);
+  heads.ending = ending;
+  need_scratch(heads.scratch_bytes());
+  const token_ops::Kernels* ops = &ops_;
+  add_stage(qkv.linear->name + ", attention", attention.heads,
+            [this, heads, ops](std::int64_t head, int worker) {
+              heads.run(head, worker_scratch(worker), *ops);
+            });
+  done_reading(attention.x);
+  if (ending != nullptr) {
+    ending->group = panels_;  // the core that made a head's floats reads them
+    ending->joined = heads.problem.head_size % panels::kFeatureBlock == 0 ? 1 : 2;
+    end_by_parts(ending, true, "attention");
+  }
+  close_ending(attention.y, heads.problem.out, ending);
+}
+
+void Forward::plan_attention(const Node& node) {
+  const bool bf16 =
+      node.quantizers == nullptr && find_shape(node.x, {Form::Kind::kAttentionBf16}) != nullptr;
+  const Shape qkv = shape_of(node.x, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
+  panel_attention::Problem problem = problem_of(node);
+  problem.qkv = qkv.data;
+  problem.panel_stride =
+      bf16 ? panels::bf16_in_panel(3 * values_[node.y].features) * std::int64_t{sizeof(std::uint16_t)}
+           : panels::floats_in_panel(3 * values_[node.y].features) * std::int64_t{sizeof(float)};
+  problem.out = take_floats(values_[node.y].features);
   using AttentionForm = panel_attention::Form;
   const AttentionForm unreduced =
       node.quantizers == nullptr ? AttentionForm::kFloat : AttentionForm::kInt8;
@@ -194,7 +248,7 @@ void Forward::plan_attention(const Node& node) {
       if (p == 0) return std::int64_t{0};
       if (p == parts) return sequence.length;
       const std::int64_t at = sequence.start + sequence.length * p / parts;
-      return std::clamp<std::int64_t>(at / kSlots * kSlots - sequence.start, 0, sequence.length);
+      return std::clamp<std::int64_t>(at / filled_ * filled_ - sequence.start, 0, sequence.length);
     };
     call.query = cut(part);
     call.queries = cut(part + 1) - call.query;
@@ -219,6 +273,7 @@ std::shared_ptr<Ending> Forward::begin_ending(ValueId y, float* floats,
   ending->floats = floats;
   ending->features = values_[y].features;
   ending->panels = panels_;
+  ending->vectors = vectors_of(0);
   ending->last_vectors = vectors_of(panels_ - 1);
   ending->norm = std::move(norm);
   ending->part_rows = part_rows;
@@ -232,9 +287,9 @@ std::shared_ptr<Ending> Forward::begin_ending(ValueId y, float* floats,
 
 void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_done,
                            const std::string& label) {
-  const std::int64_t parts = ending->parts;
   const std::int64_t groups = (panels_ + ending->group - 1) / ending->group;
-  const auto add = [&](const char* what, auto step) {
+  const auto add = [&](const char* what, auto step, std::int64_t joined = 1) {
+    const std::int64_t parts = (ending->parts + joined - 1) / joined;
     add_stage(label + what, groups * parts, [ending, parts, step](std::int64_t task, int) {
       const std::int64_t first = task / parts * ending->group;
       const std::int64_t end = std::min(first + ending->group, ending->panels);
@@ -259,7 +314,8 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
   }
   if (!ending->shapes.empty()) {
     add(" (quantize)",
-        [](const Ending& e, int64_t panel, int64_t part, float* x) { e.convert(panel, part, x); });
+        [](const Ending& e, int64_t panel, int64_t part, float* x) { e.convert(panel, part, x); },
+        ending->joined);
   }
 }
 

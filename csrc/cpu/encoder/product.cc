@@ -15,12 +15,6 @@ static_assert(kRowBlock == float_panels::kRowBlock);
 constexpr std::int64_t kKernelScratch = int8_panels::kScratchBytes;
 constexpr std::int64_t kFloat = sizeof(float);
 
-bool is_tiled(const Variant& variant) {
-  if (variant.floats) return variant.floats->layout == float_panels::Layout::kTiles16;
-  return variant.int8->layout == int8_panels::Layout::kTiles ||
-         variant.int8->layout == int8_panels::Layout::kTileBits;
-}
-
 // Inputs that other cores have just written, and that a sparse product reads in no order that the
 // hardware would foresee, come into this core's L2 cache one behind the other.
 void fetch(const char* from, std::int64_t bytes) {
@@ -32,8 +26,22 @@ void fetch(const char* from, std::int64_t bytes) {
 
 }  // namespace
 
-void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last) {
+bool is_tiled(const Variant& variant) {
+  if (variant.floats) return variant.floats->layout == float_panels::Layout::kTiles16;
+  return variant.int8->layout == int8_panels::Layout::kTiles ||
+         variant.int8->layout == int8_panels::Layout::kTileBits;
+}
+
+std::int64_t row_group_of(const Linear& linear, const Variant& variant) {
+  const std::int64_t padded_rows = (linear.n + kRowBlock - 1) / kRowBlock * kRowBlock;
+  return variant.int8 ? int8_panels::row_group(variant.int8->layout, padded_rows, linear.k)
+                      : float_panels::row_group(variant.floats->layout, padded_rows, linear.k);
+}
+
+void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_panel,
+                      int vectors_of_last) {
   panels = panel_count;
+  vectors = vectors_of_panel;
   last_vectors = vectors_of_last;
   padded_rows = (linear->n + kRowBlock - 1) / kRowBlock * kRowBlock;
   if (variant->int8) {
@@ -51,11 +59,8 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
         ": expected an instruction set that runs its device layout, got one "
         "without that kernel; pack the layer for it");
   }
-  const std::int64_t row_group =
-      variant->int8 ? int8_panels::row_group(variant->int8->layout, padded_rows)
-                    : float_panels::row_group(variant->floats->layout, padded_rows);
   tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
-                       row_group, is_tiled(*variant)});
+                       row_group_of(*linear, *variant), is_tiled(*variant)});
   row_tasks = (padded_rows + tiling.task_rows - 1) / tiling.task_rows;
   panel_tasks = (panels + tiling.panels - 1) / tiling.panels;
 }
@@ -125,9 +130,23 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   }
 }
 
+void Product::run_rows(const Rows& rows, char* scratch, const token_ops::Kernels& ops) const {
+  accumulate(rows.first, rows.count, rows.panel, 1, scratch);
+  token_ops::Finish finish =
+      finish_of(rows.first, rows.count, rows.panel, scratch + kKernelScratch, nullptr);
+  finish.floats = rows.floats;
+  finish.pairs = rows.pairs;
+  finish.halves = rows.halves;
+  ops.finish(finish);
+}
+
+std::int64_t Product::rows_scratch_bytes(std::int64_t rows) {
+  return kKernelScratch + rows * kSlots * kFloat;
+}
+
 void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel,
                          std::int64_t count, char* scratch) const {
-  const int vectors = panel + count == panels ? last_vectors : panels::kVectors;
+  const int vectors_of_end = panel + count == panels ? last_vectors : vectors;
   char* acc = scratch + kKernelScratch;
   const char* input = x + panel * panel_bytes;
   if (accumulate_int8 != nullptr) {
@@ -136,7 +155,7 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
                               reinterpret_cast<const std::uint8_t*>(input),
                               panel_bytes,
                               static_cast<int>(count),
-                              vectors,
+                              vectors_of_end,
                               reinterpret_cast<std::int32_t*>(acc),
                               scratch};
     accumulate_int8(variant->int8->view(), call);
@@ -146,23 +165,41 @@ void Product::accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel
                                input,
                                panel_bytes,
                                static_cast<int>(count),
-                               vectors,
+                               vectors_of_end,
                                reinterpret_cast<float*>(acc)};
     accumulate_floats(variant->floats->view(), call);
   }
 }
 
+token_ops::Finish Product::finish_of(std::int64_t row, std::int64_t rows, std::int64_t panel,
+                                     const void* acc, const std::int32_t* x_sums) const {
+  token_ops::Finish finish = {};
+  finish.acc = acc;
+  finish.rows = rows;
+  finish.vectors = panel + 1 == panels ? last_vectors : vectors;
+  finish.activation = activation;
+  finish.coarse = coarse;
+  finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
+  if (!variant->int8) return finish;
+  finish.w_scale = linear->w_scale.data() + row;
+  finish.row_sums = variant->int8->row_sums.data() + row;
+  finish.float_sums =
+      variant->int8->float_sums.empty() ? nullptr : variant->int8->float_sums.data() + row;
+  if (!linear->w_zero_points.empty()) {
+    finish.w_zero_points = linear->w_zero_points.data() + row;
+    finish.x_sums = x_sums;
+    finish.row_sums = linear->row_sums.data() + row;
+    finish.float_sums = nullptr;
+  }
+  finish.x_scale = x_scale + panel * kSlots;
+  finish.zero_points = zero_points + panel * kSlots;
+  finish.outputs = linear->outputs.empty() ? nullptr : linear->outputs.data() + row;
+  return finish;
+}
+
 void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
                      const std::int32_t* x_sums, float* floats_of_panel, float* range,
                      const token_ops::Kernels& ops) const {
-  token_ops::Finish finish = {};
-  finish.vectors = panel + 1 == panels ? last_vectors : panels::kVectors;
-  finish.activation = activation;
-  finish.coarse = coarse;
-  if (range != nullptr) {
-    finish.low = range;
-    finish.high = range + kSlots;
-  }
   // Attention reads queries and keys as pairs, values as halves: a block may hold both.
   const std::int64_t values_begin = linear->n / 3 * 2;
   const auto* rows_of_acc = static_cast<const float*>(acc);  // int32 is as wide
@@ -170,24 +207,11 @@ void Product::finish(std::int64_t row, std::int64_t rows, std::int64_t panel, co
   while (row < end) {
     const std::int64_t stop =
         bf16 != nullptr && row < values_begin ? std::min(end, values_begin) : end;
-    finish.acc = rows_of_acc;
-    finish.rows = stop - row;
-    if (variant->int8) {
-      finish.w_scale = linear->w_scale.data() + row;
-      finish.row_sums = variant->int8->row_sums.data() + row;
-      finish.float_sums =
-          variant->int8->float_sums.empty() ? nullptr : variant->int8->float_sums.data() + row;
-      if (!linear->w_zero_points.empty()) {
-        finish.w_zero_points = linear->w_zero_points.data() + row;
-        finish.x_sums = x_sums;
-        finish.row_sums = linear->row_sums.data() + row;
-        finish.float_sums = nullptr;
-      }
-      finish.x_scale = x_scale + panel * kSlots;
-      finish.zero_points = zero_points + panel * kSlots;
-      finish.outputs = linear->outputs.empty() ? nullptr : linear->outputs.data() + row;
+    token_ops::Finish finish = finish_of(row, stop - row, panel, rows_of_acc, x_sums);
+    if (range != nullptr) {
+      finish.low = range;
+      finish.high = range + kSlots;
     }
-    finish.bias = linear->bias.empty() ? nullptr : linear->bias.data() + row;
     const std::int64_t at = (panel * linear->n + row) * kSlots;
     finish.residual = residual == nullptr ? nullptr : residual + at;
     finish.floats = floats_of_panel == nullptr ? nullptr : floats_of_panel + row * kSlots;

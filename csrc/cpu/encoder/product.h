@@ -12,6 +12,12 @@
 
 namespace sparse_runtime::encoder {
 
+// AMX tiles, of which a call prepares many rows' together.
+bool is_tiled(const Variant& variant);
+
+// Rows that the device layout holds together.
+std::int64_t row_group_of(const Linear& linear, const Variant& variant);
+
 struct Product {
   // Filled in by the planner.
   std::shared_ptr<const Linear> linear;
@@ -33,6 +39,7 @@ struct Product {
 
   // Filled in by prepare().
   std::int64_t panels = 0;
+  int vectors = 0;  // of 16 slots, in use in all panels but the last
   int last_vectors = 0;
   std::int64_t padded_rows = 0;
   std::int64_t panel_bytes = 0;  // of x
@@ -42,10 +49,24 @@ struct Product {
   int8_panels::Accumulate accumulate_int8 = nullptr;
   float_panels::Accumulate accumulate_floats = nullptr;
 
-  void prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_last);
+  void prepare(Isa isa, std::int64_t panel_count, int num_threads, int vectors_of_panel,
+               int vectors_of_last);
   std::int64_t scratch_bytes() const;
   // Tasks of the same panels follow each other.
   void run(std::int64_t task, char* scratch, const token_ops::Kernels& ops) const;
+
+  // Rows of one panel by themselves, whole row groups, and where they go to, as in
+  // token_ops::Finish; of weights without zero points.
+  struct Rows {
+    std::int64_t first;
+    std::int64_t count;
+    std::int64_t panel;
+    float* floats = nullptr;
+    std::uint16_t* pairs = nullptr;
+    std::uint16_t* halves = nullptr;
+  };
+  void run_rows(const Rows& rows, char* scratch, const token_ops::Kernels& ops) const;
+  static std::int64_t rows_scratch_bytes(std::int64_t rows);
 
  private:
   void accumulate(std::int64_t row, std::int64_t rows, std::int64_t panel, std::int64_t count,
@@ -53,6 +74,9 @@ struct Product {
   void finish(std::int64_t row, std::int64_t rows, std::int64_t panel, const void* acc,
               const std::int32_t* x_sums, float* floats_of_panel, float* range,
               const token_ops::Kernels& ops) const;
+  // All but the outputs.
+  token_ops::Finish finish_of(std::int64_t row, std::int64_t rows, std::int64_t panel,
+                              const void* acc, const std::int32_t* x_sums) const;
   std::int64_t acc_bytes() const;
   std::int64_t kept_bytes() const;
   // Sums of the slots' bytes in one of the task's panels; for weights with zero points.

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "core/panels.h"
+
 namespace sparse_runtime::encoder {
 
 struct Tiling {
@@ -20,6 +22,27 @@ struct ProductShape {
   std::int64_t row_group;  // rows that the layout holds together
   bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
 };
+
+// Whether tasks of about the same size leave next to no thread idle.
+inline bool shares_evenly(std::int64_t tasks, int num_threads) {
+  const std::int64_t rounds = (tasks + num_threads - 1) / num_threads;
+  return 10 * tasks >= 9 * rounds * num_threads;
+}
+
+// How many slots of a panel few tokens should fill. Panels that share out evenly stay with one
+// thread from one attention to the next: no floats, and few bytes, go from core to core. Less full
+// ones take longer a token, so they are half full only where each thread has one
+// (docs/kernels/encoder.md).
+inline std::int64_t filled_slots(std::int64_t tokens, int num_threads) {
+  constexpr std::int64_t kMost = 48, kHalf = 32;
+  const auto shares = [&](std::int64_t filled) {
+    return shares_evenly((tokens + filled - 1) / filled, num_threads);
+  };
+  if (shares(panels::kSlots)) return panels::kSlots;
+  if (shares(kMost)) return kMost;
+  if (tokens <= kHalf * num_threads && shares(kHalf)) return kHalf;
+  return panels::kSlots;
+}
 
 inline Tiling tiling_for(const ProductShape& shape) {
   constexpr std::int64_t kPartRows = 64;  // parts of a value's ending begin at multiples of these
@@ -42,8 +65,7 @@ inline Tiling tiling_for(const ProductShape& shape) {
   }
   const std::int64_t panel_tasks = ceil_div(shape.panels, tiling.panels);
   // Tasks of all rows, if they share out well; they need no stage of their own for the ending.
-  const std::int64_t rounds = ceil_div(panel_tasks, threads);
-  if (10 * panel_tasks >= 9 * rounds * threads) return tiling;
+  if (shares_evenly(panel_tasks, shape.num_threads)) return tiling;
   // Else several tasks a thread, so that an uneven last round costs little.
   const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
   const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), call_rows) * call_rows;

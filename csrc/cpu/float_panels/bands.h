@@ -116,7 +116,7 @@ void sparse32_rows(const WeightView& w, const Group& group, const float* x, std:
                    std::int64_t, float* acc) {
   const std::int64_t blocks = (w.k + kInputBlock - 1) / kInputBlock, b = block / kInputBlock;
   const RowUnits* order = w.order + (group.row * blocks + b * group.rows);
-  const std::int32_t start = w.starts[group.row / row_group(Layout::kSparse32, w.n) * blocks + b];
+  const std::int32_t start = w.starts[group.row / row_group(Layout::kSparse32, w.n, w.k) * blocks + b];
   const float* values = w.floats + start;
   const std::uint16_t* index = w.index + start;
   const auto* inputs = reinterpret_cast<const char*>(x + block * kPanelSlots);
@@ -188,7 +188,7 @@ SIMD_INLINE void over_group(const WeightView& w, const Group& group, const float
 }
 
 SIMD_INLINE void over_call(const WeightView& w, const Call& call, Rows wide, Rows two, Rows one) {
-  const std::int64_t most = row_group(w.layout, w.n);
+  const std::int64_t most = row_group(w.layout, w.n, w.k);
   for (int p = 0; p < call.panels; ++p) {
     const auto* x =
         reinterpret_cast<const float*>(static_cast<const char*>(call.x) + p * call.panel_stride);

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/panels.h"
+
 namespace sparse_runtime::float_panels {
 
 // Device layouts of a float weight [n, k]. pack.cc has their byte diagrams.
@@ -29,8 +31,10 @@ static constexpr bool reads_pairs(Layout layout) {
 
 // Rows that a layout holds together, and that a call takes whole. Of more sparse rows, more are
 // equally long; fewer leave small weights enough tasks.
-static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows) {
-  if (layout == Layout::kSparse32) return padded_rows < 768 ? 64 : 128;
+static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows, std::int64_t k) {
+  if (layout == Layout::kSparse32) {
+    return padded_rows < 768 || panels::may_project_heads(padded_rows, k) ? 64 : 128;
+  }
   return layout == Layout::kDense32 ? 64 : kRowBlock;
 }
 

@@ -59,7 +59,7 @@ struct Matrix {
 // All parts of kDense32 or kSparse32.
 template <typename Visit>
 void for_parts_of(Layout layout, std::int64_t rows, std::int64_t k, Visit visit) {
-  for_parts(rows, row_group(layout, rows), k, kInputBlock, ceil_div(k, kInputBlock), visit);
+  for_parts(rows, row_group(layout, rows, k), k, kInputBlock, ceil_div(k, kInputBlock), visit);
 }
 
 template <typename Visit>

@@ -358,7 +358,7 @@ void band1_gathered_part(const Part& part, int vectors) {
 // Every block of inputs passes over the rows of a group before the next one does.
 template <bool kGathered>
 void band1(const WeightView& w, const Call& call) {
-  const std::int64_t group = row_group(w.layout, w.n), blocks = input_blocks(w.k);
+  const std::int64_t group = row_group(w.layout, w.n, w.k), blocks = input_blocks(w.k);
   for (int p = 0; p < call.panels; ++p) {
     const int vectors = p + 1 == call.panels ? call.last_vectors : 4;
     const std::uint8_t* x = call.x + p * call.panel_stride;

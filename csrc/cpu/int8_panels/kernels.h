@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/panels.h"
+
 namespace sparse_runtime::int8_panels {
 
 // Device layouts of an int8 weight [n, k]. pack.cc has their byte diagrams.
@@ -45,11 +47,18 @@ static constexpr bool reads_plain(Layout layout) {
   return layout == Layout::kBand4Gathered || layout == Layout::kBand1Gathered;
 }
 
+// Whether a panel with two or three of its vectors in use costs little more than that part of a full
+// one: weights are few and shared by rows, so neither they nor the activations are what takes long.
+static constexpr bool suits_fewer_vectors(Layout layout) {
+  return layout == Layout::kBand4Grouped || layout == Layout::kBand4Gathered ||
+         layout == Layout::kBand1Grouped;
+}
+
 // Rows that a layout holds together, and that a call takes whole. Of more rows, more are equally
 // long; fewer leave small weights enough tasks.
-static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows) {
+static constexpr std::int64_t row_group(Layout layout, std::int64_t padded_rows, std::int64_t k) {
   if (layout != Layout::kBand1Grouped && layout != Layout::kBand1Gathered) return kRowBlock;
-  return padded_rows <= 768 ? 64 : 128;
+  return padded_rows <= 768 || panels::may_project_heads(padded_rows, k) ? 64 : 128;
 }
 
 // A row of a group, and its units in one block.

@@ -106,7 +106,7 @@ void pack_band4_gathered(const Matrix& m, Weight& out) {
 template <typename Visit>
 void for_parts_of(Layout layout, std::int64_t n, std::int64_t k, Visit visit) {
   const std::int64_t rows = padded_rows(n);
-  for_parts(rows, row_group(layout, rows), k, kInputBlock, input_blocks(k), visit);
+  for_parts(rows, row_group(layout, rows, k), k, kInputBlock, input_blocks(k), visit);
 }
 
 std::int64_t units_of(const Matrix& m, const Part& part, std::int64_t row, bool gathered) {

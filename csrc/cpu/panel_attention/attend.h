@@ -9,6 +9,7 @@ constexpr int kRows = kLanes == 16 ? 6 : 4;
 struct Head {
   const char* qkv;
   std::int64_t panel_stride;
+  std::int64_t filled;
   std::int64_t query_row;  // feature of the first query, key and value
   std::int64_t key_row;
   std::int64_t value_row;
@@ -16,8 +17,8 @@ struct Head {
 };
 
 SIMD_INLINE const float* feature_at(const Head& head, std::int64_t row, std::int64_t token) {
-  const char* panel = head.qkv + token / kPanelSlots * head.panel_stride;
-  return reinterpret_cast<const float*>(panel) + row * kPanelSlots + token % kPanelSlots;
+  const char* panel = head.qkv + token / head.filled * head.panel_stride;
+  return reinterpret_cast<const float*>(panel) + row * kPanelSlots + token % head.filled;
 }
 
 // scores[key][query] of kRows keys (the same one again where there are fewer) and kGroups lane
@@ -99,7 +100,7 @@ __attribute__((noinline)) void add_values(const Head& head, const Block& block,
     for (std::int64_t k = 0; k < block.count;) {
       // Up to the end of the panel, a feature's values lie side by side.
       const std::int64_t token = block.first + k;
-      const std::int64_t left = kPanelSlots - token % kPanelSlots;
+      const std::int64_t left = head.filled - token % head.filled;
       const std::int64_t stop = k + left < block.count ? k + left : block.count;
       const float* values[kRows];
       UNROLL for (int r = 0; r < kRows; ++r) {
@@ -132,7 +133,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
                   int slot, const Lanes& lanes) {
   auto* scores = static_cast<float*>(call.scratch);
   float* sums_of_values = scores + kKeyBlock * kPanelSlots;
-  const float* queries = feature_at(head, head.query_row, panel * kPanelSlots + slot);
+  const float* queries = feature_at(head, head.query_row, panel * head.filled + slot);
   F top[kGroups], total[kGroups];
   UNROLL for (int g = 0; g < kGroups; ++g) {
     top[g] = splat(-3.0e38f);
@@ -145,7 +146,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
     const std::int64_t left = call.length - done;
     Block block = {call.start + done, left < kKeyBlock ? left : kKeyBlock, nullptr, problem.span};
     if (problem.bias != nullptr) {
-      const std::int64_t first_query = panel * kPanelSlots + slot - call.start + call.bias_start;
+      const std::int64_t first_query = panel * head.filled + slot - call.start + call.bias_start;
       block.bias = problem.bias +
                    (call.head * problem.span + call.bias_start + done) * problem.span + first_query;
     }
@@ -191,6 +192,7 @@ void attend_float(const Problem& problem, const Call& call) {
   const std::int64_t row = call.head * problem.head_size;
   const Head head = {static_cast<const char*>(problem.qkv),
                      problem.panel_stride,
+                     problem.filled,
                      row,
                      all + row,
                      2 * all + row,
@@ -198,11 +200,11 @@ void attend_float(const Problem& problem, const Call& call) {
   std::int64_t token = call.start + call.query;
   const std::int64_t end = token + call.queries;
   while (token < end) {
-    const std::int64_t panel = token / kPanelSlots;
-    const auto first = static_cast<int>(token % kPanelSlots);
+    const std::int64_t panel = token / head.filled;
+    const auto first = static_cast<int>(token % head.filled);
     const int slot = first / kLanes * kLanes;
-    const std::int64_t left = end - panel * kPanelSlots;
-    const int last = left < kPanelSlots ? static_cast<int>(left) : kPanelSlots;
+    const std::int64_t left = end - panel * head.filled;
+    const auto last = static_cast<int>(left < head.filled ? left : head.filled);
     const int groups = (last - slot + kLanes - 1) / kLanes;
     const int taken = groups >= 4 ? 4 : groups;
     const int stop = slot + taken * kLanes < last ? slot + taken * kLanes : last;
@@ -221,6 +223,6 @@ void attend_float(const Problem& problem, const Call& call) {
         attend_lanes<4>(problem, call, head, panel, slot, lanes);
         break;
     }
-    token = panel * kPanelSlots + stop;
+    token = panel * head.filled + stop;
   }
 }

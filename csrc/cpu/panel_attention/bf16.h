@@ -13,6 +13,7 @@ std::int64_t round_up(std::int64_t x, std::int64_t to) {
 struct Head {
   const char* qkv;
   std::int64_t panel_stride;
+  std::int64_t filled;
   std::int64_t query_row;
   std::int64_t key_row;
   std::int64_t value_row;
@@ -20,11 +21,10 @@ struct Head {
   std::int64_t padded;  // head_size in whole steps
 
   const char* pairs(std::int64_t row, std::int64_t token) const {
-    return qkv + token / kPanelSlots * panel_stride + row / 2 * kPairRowBytes +
-           token % kPanelSlots * 4;
+    return qkv + token / filled * panel_stride + row / 2 * kPairRowBytes + token % filled * 4;
   }
   const char* halves(std::int64_t row, std::int64_t token) const {
-    return qkv + token / kPanelSlots * panel_stride + row * kHalfRowBytes + token % kPanelSlots * 2;
+    return qkv + token / filled * panel_stride + row * kHalfRowBytes + token % filled * 2;
   }
 };
 
@@ -33,6 +33,7 @@ SIMD_INLINE Head head_of(const Problem& problem, const Call& call) {
   const std::int64_t row = call.head * problem.head_size;
   return {static_cast<const char*>(problem.qkv),
           problem.panel_stride,
+          problem.filled,
           row,
           all + row,
           2 * all + row,
