@@ -218,6 +218,7 @@ class Forward:
         num_threads: int,
         isa: str,
         pool: WorkspacePool,
+        far_cores: bool = ...,
     ) -> None: ...
     def embed(
         self,

@@ -206,7 +206,8 @@ int64_t bytes_of(const Linear& linear) {
 std::shared_ptr<Forward> make_forward(const std::vector<int64_t>& lengths,
                                       const std::vector<int64_t>& positions, int num_threads,
                                       const std::string& isa,
-                                      const std::shared_ptr<WorkspacePool>& pool) {
+                                      const std::shared_ptr<WorkspacePool>& pool,
+                                      bool far_cores) {
   const Checks checks("Forward");
   checks.range("num_threads", num_threads, 1, std::numeric_limits<int>::max());
   if (!positions.empty() && positions.size() != lengths.size()) {
@@ -224,7 +225,8 @@ std::shared_ptr<Forward> make_forward(const std::vector<int64_t>& lengths,
     checks.range("lengths", tokens, 1, kMaxTokens);
   }
   if (sequences.empty()) checks.fail("lengths", "at least one sequence", "none");
-  return std::make_shared<Forward>(std::move(sequences), num_threads, resolve_isa(isa), pool);
+  return std::make_shared<Forward>(std::move(sequences), num_threads, resolve_isa(isa), pool,
+                                   far_cores);
 }
 
 void check_norm(const Checks& checks, const std::shared_ptr<Norm>& norm, int64_t features) {
@@ -350,9 +352,11 @@ std::shared_ptr<const Recording> recording(const std::shared_ptr<Forward>& forwa
 encoder::StageTimes run_again(const Recording& recording, const std::vector<int64_t>& lengths,
                               const std::vector<uintptr_t>& id_ptrs, uintptr_t rows_ptr,
                               int64_t stride, int num_threads, const std::string& isa,
-                              const std::shared_ptr<WorkspacePool>& pool, bool profile) {
+                              const std::shared_ptr<WorkspacePool>& pool, bool profile,
+                              bool far_cores) {
   const Checks checks("Recording.run");
-  const std::shared_ptr<Forward> forward = make_forward(lengths, {}, num_threads, isa, pool);
+  const std::shared_ptr<Forward> forward =
+      make_forward(lengths, {}, num_threads, isa, pool, far_cores);
   if (id_ptrs.size() != recording.tables().size()) {
     checks.fail("id_ptrs",
                 "one for each of " + std::to_string(recording.tables().size()) + " tables",
@@ -394,7 +398,8 @@ void apply(const std::shared_ptr<Linear>& layer, uintptr_t x_ptr, int64_t x_stri
   const token_ops::Activation act = activation_of(checks, activation);
   const Isa set = resolve_isa(isa);
   const WithoutGil without_gil;
-  Forward forward({{0, tokens, 0}}, worthwhile_threads(*layer, tokens, num_threads), set, pool);
+  Forward forward({{0, tokens, 0}}, worthwhile_threads(*layer, tokens, num_threads), set, pool,
+                  false);
   const ValueId x_id = forward.from_rows(x, x_stride, layer->k, nullptr);
   forward.release(x_id);
   ValueId residual_id = encoder::kNoValue;
@@ -438,7 +443,7 @@ void bind_encoder(py::module_& m) {
   py::class_<Value>(m, "PanelValue").def_property_readonly("features", &Value::features);
   py::class_<Forward, std::shared_ptr<Forward>>(m, "Forward")
       .def(py::init(&make_forward), arg("lengths"), arg("positions"), arg("num_threads"),
-           arg("isa"), arg("pool"))
+           arg("isa"), arg("pool"), arg("far_cores") = false)
       .def("embed", &embed, arg("table_ptrs"), arg("table_rows"), arg("id_ptrs"), arg("features"),
            arg("norm"))
       .def("from_rows", &from_rows, arg("rows_ptr"), arg("stride"), arg("features"), arg("norm"))
@@ -452,7 +457,8 @@ void bind_encoder(py::module_& m) {
   py::class_<Recording, std::shared_ptr<Recording>>(m, "Recording")
       .def_property_readonly("features", &Recording::features)
       .def("run", &run_again, arg("lengths"), arg("id_ptrs"), arg("rows_ptr"), arg("stride"),
-           arg("num_threads"), arg("isa"), arg("pool"), arg("profile") = false);
+           arg("num_threads"), arg("isa"), arg("pool"), arg("profile") = false,
+           arg("far_cores") = false);
 }
 
 }  // namespace sparse_runtime::bindings

@@ -37,6 +37,7 @@ py::dict cpu_features_dict() {
   d["amx_tile"] = f.amx_tile;
   d["amx_int8"] = f.amx_int8;
   d["amx_bf16"] = f.amx_bf16;
+  d["hypervisor"] = f.hypervisor;
   return d;
 }
 

@@ -42,6 +42,7 @@ CpuFeatures detect() {
   const bool avx512_state = avx_state && (xcr0 & kXcr0Avx512) == kXcr0Avx512;
   const bool amx_state = (xcr0 & kXcr0Amx) == kXcr0Amx;
 
+  f.hypervisor = bit(leaf1_c, 31);
   f.fma = avx_state && bit(leaf1_c, 12);
   f.f16c = avx_state && bit(leaf1_c, 29);
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;

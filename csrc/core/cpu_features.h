@@ -19,9 +19,10 @@ struct CpuFeatures {
   bool amx_tile = false;
   bool amx_int8 = false;
   bool amx_bf16 = false;
+  bool hypervisor = false;  // a virtual machine, whose cores may move
 };
 
-// A feature counts only if the operating system saves the registers it needs (XCR0).
+// An instruction set counts only if the operating system saves the registers it needs (XCR0).
 const CpuFeatures& cpu_features();
 
 // Asks Linux, once, for this process's permission to use AMX tiles (arch_prctl,

@@ -24,6 +24,12 @@ from .reference import quantizers_of
 from .types import Norm, PreparedLinear, TokenBatch
 
 
+@cache
+def _far_cores() -> bool:
+    """Whether cores may be far from each other: those of a virtual machine move between dies."""
+    return extension().cpu_features()["hypervisor"]
+
+
 @dataclass(frozen=True)
 class PanelActivation:
     """A recorded value of one forward pass.
@@ -47,7 +53,7 @@ class Pass:
         starts = [0, *accumulate(self.lengths)][:-1]
         self.positions = batch.row_positions[starts].tolist()
         self.forward = extension().Forward(
-            self.lengths, self.positions, torch.get_num_threads(), ISA, pool
+            self.lengths, self.positions, torch.get_num_threads(), ISA, pool, _far_cores()
         )
         self.kept: list[object] = []
 
@@ -133,6 +139,7 @@ class CpuBackend(Backend):
             ISA,
             self._pool,
             self.stage_times is not None,
+            _far_cores(),
         )
         if self.stage_times is not None:
             self.stage_times += stages

@@ -19,12 +19,13 @@ std::int64_t sum_of_lengths(const std::vector<Sequence>& sequences) {
 }  // namespace
 
 Forward::Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
-                 std::shared_ptr<WorkspacePool> pool)
+                 std::shared_ptr<WorkspacePool> pool, bool far_cores)
     : sequences_(std::move(sequences)),
       tokens_(sum_of_lengths(sequences_)),
       num_threads_(num_threads),
       isa_(isa),
       ops_(token_ops::kernels_for(isa)),
+      far_cores_(far_cores),
       pool_(std::move(pool)),
       workspace_(pool_->take()) {}
 
@@ -305,7 +306,7 @@ std::int64_t Forward::tokens_of(std::int64_t panel) const {
 // Values of the first run are read by later ones, so it decides for all.
 void Forward::lay_out_panels() {
   // The tiles of AMX, also attention's, are of whole panels.
-  bool suits = isa_ != Isa::kAmx;
+  bool suits = far_cores_ && isa_ != Isa::kAmx;
   bool attends = false;
   for (const Node& node : pending_) {
     attends = attends || node.op == Op::kAttention;

@@ -36,8 +36,9 @@ class Recording;
 class Forward {
  public:
   // Sequences follow each other in the stream; their lengths sum to its tokens, at least 1.
+  // far_cores: a line of the cache may take long from one core to another.
   Forward(std::vector<Sequence> sequences, int num_threads, Isa isa,
-          std::shared_ptr<WorkspacePool> pool);
+          std::shared_ptr<WorkspacePool> pool, bool far_cores);
   ~Forward();
   Forward(const Forward&) = delete;
   Forward& operator=(const Forward&) = delete;
@@ -172,6 +173,7 @@ class Forward {
   const int num_threads_;
   const Isa isa_;
   const token_ops::Kernels& ops_;
+  const bool far_cores_;
   const std::shared_ptr<WorkspacePool> pool_;  // lives as long as any pass
   std::unique_ptr<Workspace> workspace_;
   std::vector<Value> values_;

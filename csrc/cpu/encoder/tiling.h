@@ -29,19 +29,14 @@ inline bool shares_evenly(std::int64_t tasks, int num_threads) {
   return 10 * tasks >= 9 * rounds * num_threads;
 }
 
-// How many slots of a panel few tokens should fill. Panels that share out evenly stay with one
-// thread from one attention to the next: no floats, and few bytes, go from core to core. Less full
-// ones take longer a token, so they are half full only where each thread has one
-// (docs/kernels/encoder.md).
+// How many slots of a panel a stream should fill where cores are far from each other. Half full,
+// few tokens are one panel a thread, which no other reads until the next attention; a token takes
+// longer so (docs/kernels/encoder.md).
 inline std::int64_t filled_slots(std::int64_t tokens, int num_threads) {
-  constexpr std::int64_t kMost = 48, kHalf = 32;
-  const auto shares = [&](std::int64_t filled) {
-    return shares_evenly((tokens + filled - 1) / filled, num_threads);
-  };
-  if (shares(panels::kSlots)) return panels::kSlots;
-  if (shares(kMost)) return kMost;
-  if (tokens <= kHalf * num_threads && shares(kHalf)) return kHalf;
-  return panels::kSlots;
+  constexpr std::int64_t kHalf = panels::kSlots / 2;
+  const bool one_each = tokens <= kHalf * num_threads &&
+                        shares_evenly((tokens + kHalf - 1) / kHalf, num_threads);
+  return num_threads > 1 && one_each ? kHalf : panels::kSlots;
 }
 
 inline Tiling tiling_for(const ProductShape& shape) {
