@@ -149,6 +149,34 @@ class Quantization:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Copies of the training texts with other words, which the teacher alone answers.
+
+    Attributes:
+        copies: of each text in each epoch, beside the text itself.
+        replace: share of the words that are replaced.
+        neighbours: how many of the nearest words one is drawn from.
+        join: share of the copies that go on with the second half of another text.
+    """
+
+    copies: int = 1
+    replace: float = 0.3
+    neighbours: int = 10
+    join: float = 0.0
+
+    def __post_init__(self) -> None:
+        fitting = {
+            "copies": (self.copies >= 1, "1 or more"),
+            "replace": (0 <= self.replace <= 1, "a fraction from 0 to 1"),
+            "neighbours": (self.neighbours >= 1, "1 or more"),
+            "join": (0 <= self.join <= 1, "a fraction from 0 to 1"),
+        }
+        for key, (fits, expected) in fitting.items():
+            if not fits:
+                raise ValueError(f"augment.{key}: expected {expected}, got {getattr(self, key)}")
+
+
+@dataclass(frozen=True)
 class Stage:
     """One training.
 
@@ -179,6 +207,7 @@ class Stage:
         teacher: "model" or a stage; null for none.
         pruning: section; null trains dense, or whatever zeros there are get filled.
         distillation: section; null is the loss on the labels alone.
+        augment: section; null trains on the texts as they are.
         quantization: section; null trains in float.
         layout: of ``export_paper_layout``, the files in which the paper's own code would have left
             this stage's model; null where a paper has none.
@@ -207,6 +236,7 @@ class Stage:
     teacher: str | None = None
     pruning: Pruning | None = None
     distillation: Distillation | None = None
+    augment: Augmentation | None = None
     quantization: Quantization | None = None
     layout: Layout | None = None
 
@@ -225,8 +255,24 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: distillation needs a teacher")
         if self.task == "embedding" and self.teacher is None:
             raise ValueError(f"stage {self.name!r}: task embedding has no labels; give a teacher")
+        self._check_augmentation()
         if not self.name or "/" in self.name or self.name in (MODEL, ".", ".."):
             raise ValueError(f"stage name {self.name!r}: expected a word that can name a folder")
+
+    def _check_augmentation(self) -> None:
+        if self.augment is None:
+            return
+        if self.task == "masked_lm" or self.distillation is None:
+            raise ValueError(
+                f"stage {self.name!r}: augment: only a teacher can answer copies of texts; "
+                "expected a distillation section, and another task than masked_lm"
+            )
+        labels = self.task != "embedding" and self.distillation.task != 0
+        if labels or self.distillation.contrastive is not None:
+            raise ValueError(
+                f"stage {self.name!r}: augment: copies of texts have no labels of their own; "
+                "expected distillation.task 0 and no distillation.contrastive"
+            )
 
     def _check_ranges(self) -> None:
         # Written so that NaN is refused too.
