@@ -7,6 +7,7 @@ they are the nearest in the teacher's own embeddings, among the words of the tra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,39 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Part
-from .recipe import Augmentation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Copies of the training texts with other words, which the teacher alone answers.
+
+    Attributes:
+        copies: of each text in each epoch, beside the text itself.
+        replace: share of the words that are replaced.
+        neighbours: how many of the nearest words one is drawn from.
+        join: share of the copies that go on with the second half of another text.
+    """
+
+    copies: int = 1
+    replace: float = 0.3
+    neighbours: int = 10
+    join: float = 0.0
+
+    def __post_init__(self) -> None:
+        fitting = {
+            "copies": (self.copies >= 1, "1 or more"),
+            "replace": (0 <= self.replace <= 1, "a fraction from 0 to 1"),
+            "neighbours": (self.neighbours >= 1, "1 or more"),
+            "join": (0 <= self.join <= 1, "a fraction from 0 to 1"),
+        }
+        for key, (fits, expected) in fitting.items():
+            if not fits:
+                raise ValueError(f"augment.{key}: expected {expected}, got {getattr(self, key)}")
 
 
 class Copies:

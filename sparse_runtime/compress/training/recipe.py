@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..paper_layouts import Layout
+from .augmentation import Augmentation
 
 Task = Literal["classification", "regression", "masked_lm", "embedding"]
 Pooling = Literal["auto", "mean", "cls"]
@@ -146,34 +147,6 @@ class Quantization:
                 f"quantization: expected 0 <= start <= freeze <= 1, got start {self.start}, freeze "
                 f"{self.freeze}"
             )
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Copies of the training texts with other words, which the teacher alone answers.
-
-    Attributes:
-        copies: of each text in each epoch, beside the text itself.
-        replace: share of the words that are replaced.
-        neighbours: how many of the nearest words one is drawn from.
-        join: share of the copies that go on with the second half of another text.
-    """
-
-    copies: int = 1
-    replace: float = 0.3
-    neighbours: int = 10
-    join: float = 0.0
-
-    def __post_init__(self) -> None:
-        fitting = {
-            "copies": (self.copies >= 1, "1 or more"),
-            "replace": (0 <= self.replace <= 1, "a fraction from 0 to 1"),
-            "neighbours": (self.neighbours >= 1, "1 or more"),
-            "join": (0 <= self.join <= 1, "a fraction from 0 to 1"),
-        }
-        for key, (fits, expected) in fitting.items():
-            if not fits:
-                raise ValueError(f"augment.{key}: expected {expected}, got {getattr(self, key)}")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_runtime.compress.training.augmentation import Copies, nearest, whole_words
+from sparse_runtime.compress.training.augmentation import (
+    Augmentation,
+    Copies,
+    nearest,
+    whole_words,
+)
 from sparse_runtime.compress.training.batches import GroupedBatches
 from sparse_runtime.compress.training.data import Data, Part
 from sparse_runtime.compress.training.encoding import EncodedTexts
 from sparse_runtime.compress.training.reading import parse
-from sparse_runtime.compress.training.recipe import Augmentation, Stage
+from sparse_runtime.compress.training.recipe import Stage
 from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.task_data import training_texts
 
