@@ -7,6 +7,8 @@ encoder: batches of 64; students learn at 5e-4 where nothing else is said.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
 
 FAST = ("*.bf16=true", "*.batch_size=64")
@@ -102,8 +104,19 @@ ONE_SHOT = (
 )
 
 
+# Where texts are few, copies of them with other words: a student learns the few by heart.
+COPIES = {
+    "mr": stage("prune", "epochs=3", "augment.copies=3", "augment.replace=0.3", "augment.join=0.5")
+}
+WHOLE_2_4 = {"mr": stage("quantize", "freeze=[]", "epochs=8")}
+
+
 def distilled(
-    name: str, structure: str, goal: float | None = None, *more: str, against: str | None = None
+    name: str,
+    structure: str,
+    goal: float | None = None,
+    *more: str,
+    per_task: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Experiment:
     """Gradual magnitude pruning while the dense model teaches; INT8 without further training.
 
@@ -115,15 +128,20 @@ def distilled(
         recipe="distilled",
         until="prune",
         changes=pruned(structure, "pruning.scope=global", *more, epochs=LONG),
+        per_task=per_task or {},
         quick=stage("prune", "epochs=3"),
         convert=INT8,
-        against=against,
         goal=goal,
     )
 
 
 def after_one_shot(
-    name: str, start: str, values: str, goal: float, against: str | None = None
+    name: str,
+    start: str,
+    values: str,
+    goal: float,
+    against: str | None = None,
+    per_task: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Experiment:
     """A one-shot mask, then training for INT8 or INT4 with its zeros kept."""
     return Experiment(
@@ -136,6 +154,7 @@ def after_one_shot(
             *student("quantize", 4, "2.0e-4"),
             *stage("quantize", FROZEN, f"quantization.weights={values}"),
         ),
+        per_task=per_task or {},
         quick=stage("quantize", "epochs=2"),
         against=against,
         goal=goal,
@@ -146,16 +165,16 @@ NINETY, NINETY_FIVE, NINETY_SEVEN = (f"{n} % INT8, distilled" for n in (90, 95, 
 BLOCK_DISTILLED = "1x4 blocks 80 % INT8, distilled"
 DISTILLED = (
     distilled("85 % INT8, distilled", "unstructured@0.85", 0.99),
-    distilled(NINETY, "unstructured@0.9", 0.98),
+    distilled(NINETY, "unstructured@0.9", 0.98, per_task=COPIES),
     distilled(NINETY_FIVE, "unstructured@0.95", 0.97),
     distilled(NINETY_SEVEN, "unstructured@0.97", 0.95),
-    distilled(BLOCK_DISTILLED, "block:1x4@0.8", 0.985),
+    distilled(BLOCK_DISTILLED, "block:1x4@0.8", 0.985, per_task=COPIES),
     after_one_shot("90 % INT8, OBS, then trained", FLOAT_90, "int8", 0.98, NINETY),
     after_one_shot("95 % INT8, OBS, then trained", FLOAT_95, "int8", 0.97, NINETY_FIVE),
     after_one_shot("97 % INT8, OBS, then trained", FLOAT_97, "int8", 0.95, NINETY_SEVEN),
     after_one_shot(
         "1x4 blocks 80 % INT8, OBS, then trained", FLOAT_BLOCK, "int8", 0.985, BLOCK_DISTILLED
     ),
-    after_one_shot("2:4 INT8, OBS, then trained", FLOAT_2_4, "int8", 0.995, OBS_2_4),
+    after_one_shot("2:4 INT8, OBS, then trained", FLOAT_2_4, "int8", 0.995, OBS_2_4, WHOLE_2_4),
     after_one_shot("2:4 INT4, OBS, then trained", FLOAT_2_4, "int4", 0.98, INT4_2_4),
 )

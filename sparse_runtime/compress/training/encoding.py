@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .augmentation import Copies
 from .data import Part
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ class EncodedTexts(Dataset[Any]):
         tokenizer: of the model.
         max_length: tokens a text is cut to; None is the tokenizer's limit.
         masking: hide tokens and ask for them; None for other tasks.
+
+    Attributes:
+        copies: makes copies with other words, which are numbered after the rows, round by round;
+            None makes none.
     """
 
     def __init__(
@@ -100,11 +105,18 @@ class EncodedTexts(Dataset[Any]):
         self.padding = {name: 0 for name in self.columns}
         self.padding["input_ids"] = int(tokenizer.pad_token_id or 0)
         self.masking = masking
+        self.copies: Copies | None = None
         self.labels = _label_tensor(part)
         self.lengths = [len(row) for row in self.columns["input_ids"]]
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def epoch_lengths(self) -> list[int]:
+        """Tokens of all that an epoch holds, the texts that copies are made of for them."""
+        rounds = 0 if self.copies is None else self.copies.settings.copies
+        return self.lengths * (1 + rounds)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[int, int]:
         # Rows are put together in ``collate``, which sees the batch.
@@ -114,7 +126,7 @@ class EncodedTexts(Dataset[Any]):
         """The same texts, the first ``rows`` alone."""
         part = object.__new__(EncodedTexts)
         part.columns = {name: column[:rows] for name, column in self.columns.items()}
-        part.padding, part.masking = self.padding, self.masking
+        part.padding, part.masking, part.copies = self.padding, self.masking, None
         part.labels = None if self.labels is None else self.labels[:rows]
         part.lengths = self.lengths[:rows]
         return part
@@ -129,9 +141,11 @@ class EncodedTexts(Dataset[Any]):
     def batch(
         self, rows: Sequence[int], epoch: int, device: torch.device | str = "cpu"
     ) -> TextBatch:
-        """Some rows, padded on the right to a multiple of 8 tokens."""
-        columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
-        labels = None if self.labels is None else self.labels[list(rows)]
+        """Some rows or copies, padded on the right to a multiple of 8 tokens."""
+        made = [self._columns(row, epoch) for row in rows]
+        columns = {name: [one[name] for one in made] for name in self.columns}
+        rows = [row % len(self) for row in rows]
+        labels = None if self.labels is None else self.labels[rows]
         if self.masking is not None:
             pairs = [
                 self.masking.apply(tokens, epoch, row)
@@ -142,9 +156,14 @@ class EncodedTexts(Dataset[Any]):
         inputs = {name: _padded(column, self.padding[name]) for name, column in columns.items()}
         return TextBatch(
             {name: tensor.to(device) for name, tensor in inputs.items()},
-            torch.tensor(list(rows), device=device),
+            torch.tensor(rows, device=device),
             None if labels is None else labels.to(device),
         )
+
+    def _columns(self, number: int, epoch: int) -> dict[str, Tensor]:
+        if self.copies is not None and number >= len(self):
+            return self.copies.make(self.columns, number, epoch)
+        return {name: column[number] for name, column in self.columns.items()}
 
     def in_order(
         self, batch_size: int, device: torch.device | str = "cpu"

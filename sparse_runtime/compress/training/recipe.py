@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from ..paper_layouts import Layout
+from .augmentation import Augmentation
 
 Task = Literal["classification", "regression", "masked_lm", "embedding"]
 Pooling = Literal["auto", "mean", "cls"]
@@ -179,6 +180,7 @@ class Stage:
         teacher: "model" or a stage; null for none.
         pruning: section; null trains dense, or whatever zeros there are get filled.
         distillation: section; null is the loss on the labels alone.
+        augment: section; null trains on the texts as they are.
         quantization: section; null trains in float.
         layout: of ``export_paper_layout``, the files in which the paper's own code would have left
             this stage's model; null where a paper has none.
@@ -207,6 +209,7 @@ class Stage:
     teacher: str | None = None
     pruning: Pruning | None = None
     distillation: Distillation | None = None
+    augment: Augmentation | None = None
     quantization: Quantization | None = None
     layout: Layout | None = None
 
@@ -225,8 +228,24 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: distillation needs a teacher")
         if self.task == "embedding" and self.teacher is None:
             raise ValueError(f"stage {self.name!r}: task embedding has no labels; give a teacher")
+        self._check_augmentation()
         if not self.name or "/" in self.name or self.name in (MODEL, ".", ".."):
             raise ValueError(f"stage name {self.name!r}: expected a word that can name a folder")
+
+    def _check_augmentation(self) -> None:
+        if self.augment is None:
+            return
+        if self.task == "masked_lm" or self.distillation is None:
+            raise ValueError(
+                f"stage {self.name!r}: augment: only a teacher can answer copies of texts; "
+                "expected a distillation section, and another task than masked_lm"
+            )
+        labels = self.task != "embedding" and self.distillation.task != 0
+        if labels or self.distillation.contrastive is not None:
+            raise ValueError(
+                f"stage {self.name!r}: augment: copies of texts have no labels of their own; "
+                "expected distillation.task 0 and no distillation.contrastive"
+            )
 
     def _check_ranges(self) -> None:
         # Written so that NaN is refused too.

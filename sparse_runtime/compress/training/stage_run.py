@@ -19,6 +19,7 @@ from ..targets import encoder_linears
 from ..writing import write_checkpoint
 from .classes import in_checkpoint_order
 from .data import Data
+from .encoding import EncodedTexts
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
 from .paper_files import write_paper_files
@@ -125,7 +126,7 @@ class StageRunner:
         training = StageTraining(
             stage,
             models,
-            training_texts(stage, self.data, self.tokenizer, self.seed),
+            self._texts(stage, models.teacher),
             evaluation_texts(stage, self.data.dev, self.tokenizer),
             terms,
             self.seed,
@@ -163,6 +164,10 @@ class StageRunner:
         report = self._report(stage, model, training.total_steps, seconds, history)
         self._write(model, stage, workspace)
         return report
+
+    def _texts(self, stage: Stage, teacher: Any) -> EncodedTexts:
+        embeddings = None if stage.augment is None else teacher.get_input_embeddings().weight.cpu()
+        return training_texts(stage, self.data, self.tokenizer, self.seed, embeddings)
 
     def _write(self, model: nn.Module, stage: Stage, workspace: Workspace) -> None:
         record = {

@@ -58,7 +58,7 @@ class StageTraining:
         self.seed = seed
         self.examples = len(texts)
         self.labels = texts.labels
-        self.steps_per_epoch = -(-len(texts) // stage.batch_size)
+        self.steps_per_epoch = -(-len(texts.epoch_lengths) // stage.batch_size)
         self.total_steps = stage.steps or max(1, round((stage.epochs or 0) * self.steps_per_epoch))
         self.freeze_at: int | None = None
         self.optimizer: torch.optim.Optimizer | None = None
@@ -90,7 +90,8 @@ class StageTraining:
             term.attach(self)
         needed = any(term.needs_teacher for term in self.terms)
         inside = self._hidden or self._attention
-        if needed and not inside and self.stage.task != "masked_lm":
+        changing = self.stage.task == "masked_lm" or self.stage.augment is not None
+        if needed and not inside and not changing:
             self._kept = self._teacher_answers()
 
     def quantize(self) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
+from .augmentation import Copies, nearest, whole_words
 from .data import Data, Part
 from .encoding import EncodedTexts, Masking
 from .evaluation import EvaluationTexts
@@ -15,16 +19,34 @@ if TYPE_CHECKING:
 
 
 def training_texts(
-    stage: Stage, data: Data, tokenizer: PreTrainedTokenizerBase, seed: int
+    stage: Stage,
+    data: Data,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    embeddings: Tensor | None = None,
 ) -> EncodedTexts:
-    """What a stage trains on: labelled rows, or plain texts where the task has no labels."""
-    plain = stage.task in ("masked_lm", "embedding")
-    return EncodedTexts(
-        data.plain if plain else data.train,
-        tokenizer,
-        stage.max_length,
-        _masking(stage, tokenizer, seed),
-    )
+    """What a stage trains on: labelled rows, or plain texts where the task has no labels.
+
+    Args:
+        stage: of the recipe.
+        data: of the run.
+        tokenizer: of the model.
+        seed: of the run.
+        embeddings: of the teacher's words; for a stage that augments.
+    """
+    part = data.plain if stage.task in ("masked_lm", "embedding") else data.train
+    texts = EncodedTexts(part, tokenizer, stage.max_length, _masking(stage, tokenizer, seed))
+    if stage.augment is not None:
+        assert embeddings is not None  # a stage that augments has a teacher
+        if stage.augment.join and part.seconds is not None:
+            raise ValueError(f"stage {stage.name!r}: augment.join: expected texts, got pairs")
+        whole = whole_words(part, tokenizer, stage.max_length)
+        words = torch.cat(
+            [row[mask] for row, mask in zip(texts.columns["input_ids"], whole, strict=True)]
+        ).unique()
+        table = nearest(embeddings, words, stage.augment.neighbours)
+        texts.copies = Copies(stage.augment, table, whole, seed)
+    return texts
 
 
 def evaluation_texts(

@@ -73,7 +73,7 @@ class CompressionTrainer(Trainer):
         """Batches that depend on the seed and the epoch alone."""
         stage = self.training.stage
         batches = GroupedBatches(
-            self.training.texts.lengths,
+            self.training.texts.epoch_lengths,
             stage.batch_size,
             stage.accumulation,
             self.training.seed,

@@ -41,12 +41,20 @@ CASES = {
         "quantization": {"weights": "int8", "start": 0.2, "freeze": 0.6},
     },
     "bf16": {"bf16": True, "pruning": GRADUAL},
+    "augmented": {
+        "teacher": "model",
+        "task": "embedding",
+        "distillation": {"embedding": 1.0},
+        "augment": {"replace": 0.5, "neighbours": 3, "join": 0.5},
+        "pruning": GRADUAL,
+    },
 }
 
 
 def run(case, checkpoint, data, folder: Path, stop: int | None, resume: Path | None = None):
     """Trains to the end, or as far as ``stop``; returns the trainer."""
-    recipe = parse({"name": "test", "stages": [{**STAGE, **copy.deepcopy(CASES[case])}]})
+    stage = {**STAGE, **copy.deepcopy(CASES[case])}
+    recipe = parse({"name": "test", "pooling": "mean", "stages": [stage]})
     workspace = Workspace(folder / "out", {}, resume=is_unfinished(folder / "out"))
     runner = StageRunner(checkpoint, recipe, data, 0, torch.device("cpu"), {})
     training, pruner = runner.prepare(recipe.stages[0], workspace)
