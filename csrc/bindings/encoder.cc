@@ -206,8 +206,7 @@ int64_t bytes_of(const Linear& linear) {
 std::shared_ptr<Forward> make_forward(const std::vector<int64_t>& lengths,
                                       const std::vector<int64_t>& positions, int num_threads,
                                       const std::string& isa,
-                                      const std::shared_ptr<WorkspacePool>& pool,
-                                      bool far_cores) {
+                                      const std::shared_ptr<WorkspacePool>& pool, bool far_cores) {
   const Checks checks("Forward");
   checks.range("num_threads", num_threads, 1, std::numeric_limits<int>::max());
   if (!positions.empty() && positions.size() != lengths.size()) {

@@ -188,7 +188,6 @@ void Forward::plan_heads(const Node& qkv, const Node& attention) {
   heads.attend = panel_attention::attend_for(isa_, form);
   heads.attention_scratch = panel_attention::scratch_bytes(isa_, form, heads.problem.head_size);
   heads.sequences = &sequences_;
-  done_reading(qkv.x);
   const std::shared_ptr<Ending> ending =
       begin_ending(attention.y, heads.problem.out, nullptr, heads.problem.head_size);
   heads.ending = ending;
@@ -198,6 +197,8 @@ void Forward::plan_heads(const Node& qkv, const Node& attention) {
             [this, heads, ops](std::int64_t head, int worker) {
               heads.run(head, worker_scratch(worker), *ops);
             });
+  // Only now: the stage writes ranges while it reads x.
+  done_reading(qkv.x);
   done_reading(attention.x);
   if (ending != nullptr) {
     ending->group = panels_;  // the core that made a head's floats reads them
@@ -214,7 +215,8 @@ void Forward::plan_attention(const Node& node) {
   panel_attention::Problem problem = problem_of(node);
   problem.qkv = qkv.data;
   problem.panel_stride =
-      bf16 ? panels::bf16_in_panel(3 * values_[node.y].features) * std::int64_t{sizeof(std::uint16_t)}
+      bf16 ? panels::bf16_in_panel(3 * values_[node.y].features) *
+                 std::int64_t{sizeof(std::uint16_t)}
            : panels::floats_in_panel(3 * values_[node.y].features) * std::int64_t{sizeof(float)};
   problem.out = take_floats(values_[node.y].features);
   using AttentionForm = panel_attention::Form;
@@ -313,7 +315,8 @@ void Forward::end_by_parts(const std::shared_ptr<Ending>& ending, bool first_don
     });
   }
   if (!ending->shapes.empty()) {
-    add(" (quantize)",
+    add(
+        " (quantize)",
         [](const Ending& e, int64_t panel, int64_t part, float* x) { e.convert(panel, part, x); },
         ending->joined);
   }

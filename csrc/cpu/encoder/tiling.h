@@ -34,8 +34,8 @@ inline bool shares_evenly(std::int64_t tasks, int num_threads) {
 // longer so (docs/kernels/encoder.md).
 inline std::int64_t filled_slots(std::int64_t tokens, int num_threads) {
   constexpr std::int64_t kHalf = panels::kSlots / 2;
-  const bool one_each = tokens <= kHalf * num_threads &&
-                        shares_evenly((tokens + kHalf - 1) / kHalf, num_threads);
+  const bool one_each =
+      tokens <= kHalf * num_threads && shares_evenly((tokens + kHalf - 1) / kHalf, num_threads);
   return num_threads > 1 && one_each ? kHalf : panels::kSlots;
 }
 

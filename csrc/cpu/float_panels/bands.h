@@ -116,7 +116,8 @@ void sparse32_rows(const WeightView& w, const Group& group, const float* x, std:
                    std::int64_t, float* acc) {
   const std::int64_t blocks = (w.k + kInputBlock - 1) / kInputBlock, b = block / kInputBlock;
   const RowUnits* order = w.order + (group.row * blocks + b * group.rows);
-  const std::int32_t start = w.starts[group.row / row_group(Layout::kSparse32, w.n, w.k) * blocks + b];
+  const std::int32_t start =
+      w.starts[group.row / row_group(Layout::kSparse32, w.n, w.k) * blocks + b];
   const float* values = w.floats + start;
   const std::uint16_t* index = w.index + start;
   const auto* inputs = reinterpret_cast<const char*>(x + block * kPanelSlots);

@@ -47,8 +47,9 @@ static constexpr bool reads_plain(Layout layout) {
   return layout == Layout::kBand4Gathered || layout == Layout::kBand1Gathered;
 }
 
-// Whether a panel with two or three of its vectors in use costs little more than that part of a full
-// one: weights are few and shared by rows, so neither they nor the activations are what takes long.
+// Whether a panel with two or three of its vectors in use costs little more than that part of a
+// full one: weights are few and shared by rows, so neither they nor the activations are what takes
+// long.
 static constexpr bool suits_fewer_vectors(Layout layout) {
   return layout == Layout::kBand4Grouped || layout == Layout::kBand4Gathered ||
          layout == Layout::kBand1Grouped;
