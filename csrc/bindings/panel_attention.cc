@@ -85,8 +85,8 @@ void attend(const std::string& form, uintptr_t qkv_ptr, int64_t tokens, int64_t 
   const Isa set = resolve_isa(isa);
   const bool whole = set == Isa::kAmx && chosen != Form::kInt8;
   checks.range("filled", filled, whole ? panels::kSlots : panels::kVector, panels::kSlots);
-  if (filled % panels::kVector != 0) {
-    checks.fail("filled", "a multiple of 16", std::to_string(filled));
+  if ((filled & (filled - 1)) != 0) {
+    checks.fail("filled", "16, 32 or 64", std::to_string(filled));
   }
   const int64_t features = heads * head_size, panels = panels::panel_count(tokens, filled);
   panel_attention::Problem problem = {};

@@ -1,8 +1,8 @@
 // The layouts of activations inside the encoder: feature-major panels of 64 token slots.
 //
-// Token t of a stream lies in panel t / filled, slot t % filled; filled is 64, or a smaller
-// multiple of kVector where few tokens share out better so. Sequences follow each other without
-// padding; slots beyond `filled` or the last token hold unspecified values.
+// Token t of a stream lies in panel t / filled, slot t % filled; filled is 64, or 16 or 32 where
+// few tokens share out better so. Sequences follow each other without padding; slots beyond
+// `filled` or the last token hold unspecified values.
 //
 //   floats    float [panel][feature][slot]
 //   grouped   uint8 [panel][k / 4][slot][k % 4]        what dpbusd and AMX tiles read

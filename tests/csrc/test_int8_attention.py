@@ -55,9 +55,10 @@ def run(
     *,
     threads: int = 2,
     bias: Tensor | None = None,
+    far_cores: bool = False,
 ) -> Tensor:
     """A recorded pass of attention alone."""
-    forward = _C.Forward(lengths, [], threads, isa, POOL)
+    forward = _C.Forward(lengths, [], threads, isa, POOL, far_cores)
     value = forward.from_rows(qkv.data_ptr(), qkv.stride(0), qkv.shape[1], None)
     by_key = None if bias is None else bias.transpose(1, 2).contiguous()
     at, span = (0, 0) if by_key is None else (by_key.data_ptr(), by_key.shape[1])
@@ -105,6 +106,18 @@ def test_the_reference_s(
     got = run(qkv, lengths, heads, scale, quantizers, isa)
     expected = reference.attention(qkv, lengths, heads, scale, quantizers=quantizers)
     expect_equal_but_for_ties(got, expected, quantizers)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("lengths", [[120], [3, 60, 36, 1]])
+def test_half_full_panels_give_the_same(isa: str, lengths: list[int]) -> None:
+    """A panel of 32 slots a thread; sequences that begin and end within one."""
+    torch.manual_seed(1)
+    for quantizers in SETS.values():
+        qkv = 1.3 * torch.randn(sum(lengths), 3 * 2 * 24)
+        whole = run(qkv, lengths, 2, 0.2, quantizers, isa, threads=1)
+        half = run(qkv, lengths, 2, 0.2, quantizers, isa, threads=4, far_cores=True)
+        assert torch.equal(half, whole)
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -98,7 +98,8 @@ SHAPES = [
     (5, 4, 48),  # a single group
     (160, 769, 33),  # rows of their own: groups of 64, the last of 32; one input in a second block
     (224, 1540, 16),  # the last group of 32, three blocks of inputs
-    (860, 800, 20),  # groups of 128, the last of 96 with padding
+    (860, 800, 20),  # groups of 64, as of queries, keys and values
+    (860, 280, 20),  # groups of 128, the last of 96 with padding
 ]
 
 
@@ -188,7 +189,7 @@ def test_units_are_counted_as_they_are_packed() -> None:
 @pytest.mark.parametrize(("layout", "size"), [("band1_grouped", 6), ("band1_gathered", 12)])
 @pytest.mark.parametrize(
     ("n", "k"),
-    [(200, 1540), (830, 1540), (830, 276), (830, 277)],  # groups of 64; 128; 128; 64, of a head
+    [(200, 1540), (830, 1540), (830, 277), (830, 278)],  # groups of 64; 64; 128; 64, of a head
 )
 def test_rows_of_their_own_take_what_is_counted(layout: str, size: int, n: int, k: int) -> None:
     """Of values and index; beside them two bytes a row and block, starts and sums of rows."""

@@ -9,16 +9,20 @@ constexpr int kRows = kLanes == 16 ? 6 : 4;
 struct Head {
   const char* qkv;
   std::int64_t panel_stride;
-  std::int64_t filled;
+  int shift;               // of tokens to panels
   std::int64_t query_row;  // feature of the first query, key and value
   std::int64_t key_row;
   std::int64_t value_row;
   std::int64_t head_size;
+
+  std::int64_t filled() const { return std::int64_t{1} << shift; }
+  std::int64_t panel_of(std::int64_t token) const { return token >> shift; }
+  std::int64_t slot_of(std::int64_t token) const { return token & (filled() - 1); }
 };
 
 SIMD_INLINE const float* feature_at(const Head& head, std::int64_t row, std::int64_t token) {
-  const char* panel = head.qkv + token / head.filled * head.panel_stride;
-  return reinterpret_cast<const float*>(panel) + row * kPanelSlots + token % head.filled;
+  const char* panel = head.qkv + head.panel_of(token) * head.panel_stride;
+  return reinterpret_cast<const float*>(panel) + row * kPanelSlots + head.slot_of(token);
 }
 
 // scores[key][query] of kRows keys (the same one again where there are fewer) and kGroups lane
@@ -100,7 +104,7 @@ __attribute__((noinline)) void add_values(const Head& head, const Block& block,
     for (std::int64_t k = 0; k < block.count;) {
       // Up to the end of the panel, a feature's values lie side by side.
       const std::int64_t token = block.first + k;
-      const std::int64_t left = head.filled - token % head.filled;
+      const std::int64_t left = head.filled() - head.slot_of(token);
       const std::int64_t stop = k + left < block.count ? k + left : block.count;
       const float* values[kRows];
       UNROLL for (int r = 0; r < kRows; ++r) {
@@ -133,7 +137,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
                   int slot, const Lanes& lanes) {
   auto* scores = static_cast<float*>(call.scratch);
   float* sums_of_values = scores + kKeyBlock * kPanelSlots;
-  const float* queries = feature_at(head, head.query_row, panel * head.filled + slot);
+  const float* queries = feature_at(head, head.query_row, panel * head.filled() + slot);
   F top[kGroups], total[kGroups];
   UNROLL for (int g = 0; g < kGroups; ++g) {
     top[g] = splat(-3.0e38f);
@@ -146,7 +150,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
     const std::int64_t left = call.length - done;
     Block block = {call.start + done, left < kKeyBlock ? left : kKeyBlock, nullptr, problem.span};
     if (problem.bias != nullptr) {
-      const std::int64_t first_query = panel * head.filled + slot - call.start + call.bias_start;
+      const std::int64_t first_query = panel * head.filled() + slot - call.start + call.bias_start;
       block.bias = problem.bias +
                    (call.head * problem.span + call.bias_start + done) * problem.span + first_query;
     }
@@ -192,7 +196,7 @@ void attend_float(const Problem& problem, const Call& call) {
   const std::int64_t row = call.head * problem.head_size;
   const Head head = {static_cast<const char*>(problem.qkv),
                      problem.panel_stride,
-                     problem.filled,
+                     __builtin_ctzll(problem.filled),
                      row,
                      all + row,
                      2 * all + row,
@@ -200,11 +204,11 @@ void attend_float(const Problem& problem, const Call& call) {
   std::int64_t token = call.start + call.query;
   const std::int64_t end = token + call.queries;
   while (token < end) {
-    const std::int64_t panel = token / head.filled;
-    const auto first = static_cast<int>(token % head.filled);
+    const std::int64_t panel = head.panel_of(token);
+    const auto first = static_cast<int>(head.slot_of(token));
     const int slot = first / kLanes * kLanes;
-    const std::int64_t left = end - panel * head.filled;
-    const auto last = static_cast<int>(left < head.filled ? left : head.filled);
+    const std::int64_t left = end - panel * head.filled();
+    const auto last = static_cast<int>(left < head.filled() ? left : head.filled());
     const int groups = (last - slot + kLanes - 1) / kLanes;
     const int taken = groups >= 4 ? 4 : groups;
     const int stop = slot + taken * kLanes < last ? slot + taken * kLanes : last;
@@ -223,6 +227,6 @@ void attend_float(const Problem& problem, const Call& call) {
         attend_lanes<4>(problem, call, head, panel, slot, lanes);
         break;
     }
-    token = panel * head.filled + stop;
+    token = panel * head.filled() + stop;
   }
 }

@@ -163,7 +163,7 @@ SIMD_INLINE void multiply(const Head& head, const Queries* queries, const Keys& 
     ++token;
   }
   while (token < whole) {
-    const std::int64_t panel_end = (token / head.filled + 1) * head.filled;
+    const std::int64_t panel_end = (head.panel_of(token) + 1) * head.filled();
     const std::int64_t to = panel_end < whole ? panel_end : whole;
     const char* values = head.halves(row, token);
     for (; token < to; token += 2, values += 4) add(values, token, 0xffffffffu);
@@ -218,8 +218,8 @@ void attend_vectors(const Problem& problem, const Call& call, const Head& head, 
   }
   for (int v = 0; v < kVectors; ++v) {
     const Queries& q = queries[v];
-    float* out = problem.out + q.token / head.filled * problem.out_stride +
-                 head.query_row * kPanelSlots + q.token % head.filled;
+    float* out = problem.out + head.panel_of(q.token) * problem.out_stride +
+                 head.query_row * kPanelSlots + head.slot_of(q.token);
     const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), q.softmax.total());
     for (std::int64_t d = 0; d < head.head_size; ++d) {
       const __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(q.out + d * 16), inverse);

@@ -13,18 +13,21 @@ std::int64_t round_up(std::int64_t x, std::int64_t to) {
 struct Head {
   const char* qkv;
   std::int64_t panel_stride;
-  std::int64_t filled;
+  int shift;  // of tokens to panels
   std::int64_t query_row;
   std::int64_t key_row;
   std::int64_t value_row;
   std::int64_t head_size;
   std::int64_t padded;  // head_size in whole steps
 
+  std::int64_t filled() const { return std::int64_t{1} << shift; }
+  std::int64_t panel_of(std::int64_t token) const { return token >> shift; }
+  std::int64_t slot_of(std::int64_t token) const { return token & (filled() - 1); }
   const char* pairs(std::int64_t row, std::int64_t token) const {
-    return qkv + token / filled * panel_stride + row / 2 * kPairRowBytes + token % filled * 4;
+    return qkv + panel_of(token) * panel_stride + row / 2 * kPairRowBytes + slot_of(token) * 4;
   }
   const char* halves(std::int64_t row, std::int64_t token) const {
-    return qkv + token / filled * panel_stride + row * kHalfRowBytes + token % filled * 2;
+    return qkv + panel_of(token) * panel_stride + row * kHalfRowBytes + slot_of(token) * 2;
   }
 };
 
@@ -33,7 +36,7 @@ SIMD_INLINE Head head_of(const Problem& problem, const Call& call) {
   const std::int64_t row = call.head * problem.head_size;
   return {static_cast<const char*>(problem.qkv),
           problem.panel_stride,
-          problem.filled,
+          __builtin_ctzll(problem.filled),
           row,
           all + row,
           2 * all + row,

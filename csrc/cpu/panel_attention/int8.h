@@ -27,15 +27,15 @@ class Int8Attention {
     const std::int64_t end = token + call_.queries;
     Queries q;
     while (token < end) {
-      q.panel = token / head_.filled;
-      const auto first = static_cast<int>(token % head_.filled);
-      const std::int64_t left = end - q.panel * head_.filled;
-      const auto last = static_cast<int>(left < head_.filled ? left : head_.filled);
+      q.panel = head_.panel_of(token);
+      const auto first = static_cast<int>(head_.slot_of(token));
+      const std::int64_t left = end - q.panel * head_.filled();
+      const auto last = static_cast<int>(left < head_.filled() ? left : head_.filled());
       q.slot = first / panels::kVector * panels::kVector;
       q.vectors = (last - q.slot + panels::kVector - 1) / panels::kVector;
       q.lanes = {first - q.slot, last - q.slot};
       attend(q);
-      token = q.panel * head_.filled + last;
+      token = q.panel * head_.filled() + last;
     }
   }
 
@@ -151,7 +151,7 @@ class Int8Attention {
     auto* to = at<std::uint8_t>(memory_.queries);
     for (int slot = 0; slot < q.vectors * panels::kVector; slot += kLanes) {
       const I sum = words(
-          levels, head_.query_row, q.panel * head_.filled + q.slot + slot,
+          levels, head_.query_row, q.panel * head_.filled() + q.slot + slot,
           [&](std::int64_t group, U word) { store(to + (group * kPanelSlots + slot) * 4, word); });
       store(q.terms + slot, sum * key_zero - both);
     }
@@ -282,7 +282,7 @@ class Int8Attention {
     if (problem_.bias == nullptr) return nullptr;
     const std::int64_t own = call_.bias_start - call_.start;
     return problem_.bias + (call_.head * problem_.span + block.token + own) * problem_.span +
-           q.panel * head_.filled + q.slot + slot + own;
+           q.panel * head_.filled() + q.slot + slot + own;
   }
 
   template <int kGroups>
@@ -382,7 +382,7 @@ void attend_int8(const Problem& problem, const Call& call) {
   const std::int64_t row = call.head * problem.head_size;
   const Head head = {static_cast<const char*>(problem.qkv),
                      problem.panel_stride,
-                     problem.filled,
+                     __builtin_ctzll(problem.filled),
                      row,
                      all + row,
                      2 * all + row,

@@ -47,7 +47,7 @@ constexpr std::int64_t kMostInt8Terms = 33025;
 struct Problem {
   const void* qkv;            // first panel of the stream, 64-byte aligned
   std::int64_t panel_stride;  // bytes
-  std::int64_t filled;        // slots of a panel that hold tokens (core/panels.h); AMX kernels: 64
+  std::int64_t filled;        // slots of a panel that hold tokens: 16, 32 or 64; AMX kernels: 64
   std::int64_t heads;
   std::int64_t head_size;
   float scale;        // multiplies the scores

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Part
+from .seeds import text_generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,9 +79,7 @@ class Copies:
             number: of the copy; text and round of copies are its remainder and quotient.
             epoch: copies differ between epochs.
         """
-        generator = torch.Generator().manual_seed(
-            (self.seed * 1_000_003 + epoch) * 1_000_003 + number
-        )
+        generator = text_generator(self.seed, epoch, number)
         count = len(self.whole)
         row = other = number % count
         if float(torch.rand((), generator=generator)) < self.settings.join:
@@ -139,8 +138,10 @@ def whole_words(
         max_length=max_length,
         padding=False,
     )
+    special = set(tokenizer.all_special_ids)  # the unknown token has a word
     return [
         torch.tensor(_alone(row.word_ids, row.sequence_ids), dtype=torch.bool)
+        & torch.tensor([token not in special for token in row.ids], dtype=torch.bool)
         for row in encoded.encodings or []
     ]
 

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .augmentation import Copies
 from .data import Part
+from .seeds import text_generator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,9 +58,7 @@ class Masking:
 
     def apply(self, tokens: Tensor, epoch: int, index: int) -> tuple[Tensor, Tensor]:
         """Hidden tokens and labels [tokens] of one text; the same whatever its batch is."""
-        generator = torch.Generator().manual_seed(
-            (self.seed * 1_000_003 + epoch) * 1_000_003 + index
-        )
+        generator = text_generator(self.seed, epoch, index)
         kind, action = torch.rand(2, len(tokens), generator=generator)
         other = torch.randint(self.vocabulary, tokens.shape, generator=generator)
         ordinary = torch.tensor([int(token) not in self.special for token in tokens])

@@ -71,6 +71,8 @@ def test_pieces_and_special_tokens_are_no_whole_words(tmp_path) -> None:
         False, False, False, True, False, True, False
     ]  # fmt: skip
     assert len(whole_words(single, tokenizer, 4)[0]) == 4
+    unknown = whole_words(Part(("it never .",)), tokenizer, None)[0]
+    assert unknown.tolist() == [False, True, False, True, False]
 
 
 def test_a_copy_replaces_words_by_their_neighbours_and_nothing_else(tokenizer) -> None:
