@@ -142,8 +142,9 @@ def panel_attention(
     queries: int,
     isa: str,
     quantizers: AttentionQuantizers | None = None,
+    filled: int = 64,
 ) -> None:
-    """One head of one sequence."""
+    """One head of one sequence; filled: slots of a panel that hold tokens."""
 
 class AttentionQuantizers:
     """Static quantizers of attention's products, each (scale, zero point, low, high)."""
@@ -218,7 +219,7 @@ class Forward:
         num_threads: int,
         isa: str,
         pool: WorkspacePool,
-        far_cores: bool = ...,
+        far_cores: bool = False,
     ) -> None: ...
     def embed(
         self,
@@ -249,5 +250,27 @@ class Forward:
         quantizers: AttentionQuantizers | None = None,
     ) -> PanelValue: ...
     def to_rows(self, x: PanelValue, rows_ptr: int, stride: int) -> None: ...
+    def recording(self, x: PanelValue) -> Recording | None:
+        """What leads from one embed() to x; None where it cannot be run again."""
+
     def run(self, profile: bool = False) -> list[tuple[str, float]]:
         """Runs what is recorded; with profile, each stage's label and seconds."""
+
+class Recording:
+    """The operations of a pass, to be run over other tokens."""
+
+    @property
+    def features(self) -> int: ...
+    def run(
+        self,
+        lengths: list[int],
+        id_ptrs: list[int],
+        rows_ptr: int,
+        stride: int,
+        num_threads: int,
+        isa: str,
+        pool: WorkspacePool,
+        profile: bool = False,
+        far_cores: bool = False,
+    ) -> list[tuple[str, float]]:
+        """Runs them; with profile, each stage's label and seconds."""
