@@ -18,9 +18,9 @@ SHAPES = [
     (32, 64, 64),  # one block of rows, one whole panel
     (1, 1, 1),  # everything padded
     (33, 65, 17),  # one over: second block of rows, odd input, second vector
-    (31, 129, 33),  # second block of inputs with one input; three vectors
-    (96, 300, 200),  # three blocks of inputs, four panels, the last with one vector
-    (8, 130, 48),  # a pair in the second block
+    (31, 161, 33),  # second block of inputs with one input; three vectors
+    (96, 340, 200),  # three blocks of inputs, four panels, the last with one vector
+    (8, 162, 48),  # a pair in the second block
     (160, 140, 20),  # groups of 64 rows, the last of 32: dense bands of 6, 4 and 2
     (800, 140, 20),  # groups of 128 sparse rows, the last of 32
     (800, 300, 20),  # of 64, as queries, keys and values
@@ -104,11 +104,11 @@ def test_rows_that_fill_up_a_band_read_no_input_of_others(isa: str) -> None:
 
 @pytest.mark.parametrize("n", [40, 800])  # groups of 64 rows and of 128
 def test_counted_units_are_the_nonzeros_and_what_fills_up_bands(n: int) -> None:
-    w = torch.zeros(n, 130)
+    w = torch.zeros(n, 162)
     w[:5, 0] = 1.0  # a band of four units, and one of one
-    w[5:9, 128:] = 1.0  # second block: four rows of two units
-    w[9, 129] = 1.0  # a band of its own
-    assert _C.float_panels_count(w.data_ptr(), n, 130)["sparse32"] == 5 + 8 + 1
-    w[8, 128] = 0.0  # filled up
-    assert _C.float_panels_count(w.data_ptr(), n, 130)["sparse32"] == 5 + 8 + 1
-    assert _C.float_panels_count(w.data_ptr(), n, 130)["dense32"] == -(-n // 32) * 32 * 130
+    w[5:9, 160:] = 1.0  # second block: four rows of two units
+    w[9, 161] = 1.0  # a band of its own
+    assert _C.float_panels_count(w.data_ptr(), n, 162)["sparse32"] == 5 + 8 + 1
+    w[8, 160] = 0.0  # filled up
+    assert _C.float_panels_count(w.data_ptr(), n, 162)["sparse32"] == 5 + 8 + 1
+    assert _C.float_panels_count(w.data_ptr(), n, 162)["dense32"] == -(-n // 32) * 32 * 162

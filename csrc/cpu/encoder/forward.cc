@@ -1,4 +1,4 @@
-// Recording, memory and the run. plan.cc turns what was recorded into stages.
+// Recording, memory and the run. plan.cc and plan_attention.cc turn what was recorded into stages.
 #include "cpu/encoder/forward.h"
 
 #include <algorithm>
