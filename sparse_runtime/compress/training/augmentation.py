@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .data import Part
 from .seeds import text_generator
+from .tokens import tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,13 +132,7 @@ def whole_words(
     """
     if not tokenizer.is_fast:
         raise ValueError("augment: needs a fast tokenizer, which says which word a token is of")
-    encoded = tokenizer(
-        list(part.texts),
-        None if part.seconds is None else list(part.seconds),
-        truncation=True,
-        max_length=max_length,
-        padding=False,
-    )
+    encoded = tokenized(part, tokenizer, max_length)
     special = set(tokenizer.all_special_ids)  # the unknown token has a word
     return [
         torch.tensor(_alone(row.word_ids, row.sequence_ids), dtype=torch.bool)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from .augmentation import Copies
 from .data import Part
 from .seeds import text_generator
+from .tokens import tokenized
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,13 +90,7 @@ class EncodedTexts(Dataset[Any]):
         max_length: int | None,
         masking: Masking | None = None,
     ) -> None:
-        encoded = tokenizer(
-            list(part.texts),
-            None if part.seconds is None else list(part.seconds),
-            truncation=True,
-            max_length=max_length,
-            padding=False,
-        )
+        encoded = tokenized(part, tokenizer, max_length)
         self.columns: dict[str, list[Tensor]] = {
             name: [torch.tensor(row) for row in encoded[name]]
             for name in tokenizer.model_input_names
