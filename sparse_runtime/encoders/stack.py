@@ -53,6 +53,11 @@ class Layer:
     attention: Attention | None
     ffn: FeedForward | None
 
+    def linears(self) -> tuple[PreparedLinear, ...]:
+        attention = () if self.attention is None else (self.attention.qkv, self.attention.out)
+        ffn = () if self.ffn is None else (self.ffn.inner, self.ffn.out)
+        return (*attention, *ffn)
+
 
 class Stack:
     """Embeddings and layers of one model on one backend.
@@ -72,6 +77,11 @@ class Stack:
         projection = weights.projection()
         self._projection = None if projection is None else weights.linear(projection)
         self._layers = [self._layer(weights, i) for i in range(settings.layers)]
+        self._widest = max(
+            (layer.linears() for layer in self._layers),
+            key=lambda linears: sum(linear.out_features for linear in linears),
+            default=(),
+        )
         self._distances: Tensor | None = None
         self._bias: Tensor | None = None
         if names.relative_bias is not None:
@@ -134,7 +144,7 @@ class Stack:
             return [empty] * (len(self._layers) + 1 if every_layer else 1)
         parts = [
             self._run_part(part, tuple(column[at] for column in ids), every_layer)
-            for part, at in batch.split(self._backend.most_tokens)
+            for part, at in batch.split(self._backend.most_tokens(self._widest))
         ]
         if len(parts) == 1:
             return parts[0]

@@ -55,11 +55,9 @@ class Backend:
         device: where it runs.
         dtype: the float type of activations.
         decisions: one for every linear layer prepared so far.
-        most_tokens: callers run whole sequences of about this many tokens at a time; None is any.
     """
 
     name = "reference"
-    most_tokens: int | None = None
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
         self.device = device
@@ -105,6 +103,14 @@ class Backend:
         Args:
             reader: the layer.
             unit: inputs stay within so many consecutive ones; None: they go anywhere.
+        """
+        return None
+
+    def most_tokens(self, linears: Sequence[PreparedLinear]) -> int | None:
+        """Callers run whole sequences of about this many tokens at a time; None is any.
+
+        Args:
+            linears: those of the widest layer.
         """
         return None
 

@@ -45,7 +45,7 @@ FEW, MANY = "few", "many"
 _ROWS, _COLUMNS = 256, 768
 _DENSITIES = (0.3, 0.06)
 _REPEATS = 12
-_AMX_LAYOUTS = ("tiles", "tile_bits", "tiles16")
+AMX_LAYOUTS = ("tiles", "tile_bits", "tiles16")
 _AMX_PANELS = 4  # they reuse a tile for several panels
 _VECTORS = {FEW: 1, MANY: 4}  # of 16 tokens, in the last panel
 # Panels that share one reading of a weight: the layers of a model do not fit a core's caches
@@ -163,7 +163,7 @@ def panel_seconds(
     """
     is_integer = layout in INT8_LAYOUTS
     seconds = extension().int8_panels_seconds if is_integer else extension().float_panels_seconds
-    panels = _AMX_PANELS if layout in _AMX_LAYOUTS and regime == MANY else 1
+    panels = _AMX_PANELS if layout in AMX_LAYOUTS and regime == MANY else 1
     return float(seconds(packed, panels, _VECTORS[regime], _REPEATS)) / panels
 
 

@@ -250,7 +250,6 @@ def test_an_empty_batch(bert: Any) -> None:
 def test_batches_are_split_into_chunks(bert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 16: two sequences, one that is longer than a chunk, one."""
     monkeypatch.setattr("sparse_runtime.ops.cuda.backend.CHUNK", 16)
-    monkeypatch.setattr(CudaBackend, "most_tokens", 16)
     ours, _ = pair(bert)
     ids = torch.arange(80, device=DEVICE).view(4, 20) % 57 + 4
     mask = torch.ones_like(ids)

@@ -294,6 +294,17 @@ float* Forward::take_floats(std::int64_t features) {
       static_cast<std::size_t>(panels::floats_in_panel(features) * panels_) * sizeof(float)));
 }
 
+float* Forward::take_over(ValueId x) {
+  Value& value = values_[x];
+  if (value.held || value.readers > 1) return nullptr;
+  const auto floats =
+      std::find_if(value.shapes.begin(), value.shapes.end(),
+                   [](const Shape& shape) { return shape.form.kind == Form::Kind::kFloats; });
+  auto* taken = static_cast<float*>(floats->data);
+  value.shapes.erase(floats);
+  return taken;
+}
+
 int Forward::vectors_of(std::int64_t panel) const {
   const std::int64_t tokens = tokens_of(panel);
   return static_cast<int>((tokens + panels::kVector - 1) / panels::kVector);

@@ -129,7 +129,11 @@ void Forward::plan_linear(const Node& node) {
   std::shared_ptr<Ending> ending;
   if (floats) {
     product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
-    if (!product.keeps_floats) product.floats = take_floats(linear.n);
+    // A sum takes the residual's place, where the cache has it.
+    if (!product.keeps_floats && node.residual != kNoValue) {
+      product.floats = take_over(node.residual);
+    }
+    if (!product.keeps_floats && product.floats == nullptr) product.floats = take_floats(linear.n);
     ending = begin_ending(node.y, product.floats, node.norm, product.tiling.task_rows);
     if (ending != nullptr) ending->group = product.tiling.panels;
     product.ending = ending;

@@ -15,13 +15,18 @@ static_assert(kRowBlock == float_panels::kRowBlock);
 constexpr std::int64_t kKernelScratch = int8_panels::kScratchBytes;
 constexpr std::int64_t kFloat = sizeof(float);
 
+constexpr std::int64_t kLine = 64;
+
+void fetch(const void* begin, std::int64_t bytes) {
+  const auto* from = static_cast<const char*>(begin);
+  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
+}
+
 // Inputs that other cores have just written, and that a sparse product reads in no order that the
 // hardware would foresee, come into this core's L2 cache one behind the other.
-void fetch(const char* from, std::int64_t bytes) {
+void fetch_inputs(const char* from, std::int64_t bytes) {
   constexpr std::int64_t kWorthwhile = 96 * 1024;  // less is soon there anyway
-  constexpr std::int64_t kLine = 64;
-  if (bytes < kWorthwhile) return;
-  for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
+  if (bytes >= kWorthwhile) fetch(from, bytes);
 }
 
 }  // namespace
@@ -105,7 +110,7 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
     std::fill_n(range_of(p), kSlots, std::numeric_limits<float>::infinity());
     std::fill_n(range_of(p) + kSlots, kSlots, -std::numeric_limits<float>::infinity());
   }
-  if (row_tasks > 1) fetch(x + panel * panel_bytes, count * panel_bytes);
+  if (row_tasks > 1) fetch_inputs(x + panel * panel_bytes, count * panel_bytes);
   for (std::int64_t p = 0; !linear->w_zero_points.empty() && p < count; ++p) {
     const char* bytes = x + (panel + p) * panel_bytes;
     ops.byte_sums({reinterpret_cast<const std::uint8_t*>(bytes), linear->k,
@@ -113,6 +118,11 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   }
   for (std::int64_t row = first; row < end; row += tiling.call_rows) {
     const std::int64_t rows = std::min(tiling.call_rows, end - row);
+    // The sum of these rows follows their product.
+    for (std::int64_t p = 0; residual != nullptr && p < count; ++p) {
+      fetch(residual + ((panel + p) * linear->n + row) * kSlots,
+            std::min(rows, linear->n - row) * kSlots * kFloat);
+    }
     accumulate(row, rows, panel, count, scratch);
     const auto* acc = reinterpret_cast<const float*>(scratch + kKernelScratch);
     for (std::int64_t p = 0; p < count; ++p) {

@@ -5,6 +5,7 @@ docs/kernels/cuda_encoder.md describes it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
 
@@ -40,7 +41,6 @@ class CudaBackend(Backend):
     """
 
     name = "cuda"
-    most_tokens = CHUNK
 
     def __init__(self, device: torch.device, dtype: torch.dtype, choice: str) -> None:
         if device.type != "cuda" and not interpreting():
@@ -61,6 +61,9 @@ class CudaBackend(Backend):
         order = input_order(LinearRequest((reader,), self.device, self.dtype), unit)
         self._reordered += order is not None
         return order
+
+    def most_tokens(self, linears: Sequence[PreparedLinear]) -> int:
+        return CHUNK
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """As :meth:`Backend.encode`; a pass that can be run again is planned once.
