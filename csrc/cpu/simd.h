@@ -47,6 +47,49 @@ SIMD_INLINE std::int64_t one_of(std::uint64_t four, int i) {
   return static_cast<std::int64_t>(four >> (16 * i) & 0xffff);
 }
 
+SIMD_INLINE U spread(std::int32_t word) {
+#if defined(__AVX512F__)
+  return (U)_mm512_set1_epi32(word);
+#else
+  return U{} + static_cast<std::uint32_t>(word);
+#endif
+}
+
+// Four words that follow each other, to be spread one by one. Loads bind sparse products that do
+// not shuffle: the widest vectors are made of one load and shuffles.
+struct FourWords {
+#if defined(__AVX512F__)
+  __m512i all;  // in each 128 bits
+
+  SIMD_INLINE explicit FourWords(const void* from) {
+    __m128i four;
+    __builtin_memcpy(&four, from, sizeof(four));
+    all = _mm512_broadcast_i32x4(four);
+  }
+  SIMD_INLINE U operator[](int i) const {
+    switch (i) {
+      case 0:
+        return (U)_mm512_shuffle_epi32(all, _MM_PERM_AAAA);
+      case 1:
+        return (U)_mm512_shuffle_epi32(all, _MM_PERM_BBBB);
+      case 2:
+        return (U)_mm512_shuffle_epi32(all, _MM_PERM_CCCC);
+      default:
+        return (U)_mm512_shuffle_epi32(all, _MM_PERM_DDDD);
+    }
+  }
+#else
+  const char* at;
+
+  SIMD_INLINE explicit FourWords(const void* from) : at(static_cast<const char*>(from)) {}
+  SIMD_INLINE U operator[](int i) const {
+    std::int32_t word;
+    __builtin_memcpy(&word, at + i * sizeof(word), sizeof(word));
+    return spread(word);
+  }
+#endif
+};
+
 SIMD_INLINE F splat(float value) {
 #if defined(__AVX512F__)
   return (F)_mm512_set1_ps(value);

@@ -95,7 +95,7 @@ SIMD_INLINE void sparse32_band(const float* values, const std::uint16_t* index,
   for (int units = order->units; units > 0; --units) {
     const std::uint64_t offsets = kRows == 4 ? four_at(index) : *index;
     UNROLL for (int r = 0; r < kRows; ++r) {
-      const F value = splat(values[r]);
+      const F value = kRows == kBand ? (F)FourWords(values)[r] : splat(values[r]);
       const char* input = x + one_of(offsets, r);
       UNROLL for (int g = 0; g < kGroups; ++g) {
         sums[r][g] = fma(value, load<F>(input + 4 * kLanes * g), sums[r][g]);

@@ -10,8 +10,8 @@ namespace {
 constexpr int kRegisterLanes = 16;
 
 // Bytes 0 and 2, then 1 and 3, as 16-bit numbers: vpmaddubsw would saturate.
-SIMD_INLINE I dot4(I acc, U x, std::int32_t w) {
-  const __m256i weights = _mm256_set1_epi32(w);
+SIMD_INLINE I dot4(I acc, U x, U w) {
+  const auto weights = (__m256i)w;
   const __m256i even_w = _mm256_srai_epi16(_mm256_slli_epi16(weights, 8), 8);
   const __m256i odd_w = _mm256_srai_epi16(weights, 8);
   const __m256i even = _mm256_and_si256((__m256i)x, _mm256_set1_epi16(0xff));

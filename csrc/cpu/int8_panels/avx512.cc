@@ -10,8 +10,8 @@ namespace {
 constexpr int kRegisterLanes = 64;
 
 // Bytes 0 and 2, then 1 and 3, as 16-bit numbers: vpmaddubsw would saturate.
-SIMD_INLINE I dot4(I acc, U x, std::int32_t w) {
-  const __m512i weights = _mm512_set1_epi32(w);
+SIMD_INLINE I dot4(I acc, U x, U w) {
+  const auto weights = (__m512i)w;
   const __m512i even_w = _mm512_srai_epi16(_mm512_slli_epi16(weights, 8), 8);
   const __m512i odd_w = _mm512_srai_epi16(weights, 8);
   const __m512i even = _mm512_and_si512((__m512i)x, _mm512_set1_epi16(0xff));

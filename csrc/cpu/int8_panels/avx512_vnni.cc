@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kRegisterLanes = 64;
 
-SIMD_INLINE I dot4(I acc, U x, std::int32_t w) {
-  return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, _mm512_set1_epi32(w));
+SIMD_INLINE I dot4(I acc, U x, U w) {
+  return (I)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)x, (__m512i)w);
 }
 
 #include "cpu/int8_panels/bands.h"

@@ -9,8 +9,8 @@ namespace {
 
 constexpr int kRegisterLanes = 16;
 
-SIMD_INLINE I dot4(I acc, U x, std::int32_t w) {
-  return (I)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, _mm256_set1_epi32(w));
+SIMD_INLINE I dot4(I acc, U x, U w) {
+  return (I)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)x, (__m256i)w);
 }
 
 #include "cpu/int8_panels/bands.h"

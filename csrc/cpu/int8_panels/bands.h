@@ -1,9 +1,9 @@
 // The band layouts over vectors of any width; each instruction set's unit includes this file within
 // its anonymous namespace, after cpu/simd.h and a definition of
 //
-//   I dot4(I acc, U x, std::int32_t w)   acc + the four products of each lane's bytes, x unsigned
-//                                        and w signed
-//   constexpr int kRegisterLanes         slots that the rows of a band hold in registers at a time
+//   I dot4(I acc, U x, U w)        acc + the four products of each lane's bytes, x unsigned and w
+//                                  signed
+//   constexpr int kRegisterLanes   slots that the rows of a band hold in registers at a time
 //
 // Accumulators stay in registers for a whole band: kBand rows times kGroups lane groups. Rows of
 // their own are taken four at a time, for their sums alone would wait for each other.
@@ -12,10 +12,10 @@
 
 constexpr int kPanelSlots = panels::kSlots;
 
-SIMD_INLINE std::int32_t word_at(const std::int8_t* values) {
+SIMD_INLINE U word_at(const std::int8_t* values) {
   std::int32_t word;
   __builtin_memcpy(&word, values, sizeof(word));
-  return word;
+  return spread(word);
 }
 
 template <int kValue>
@@ -72,7 +72,7 @@ void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::in
     if (kDenseIndex) __builtin_prefetch(values + u * kBand * kUnit + kAhead);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
-      const std::int32_t w = word_at(values + (u * kBand + r) * kUnit);
+      const U w = word_at(values + (u * kBand + r) * kUnit);
       UNROLL
       for (int g = 0; g < kGroups; ++g) sums[chain][r][g] = dot4(sums[chain][r][g], inputs[g], w);
     }
@@ -183,7 +183,7 @@ void gathered_band(const std::int8_t* values, const std::uint16_t* index, std::i
     fetch_ahead(values + u * kBand * kUnit, index + u * kUnit);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
-      const std::int32_t w = word_at(values + (u * kBand + r) * kUnit);
+      const U w = word_at(values + (u * kBand + r) * kUnit);
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[r][v] = dot4(sums[r][v], inputs[v], w);
     }
@@ -267,10 +267,11 @@ void grouped_fours(const Part& part, int slot) {
     for (int units = order->units; units > 0; --units) {
       const std::uint64_t offsets = four_at(index);
       fetch_ahead(values, index);
+      const FourWords words(values);
       UNROLL
       for (int r = 0; r < kBand; ++r) {
         const std::uint8_t* from = x + one_of(offsets, r);
-        const std::int32_t w = word_at(values + r * kUnit);
+        const U w = words[r];
         UNROLL
         for (int g = 0; g < kGroups; ++g) {
           sums[r][g] = dot4(sums[r][g], load<U>(from + 4 * kLanes * g), w);
@@ -304,7 +305,7 @@ SIMD_INLINE void gathered_four(const std::int8_t* values, const std::uint16_t* i
     for (int r = 0; r < kRows; ++r) {
       U inputs[4];
       interleave(part.x, four_at(index + r * kUnit), 1, lanes, inputs);
-      const std::int32_t w = word_at(values + r * kUnit);
+      const U w = word_at(values + r * kUnit);
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[r][v] = dot4(sums[r][v], inputs[v], w);
     }
@@ -382,7 +383,9 @@ void band1(const WeightView& w, const Call& call) {
 }
 
 std::int64_t peak(std::int64_t rounds) {
-  const auto product = [](I sum, U x, int i) { return dot4(sum, x, 0x05fb7d81 + 0x010203 * i); };
+  const auto product = [](I sum, U x, int i) {
+    return dot4(sum, x, spread(0x05fb7d81 + 0x010203 * i));
+  };
   return peak_loop<I>(rounds, product) * (2 * 4 * kLanes);
 }
 

@@ -9,9 +9,9 @@ namespace {
 
 constexpr int kRegisterLanes = 8;
 
-SIMD_INLINE I dot4(I acc, U x, std::int32_t w) {
+SIMD_INLINE I dot4(I acc, U x, U w) {
   for (int i = 0; i < 4; ++i) {
-    const auto weight = static_cast<std::int8_t>(static_cast<std::uint32_t>(w) >> (8 * i));
+    const I weight = (I)(w << (24 - 8 * i)) >> 24;
     acc += (I)(x >> (8 * i) & 0xffu) * weight;
   }
   return acc;
