@@ -97,14 +97,14 @@ def deepsparse(precision: str) -> tuple[Run, str]:
     def run(x: Inputs) -> Any:
         shape = x["input_ids"].shape
         if shape not in engines:
-            copy = Path(tempfile.mkdtemp(), "model.onnx")
-            shutil.copy(source, copy)
-            engines[shape] = engine.Engine(
-                str(copy),
-                batch_size=shape[0],
-                num_cores=THREADS,
-                input_shapes=[list(shape)] * 3,
-            )
+            with tempfile.TemporaryDirectory() as folder:
+                copy = shutil.copy(source, folder)
+                engines[shape] = engine.Engine(
+                    copy,
+                    batch_size=shape[0],
+                    num_cores=THREADS,
+                    input_shapes=[list(shape)] * 3,
+                )
         return engines[shape].run([x[name] for name in x])[0]
 
     return run, engine.__version__
