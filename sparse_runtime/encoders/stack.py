@@ -54,6 +54,7 @@ class Layer:
     ffn: FeedForward | None
 
     def linears(self) -> tuple[PreparedLinear, ...]:
+        """Those of both halves."""
         attention = () if self.attention is None else (self.attention.qkv, self.attention.out)
         ffn = () if self.ffn is None else (self.ffn.inner, self.ffn.out)
         return (*attention, *ffn)
@@ -77,11 +78,7 @@ class Stack:
         projection = weights.projection()
         self._projection = None if projection is None else weights.linear(projection)
         self._layers = [self._layer(weights, i) for i in range(settings.layers)]
-        self._widest = max(
-            (layer.linears() for layer in self._layers),
-            key=lambda linears: sum(linear.out_features for linear in linears),
-            default=(),
-        )
+        self._linears = [layer.linears() for layer in self._layers]
         self._distances: Tensor | None = None
         self._bias: Tensor | None = None
         if names.relative_bias is not None:
@@ -144,7 +141,7 @@ class Stack:
             return [empty] * (len(self._layers) + 1 if every_layer else 1)
         parts = [
             self._run_part(part, tuple(column[at] for column in ids), every_layer)
-            for part, at in batch.split(self._backend.most_tokens(self._widest))
+            for part, at in self._backend.parts(batch, self._linears)
         ]
         if len(parts) == 1:
             return parts[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,13 +106,16 @@ class Backend:
         """
         return None
 
-    def most_tokens(self, linears: Sequence[PreparedLinear]) -> int | None:
-        """Callers run whole sequences of about this many tokens at a time; None is any.
+    def parts(
+        self, batch: TokenBatch, layers: Sequence[Sequence[PreparedLinear]]
+    ) -> Iterator[tuple[TokenBatch, slice]]:
+        """The sequences that should run together, and where their tokens lie in the batch.
 
         Args:
-            linears: those of the widest layer.
+            batch: all of them.
+            layers: the linears of each layer, the same each time.
         """
-        return None
+        yield batch, slice(0, len(batch.index))
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """Row-major [tokens, features] of a whole pass.

@@ -26,7 +26,7 @@ from .native import extension
 if TYPE_CHECKING:
     from .. import _C
 
-VERSION = 4
+VERSION = 5
 """Of the file; another is measured anew."""
 
 INT8_LAYOUTS = (

@@ -7,7 +7,7 @@ can hand its result over in the form that its reader wants (docs/kernels/encoder
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
@@ -20,22 +20,13 @@ from torch.nn import functional as F
 from ..kernels.attention.reference import attention
 from ..spec import QuantizedAttention
 from .backends import Activation, Backend, Recorder
-from .calibration import AMX_LAYOUTS, FLOAT_LAYOUTS
 from .cpu_panels import ISA, PanelLinear
+from .cpu_parts import part_tokens
 from .native import address, extension
 from .reference import quantizers_of
 from .types import Norm, PreparedLinear, TokenBatch
 
 FAR_CORES_VARIABLE = "SPARSE_RUNTIME_FAR_CORES"
-
-PANEL_TOKENS = 64
-CACHED_BYTES = 4 << 20
-"""Of a thread's activations, what layers make: its own L2 cache and a part of the shared L3."""
-LEAST_PANELS_EACH = 2
-LEAST_PANELS = 4
-"""Fewer would read a layer's weights too often from beyond the L2 cache."""
-LEAST_PANELS_TILED = 16
-"""AMX loads tiles of weights once for up to 8 panels."""
 
 
 @cache
@@ -128,19 +119,16 @@ class CpuBackend(Backend):
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._tables: dict[int, tuple[Tensor, Tensor]] = {}
         self._recordings: dict[Recorder, Recording] = {}
+        self._part_tokens: dict[int, int] = {}  # by threads
 
-    def most_tokens(self, linears: Sequence[PreparedLinear]) -> int:
-        """Whole panels, as many a thread, whose activations stay in the caches within a layer."""
-        layouts = [_layout_of(layer) for layer in linears]
-        # What readers take of an output: floats, or something between bf16 pairs and bytes.
-        value_bytes = [4 if layout in (None, *FLOAT_LAYOUTS) else 2 for layout in layouts]
-        made = sum(
-            layer.out_features * size for layer, size in zip(linears, value_bytes, strict=True)
-        )
-        each = max(CACHED_BYTES // max(PANEL_TOKENS * made, 1), LEAST_PANELS_EACH)
-        tiled = any(layout in AMX_LAYOUTS for layout in layouts)
-        least = LEAST_PANELS_TILED if tiled else LEAST_PANELS
-        return PANEL_TOKENS * max(torch.get_num_threads() * each, least)
+    def parts(
+        self, batch: TokenBatch, layers: Sequence[Sequence[PreparedLinear]]
+    ) -> Iterator[tuple[TokenBatch, slice]]:
+        """As :meth:`Backend.parts`: about as long as the caches hold."""
+        threads = torch.get_num_threads()
+        if threads not in self._part_tokens:  # the layers are always the same
+            self._part_tokens[threads] = part_tokens(layers, threads)
+        return batch.split(self._part_tokens[threads], nearest=True)
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """As :meth:`Backend.encode`; a pass that can be run again is recorded once."""
@@ -275,11 +263,6 @@ class CpuBackend(Backend):
             self._biases = {id(bias): (bias, bias.float().transpose(1, 2).contiguous())}
             known = self._biases[id(bias)]
         return known[1]
-
-
-def _layout_of(layer: PreparedLinear | nn.Module) -> str | None:
-    """None: a layer that runs by rows."""
-    return layer.choices[-1].layout if isinstance(layer, PanelLinear) else None
 
 
 @cache

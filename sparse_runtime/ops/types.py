@@ -228,12 +228,17 @@ class TokenBatch:
     starts: Tensor | None = None
     leads: bool | None = None
 
-    def split(self, most_tokens: int | None) -> Iterator[tuple[TokenBatch, slice]]:
-        """Parts of whole sequences with at most about ``most_tokens`` tokens, and where they lie.
+    def split(
+        self, most_tokens: int, *, nearest: bool = False
+    ) -> Iterator[tuple[TokenBatch, slice]]:
+        """Parts of whole sequences, and where they lie.
 
-        A longer sequence is a part of its own. None does not split.
+        Args:
+            most_tokens: that a part may have; a longer sequence is a part of its own.
+            nearest: whether a part may have one sequence more, if that is nearer to
+                ``most_tokens`` than without it.
         """
-        if most_tokens is None or len(self.index) <= most_tokens:
+        if len(self.index) <= most_tokens:
             yield self, slice(0, len(self.index))
             return
         first = start = 0
@@ -244,6 +249,7 @@ class TokenBatch:
                 stop == start
                 or self.lengths[last] == 0
                 or stop + self.lengths[last] - start <= most_tokens
+                or (nearest and 2 * (stop - start) + self.lengths[last] <= 2 * most_tokens)
             ):
                 stop += self.lengths[last]
                 last += 1

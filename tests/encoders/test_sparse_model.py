@@ -18,7 +18,6 @@ import torch
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders import hub
 from sparse_runtime.ops.calibration import FEW, MANY, Cost
-from sparse_runtime.ops.cpu_backend import CpuBackend
 from sparse_runtime.store import FormatError
 
 IDS = torch.arange(4, 10).view(2, 3)
@@ -250,7 +249,7 @@ def test_rows_without_tokens_among_long_ones(
     on_both_backends: tuple[SparseModel, SparseModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of few tokens: masked rows before, between and behind sequences that fill one each."""
-    monkeypatch.setattr(CpuBackend, "most_tokens", lambda *_: 4)
+    monkeypatch.setattr("sparse_runtime.ops.cpu_backend.part_tokens", lambda *_: 4)
     ours, reference = on_both_backends
     ids = torch.randint(4, 20, (6, 5), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[0], [1], [0], [1], [1], [0]]).expand(6, 5).contiguous()
@@ -260,6 +259,28 @@ def test_rows_without_tokens_among_long_ones(
             found, reference(ids, mask).last_hidden_state, rtol=1e-4, atol=1e-4
         )
         assert not found[[0, 2, 5]].any()
+
+
+def test_parts_are_as_long_as_the_threads_of_the_pass_call_for(
+    on_both_backends: tuple[SparseModel, SparseModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def part_tokens(layers: Any, threads: int) -> int:
+        assert [len(linears) for linears in layers] == [4, 4]
+        asked.append(threads)
+        return 64
+
+    monkeypatch.setattr("sparse_runtime.ops.cpu_backend.part_tokens", part_tokens)
+    ours, _ = on_both_backends
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 1):
+            torch.set_num_threads(count)
+            ours(torch.tensor([[4, 5, 6]]))
+    finally:
+        torch.set_num_threads(threads)
+    assert asked == [1, 2]  # the answer for 1 is known by then
 
 
 def test_a_recorded_pass_takes_other_batches(

@@ -3,56 +3,67 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from sparse_runtime.ops import cpu_backend
-from sparse_runtime.ops.cpu_backend import CpuBackend
+from sparse_runtime.ops import PreparedLinear
+from sparse_runtime.ops.cpu_panels import PanelLinear
+from sparse_runtime.ops.cpu_parts import part_tokens
 
 
-class Layer(cpu_backend.PanelLinear):
+class Panels(PanelLinear):
     """Of a size and a layout, without a weight."""
 
     def __init__(self, out_features: int, layout: str) -> None:
         torch.nn.Module.__init__(self)
         self.out_features = out_features
-        self.choices = (SimpleNamespace(layout=layout),)
+        self.choices = (SimpleNamespace(layout=layout),)  # type: ignore[assignment]
 
 
-def layers(hidden: int, layout: str) -> list[Layer]:
-    return [Layer(size * hidden, layout) for size in (3, 1, 4, 1)]
+class Rows(PreparedLinear):
+    def forward(self, *operands: Any) -> torch.Tensor:
+        raise NotImplementedError
 
 
-# 4 MiB a thread: of panels of 64 tokens that are 884,736 bytes in INT8 at 768 features.
+def layer(hidden: int, layout: str) -> list[PreparedLinear]:
+    return [Panels(size * hidden, layout) for size in (3, 1, 4, 1)]
+
+
 @pytest.mark.parametrize(
     ("threads", "hidden", "layout", "panels"),
     [
-        (4, 768, "dense", 16),
+        # A panel of 64 tokens: 884,736 bytes in INT8 and BF16 at 768 features, twice that in FP32.
+        (4, 768, "dense", 4 * 4),
         (1, 768, "band4_gathered", 4),
-        (4, 768, "dense16", 16),
-        (4, 768, "sparse32", 8),  # floats
+        (4, 768, "dense16", 4 * 4),
+        (4, 768, "sparse32", 4 * 2),
         (1, 768, "sparse32", 4),  # never fewer
-        (4, 384, "dense", 36),
-        (8, 1024, "dense32", 16),  # never fewer than two a thread
-        (1, 768, "tile_bits", 16),  # two tasks of eight panels, which AMX takes at a time
+        (8, 1024, "dense32", 8 * 2),  # nor than two a thread
+        (1, 768, "tile_bits", 16),  # AMX
+        (4, 384, "dense", 4 * 9),
+        (2, 32, "dense", 2 * 64),  # a narrow token counts as 1,024 bytes
+        (64, 768, "dense", (128 << 20) // 884_736),  # memory is bounded
+        (256, 768, "sparse32", (128 << 20) // 1_769_472),
     ],
 )
-def test_panels_that_the_caches_hold(
-    monkeypatch: pytest.MonkeyPatch, threads: int, hidden: int, layout: str, panels: int
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    backend = CpuBackend(torch.device("cpu"), torch.float32, "auto")
-    assert backend.most_tokens(layers(hidden, layout)) == 64 * panels
+def test_panels_that_the_caches_hold(threads: int, hidden: int, layout: str, panels: int) -> None:
+    assert part_tokens([layer(hidden, layout)], threads) == 64 * panels
 
 
-def test_layers_that_run_by_rows_make_floats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    backend = CpuBackend(torch.device("cpu"), torch.float32, "auto")
-    assert backend.most_tokens([torch.nn.Linear(768, 6912)]) == 64 * 8
+def test_the_layer_that_makes_most_bytes_decides() -> None:
+    """Not the one that makes most values."""
+    floats, integers = layer(768, "dense32"), layer(800, "dense")
+    assert part_tokens([integers, floats], 4) == part_tokens([floats], 4)
+    assert part_tokens([integers, floats], 4) < part_tokens([integers], 4)
 
 
-def test_a_model_without_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    backend = CpuBackend(torch.device("cpu"), torch.float32, "auto")
-    assert backend.most_tokens([]) >= 64
+def test_layers_that_run_by_rows_make_floats() -> None:
+    rows = Rows("rows", 768, 9 * 768)
+    assert part_tokens([[rows]], 4) == part_tokens([layer(768, "dense32")], 4)
+
+
+@pytest.mark.parametrize("layers", [[], [[]]])
+def test_models_without_linears(layers: list[list[PreparedLinear]]) -> None:
+    assert part_tokens(layers, 2) == 64 * 2 * 64

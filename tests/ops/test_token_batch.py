@@ -41,5 +41,21 @@ def test_parts_are_whole_sequences_with_tokens(lengths: list[int]) -> None:
 
 def test_a_batch_that_fits_stays_whole() -> None:
     whole = batch_of([3, 0, 5])
-    for most in (8, None):
-        assert [(part is whole, at) for part, at in whole.split(most)] == [(True, slice(0, 8))]
+    assert [(part is whole, at) for part, at in whole.split(8)] == [(True, slice(0, 8))]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "parts"),
+    [
+        ([5, 5, 5], [10, 5]),  # 10 is nearer to 8 than 5
+        ([6, 4, 4], [10, 4]),  # as near: longer parts read weights less often
+        ([6, 5], [6, 5]),  # 11 is further than 6
+        ([8, 1], [8, 1]),  # full
+        ([7, 1, 1], [8, 1]),
+        ([20, 3], [20, 3]),  # too long by itself
+        ([0, 5, 0, 5, 0], [10]),
+    ],
+)
+def test_parts_as_near_as_may_be(lengths: list[int], parts: list[int]) -> None:
+    found = [sum(part.lengths) for part, _ in batch_of(lengths).split(8, nearest=True)]
+    assert found == parts

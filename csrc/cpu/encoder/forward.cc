@@ -296,12 +296,10 @@ float* Forward::take_floats(std::int64_t features) {
 
 float* Forward::take_over(ValueId x) {
   Value& value = values_[x];
-  if (value.held || value.readers > 1) return nullptr;
-  const auto floats =
-      std::find_if(value.shapes.begin(), value.shapes.end(),
-                   [](const Shape& shape) { return shape.form.kind == Form::Kind::kFloats; });
+  Shape* floats = find_shape(x, {Form::Kind::kFloats});
+  if (floats == nullptr || value.held || value.readers > 1) return nullptr;
   auto* taken = static_cast<float*>(floats->data);
-  value.shapes.erase(floats);
+  value.shapes.erase(value.shapes.begin() + (floats - value.shapes.data()));
   return taken;
 }
 

@@ -150,8 +150,8 @@ class Forward {
   // The shape, after adding a conversion from floats where it is missing.
   Shape& shape_of(ValueId x, const Form& form);
   float* take_floats(std::int64_t features);
-  // The floats of a value that nobody reads after the operation that is being planned, which has
-  // them from now on; else null.
+  // The memory of a value's floats, for the caller to give back, if nobody reads them after the
+  // operation that is being planned; else null.
   float* take_over(ValueId x);
 
   std::int64_t longest_sequence() const;

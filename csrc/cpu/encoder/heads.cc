@@ -15,9 +15,7 @@ bool Heads::suit(const Linear& linear, const Variant& variant, std::int64_t head
 }
 
 std::int64_t Heads::panel_bytes() const {
-  const std::int64_t rows = 3 * problem.head_size;
-  return bf16 ? panels::bf16_in_panel(rows) * std::int64_t{sizeof(std::uint16_t)}
-              : panels::floats_in_panel(rows) * std::int64_t{sizeof(float)};
+  return bytes_of_qkv(problem.head_size, bf16);
 }
 
 // [a product's][queries, keys and values of the head][attention's]

@@ -6,12 +6,19 @@
 #include <memory>
 #include <vector>
 
+#include "core/panels.h"
 #include "cpu/encoder/ending.h"
 #include "cpu/encoder/layers.h"
 #include "cpu/encoder/product.h"
 #include "cpu/panel_attention/panel_attention.h"
 
 namespace sparse_runtime::encoder {
+
+// Of one panel; features: of the queries alone.
+inline std::int64_t bytes_of_qkv(std::int64_t features, bool bf16) {
+  return bf16 ? panels::bf16_in_panel(3 * features) * std::int64_t{sizeof(std::uint16_t)}
+              : panels::floats_in_panel(3 * features) * std::int64_t{sizeof(float)};
+}
 
 struct Heads {
   Product product;                   // prepared; its rows: all queries, all keys, all values

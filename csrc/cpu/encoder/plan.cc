@@ -129,7 +129,8 @@ void Forward::plan_linear(const Node& node) {
   std::shared_ptr<Ending> ending;
   if (floats) {
     product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
-    // A sum takes the residual's place, where the cache has it.
+    // A sum takes the residual's place, where the cache has it: a task reads the rows that it
+    // writes, and no others.
     if (!product.keeps_floats && node.residual != kNoValue) {
       product.floats = take_over(node.residual);
     }

@@ -35,7 +35,8 @@ bool Forward::goes_by_heads(const Node& qkv, const Node& attention) const {
   const bool alone = value.readers == 1 && !value.held && qkv.norm == nullptr &&
                      qkv.residual == kNoValue && attention.quantizers == nullptr;
   // Of more panels, each stays with its thread, and reading all of them would cost more.
-  const bool few = num_threads_ > 1 && 2 * panels_ <= 3 * num_threads_;
+  constexpr std::int64_t kFewForOne = 6;
+  const bool few = num_threads_ > 1 ? 2 * panels_ <= 3 * num_threads_ : panels_ <= kFewForOne;
   const std::int64_t head_size = values_[attention.y].features / attention.heads;
   return alone && few && isa_ != Isa::kAmx && shares_evenly(attention.heads, num_threads_) &&
          Heads::suit(*qkv.linear, qkv.linear->variant_for(tokens_), head_size);
@@ -78,10 +79,7 @@ void Forward::plan_attention(const Node& node) {
   const Shape qkv = shape_of(node.x, {bf16 ? Form::Kind::kAttentionBf16 : Form::Kind::kFloats});
   panel_attention::Problem problem = problem_of(node);
   problem.qkv = qkv.data;
-  problem.panel_stride =
-      bf16 ? panels::bf16_in_panel(3 * values_[node.y].features) *
-                 std::int64_t{sizeof(std::uint16_t)}
-           : panels::floats_in_panel(3 * values_[node.y].features) * std::int64_t{sizeof(float)};
+  problem.panel_stride = bytes_of_qkv(values_[node.y].features, bf16);
   problem.out = take_floats(values_[node.y].features);
   using AttentionForm = panel_attention::Form;
   const AttentionForm unreduced =

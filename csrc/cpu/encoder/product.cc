@@ -15,10 +15,8 @@ static_assert(kRowBlock == float_panels::kRowBlock);
 constexpr std::int64_t kKernelScratch = int8_panels::kScratchBytes;
 constexpr std::int64_t kFloat = sizeof(float);
 
-constexpr std::int64_t kLine = 64;
-
-void fetch(const void* begin, std::int64_t bytes) {
-  const auto* from = static_cast<const char*>(begin);
+void fetch(const char* from, std::int64_t bytes) {
+  constexpr std::int64_t kLine = 64;
   for (std::int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(from + at, 0, 2);
 }
 
@@ -118,10 +116,8 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
   }
   for (std::int64_t row = first; row < end; row += tiling.call_rows) {
     const std::int64_t rows = std::min(tiling.call_rows, end - row);
-    // The sum of these rows follows their product.
-    for (std::int64_t p = 0; residual != nullptr && p < count; ++p) {
-      fetch(residual + ((panel + p) * linear->n + row) * kSlots,
-            std::min(rows, linear->n - row) * kSlots * kFloat);
+    if (residual != nullptr && !is_tiled(*variant)) {
+      fetch_residual(row, std::min(rows, linear->n - row), panel);
     }
     accumulate(row, rows, panel, count, scratch);
     const auto* acc = reinterpret_cast<const float*>(scratch + kKernelScratch);
@@ -137,6 +133,15 @@ void Product::run(std::int64_t task, char* scratch, const token_ops::Kernels& op
     } else if (ending->takes_moments()) {
       ending->moments_of(panel + p, row_task, floats_of(p));
     }
+  }
+}
+
+// It is added when the product of these rows is done.
+void Product::fetch_residual(std::int64_t row, std::int64_t rows, std::int64_t panel) const {
+  const int used = panel + 1 == panels ? last_vectors : vectors;
+  const float* from = residual + (panel * linear->n + row) * kSlots;
+  for (std::int64_t r = 0; r < rows; ++r, from += kSlots) {
+    for (int v = 0; v < used; ++v) __builtin_prefetch(from + v * panels::kVector, 0, 2);
   }
 }
 

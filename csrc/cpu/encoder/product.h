@@ -27,7 +27,7 @@ struct Product {
   const std::int32_t* zero_points = nullptr;  // [panel][64], integers
   token_ops::Activation activation = token_ops::Activation::kNone;
   const float* residual = nullptr;  // floats
-  float* floats = nullptr;          // output, or null
+  float* floats = nullptr;          // output, or null; may be the residual
   bool coarse = false;              // as in token_ops::Finish
   // The floats are for the ending alone: a task keeps them in its scratch, which stays in the cache
   // of its core where a whole stream would go through memory.
@@ -77,6 +77,7 @@ struct Product {
   // All but the outputs.
   token_ops::Finish finish_of(std::int64_t row, std::int64_t rows, std::int64_t panel,
                               const void* acc, const std::int32_t* x_sums) const;
+  void fetch_residual(std::int64_t row, std::int64_t rows, std::int64_t panel) const;
   std::int64_t acc_bytes() const;
   std::int64_t kept_bytes() const;
   // Sums of the slots' bytes in one of the task's panels; for weights with zero points.

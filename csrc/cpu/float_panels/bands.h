@@ -155,7 +155,7 @@ void dense16_rows(const WeightView& w, const Group& group, const float* x, std::
       for (int b = 0; b < kBand; ++b) {
         std::uint32_t pair;
         __builtin_memcpy(&pair, values + (i * kBand + b) * 2, sizeof(pair));
-        const U weight = (U{} + pair);
+        const U weight = spread(static_cast<std::int32_t>(pair));
         for (int g = 0; g < kGroups; ++g) sums[b][g] = dot2(sums[b][g], input[g], weight);
       }
     }

@@ -34,7 +34,7 @@ struct Scratch {
 // Keys [first, first + count) from pairs to rows; features beyond the head are zero.
 void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::uint16_t* keys) {
   for (std::int64_t k = 0; k < count; k += kTileRows) {
-    for (std::int64_t d = 0; d < head.padded; d += kStep) {
+    for (std::int64_t d = 0; d < padded(head); d += kStep) {
       __m512i rows[16];
       const char* from = head.pairs(head.key_row + d, first + k);
       for (int i = 0; i < 16; ++i) {
@@ -42,7 +42,7 @@ void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::
                                              : _mm512_setzero_si512();
       }
       transpose(rows);
-      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(keys + (k + i) * head.padded + d, rows[i]);
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(keys + (k + i) * padded(head) + d, rows[i]);
     }
   }
 }
@@ -51,14 +51,14 @@ void gather_keys(const Head& head, std::int64_t first, std::int64_t count, std::
 SIMD_INLINE void score(const Head& head, const std::uint16_t* keys, std::int64_t query,
                        float* scores) {
   const char* queries = head.pairs(head.query_row, query);
-  const std::int64_t key_bytes = 2 * head.padded;
+  const std::int64_t key_bytes = 2 * padded(head);
   _tile_zero(4);
   _tile_zero(5);
-  for (std::int64_t d = 0; d < head.padded; d += kStep) {
+  for (std::int64_t d = 0; d < padded(head); d += kStep) {
     _tile_loadd(6, queries + d / 2 * kPairRowBytes, kPairRowBytes);
     _tile_loadd(7, keys + d, key_bytes);
     _tile_dpbf16ps(4, 7, 6);
-    _tile_loadd(7, keys + kTileRows * head.padded + d, key_bytes);
+    _tile_loadd(7, keys + kTileRows * padded(head) + d, key_bytes);
     _tile_dpbf16ps(5, 7, 6);
   }
   _tile_stored(4, scores, 64);
@@ -171,7 +171,7 @@ class Attention {
       : problem_(problem),
         call_(call),
         head_(head),
-        scratch_(divide(call.scratch, head.padded)),
+        scratch_(divide(call.scratch, padded(head))),
         begin_(call.start),
         end_(call.start + call.length),
         from_(begin_ + call.query),
@@ -236,7 +236,7 @@ class Attention {
   }
 
   SIMD_INLINE void score_keys(const Step& step, std::int64_t k, int turn) {
-    score(head_, scratch_.keys + k * head_.padded, step.query, scratch_.scores[turn] + k * 16);
+    score(head_, scratch_.keys + k * padded(head_), step.query, scratch_.scores[turn] + k * 16);
   }
 
   // Keys of a block that are the sequence's.

@@ -1,29 +1,10 @@
 // Attention in float32 over vectors of any width; each instruction set's unit includes this file
 // within its anonymous namespace, after cpu/simd.h.
 
-constexpr int kPanelSlots = panels::kSlots;
+#include "cpu/panel_attention/head.h"
+
 // Keys, then output features, whose sums are in registers at a time: of 32 vectors, or of 16.
 constexpr int kRows = kLanes == 16 ? 6 : 4;
-
-// One head of one sequence, as kernels see it.
-struct Head {
-  const char* qkv;
-  std::int64_t panel_stride;
-  int shift;               // of tokens to panels
-  std::int64_t query_row;  // feature of the first query, key and value
-  std::int64_t key_row;
-  std::int64_t value_row;
-  std::int64_t head_size;
-
-  std::int64_t filled() const { return std::int64_t{1} << shift; }
-  std::int64_t panel_of(std::int64_t token) const { return token >> shift; }
-  std::int64_t slot_of(std::int64_t token) const { return token & (filled() - 1); }
-};
-
-SIMD_INLINE const float* feature_at(const Head& head, std::int64_t row, std::int64_t token) {
-  const char* panel = head.qkv + head.panel_of(token) * head.panel_stride;
-  return reinterpret_cast<const float*>(panel) + row * kPanelSlots + head.slot_of(token);
-}
 
 // scores[key][query] of kRows keys (the same one again where there are fewer) and kGroups lane
 // groups of queries.
@@ -68,7 +49,7 @@ __attribute__((noinline)) void score_block(const Head& head, const float* querie
     const int rows = static_cast<int>(block.count - k < kRows ? block.count - k : kRows);
     const float* keys[kRows];
     UNROLL for (int r = 0; r < kRows; ++r) {
-      keys[r] = feature_at(head, head.key_row, block.first + k + (r < rows ? r : 0));
+      keys[r] = head.floats(head.key_row, block.first + k + (r < rows ? r : 0));
     }
     F sums[kRows][kGroups] = {};
     score<kGroups>(head, queries, keys, sums);
@@ -108,7 +89,7 @@ __attribute__((noinline)) void add_values(const Head& head, const Block& block,
       const std::int64_t stop = k + left < block.count ? k + left : block.count;
       const float* values[kRows];
       UNROLL for (int r = 0; r < kRows; ++r) {
-        values[r] = feature_at(head, head.value_row + d + (r < rows ? r : 0), token) - k;
+        values[r] = head.floats(head.value_row + d + (r < rows ? r : 0), token) - k;
       }
       for (; k < stop; ++k) {
         F p[kGroups];
@@ -137,7 +118,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
                   int slot, const Lanes& lanes) {
   auto* scores = static_cast<float*>(call.scratch);
   float* sums_of_values = scores + kKeyBlock * kPanelSlots;
-  const float* queries = feature_at(head, head.query_row, panel * head.filled() + slot);
+  const float* queries = head.floats(head.query_row, panel * head.filled() + slot);
   F top[kGroups], total[kGroups];
   UNROLL for (int g = 0; g < kGroups; ++g) {
     top[g] = splat(-3.0e38f);
@@ -192,15 +173,7 @@ void attend_lanes(const Problem& problem, const Call& call, const Head& head, st
 }
 
 void attend_float(const Problem& problem, const Call& call) {
-  const std::int64_t all = problem.heads * problem.head_size;
-  const std::int64_t row = call.head * problem.head_size;
-  const Head head = {static_cast<const char*>(problem.qkv),
-                     problem.panel_stride,
-                     __builtin_ctzll(problem.filled),
-                     row,
-                     all + row,
-                     2 * all + row,
-                     problem.head_size};
+  const Head head = head_of(problem, call);
   std::int64_t token = call.start + call.query;
   const std::int64_t end = token + call.queries;
   while (token < end) {

@@ -1,7 +1,8 @@
-// What bf16 attention needs besides tiles: where a head lies, and the softmax. To be included
-// within the unit's anonymous namespace, after cpu/simd.h.
+// What bf16 attention needs besides tiles: the softmax. To be included within the unit's anonymous
+// namespace, after cpu/simd.h.
 
-constexpr int kPanelSlots = panels::kSlots;
+#include "cpu/panel_attention/head.h"
+
 constexpr std::int64_t kStep = 32;                       // keys go by this many
 constexpr std::int64_t kPairRowBytes = 4 * kPanelSlots;  // pairs form
 constexpr std::int64_t kHalfRowBytes = 2 * kPanelSlots;  // halves form
@@ -10,38 +11,8 @@ std::int64_t round_up(std::int64_t x, std::int64_t to) {
   return (x + to - 1) / to * to;
 }
 
-struct Head {
-  const char* qkv;
-  std::int64_t panel_stride;
-  int shift;  // of tokens to panels
-  std::int64_t query_row;
-  std::int64_t key_row;
-  std::int64_t value_row;
-  std::int64_t head_size;
-  std::int64_t padded;  // head_size in whole steps
-
-  std::int64_t filled() const { return std::int64_t{1} << shift; }
-  std::int64_t panel_of(std::int64_t token) const { return token >> shift; }
-  std::int64_t slot_of(std::int64_t token) const { return token & (filled() - 1); }
-  const char* pairs(std::int64_t row, std::int64_t token) const {
-    return qkv + panel_of(token) * panel_stride + row / 2 * kPairRowBytes + slot_of(token) * 4;
-  }
-  const char* halves(std::int64_t row, std::int64_t token) const {
-    return qkv + panel_of(token) * panel_stride + row * kHalfRowBytes + slot_of(token) * 2;
-  }
-};
-
-SIMD_INLINE Head head_of(const Problem& problem, const Call& call) {
-  const std::int64_t all = problem.heads * problem.head_size;
-  const std::int64_t row = call.head * problem.head_size;
-  return {static_cast<const char*>(problem.qkv),
-          problem.panel_stride,
-          __builtin_ctzll(problem.filled),
-          row,
-          all + row,
-          2 * all + row,
-          problem.head_size,
-          round_up(problem.head_size, kStep)};
+SIMD_INLINE std::int64_t padded(const Head& head) {
+  return round_up(head.head_size, kStep);
 }
 
 // 2^x for x <= 0, relative error 1e-4: half a unit of the bf16 that it becomes is 2e-3.

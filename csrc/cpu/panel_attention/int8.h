@@ -122,7 +122,7 @@ class Int8Attention {
   SIMD_INLINE I words(const Levels& given, std::int64_t row, std::int64_t token,
                       const Put& put) const {
     const Levels levels = given;
-    const float* x = feature_at(head_, row, token);
+    const float* x = head_.floats(row, token);
     const std::int64_t size = head_.head_size;
     I sum = {};
     std::int64_t d = 0;
@@ -378,14 +378,5 @@ class Int8Attention {
 };
 
 void attend_int8(const Problem& problem, const Call& call) {
-  const std::int64_t all = problem.heads * problem.head_size;
-  const std::int64_t row = call.head * problem.head_size;
-  const Head head = {static_cast<const char*>(problem.qkv),
-                     problem.panel_stride,
-                     __builtin_ctzll(problem.filled),
-                     row,
-                     all + row,
-                     2 * all + row,
-                     problem.head_size};
-  Int8Attention(problem, call, head).run();
+  Int8Attention(problem, call, head_of(problem, call)).run();
 }

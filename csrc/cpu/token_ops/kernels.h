@@ -53,7 +53,7 @@ struct Finish {
   // Every reader rounds to 8 or 16 bits, and w_scale and bias hold no NaN and no infinity.
   bool coarse;
   Activation activation;
-  const float* residual;  // floats, at the first row; or null
+  const float* residual;  // floats, at the first row; or null. `floats` may be the same
   // Outputs, each at the first row, each or null.
   float* floats;
   std::uint16_t* pairs;  // rows even, first row even

@@ -5,7 +5,7 @@ docs/kernels/cuda_encoder.md describes it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from threading import Lock
 
@@ -62,8 +62,11 @@ class CudaBackend(Backend):
         self._reordered += order is not None
         return order
 
-    def most_tokens(self, linears: Sequence[PreparedLinear]) -> int:
-        return CHUNK
+    def parts(
+        self, batch: TokenBatch, layers: Sequence[Sequence[PreparedLinear]]
+    ) -> Iterator[tuple[TokenBatch, slice]]:
+        """As :meth:`Backend.parts`: of at most CHUNK tokens, for which there is memory."""
+        return batch.split(CHUNK)
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
         """As :meth:`Backend.encode`; a pass that can be run again is planned once.

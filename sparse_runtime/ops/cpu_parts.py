@@ -1,0 +1,58 @@
+"""How many tokens the CPU backend takes through the layers at a time.
+
+What a layer's stages hand to each other should stay in the caches, and the layer's weights should
+be read for as many tokens as that allows (docs/kernels/encoder.md has the measurements).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .calibration import AMX_LAYOUTS, FLOAT_LAYOUTS
+from .cpu_panels import PanelLinear
+from .types import PreparedLinear
+
+PANEL_TOKENS = 64
+
+_CACHED_BYTES = 4 << 20
+"""Of what a layer makes, for each thread: its L2 cache, and its part of an L3 cache."""
+
+_MOST_BYTES = 128 << 20
+"""The same for all threads: a part's memory is kept between passes only up to twice that."""
+
+_LEAST_TOKEN_BYTES = 1024
+"""Of a token; narrow layers' parts would be so long that a part is no part."""
+
+_LEAST_PANELS_EACH = 2
+_LEAST_PANELS = 4
+"""Fewer panels would read the weights too often from beyond the L2 cache."""
+
+_LEAST_PANELS_TILED = 16
+"""With AMX, whose tiles of weights serve several panels; shorter parts have not been measured."""
+
+
+def part_tokens(layers: Sequence[Sequence[PreparedLinear]], threads: int) -> int:
+    """About how many tokens should run together: whole panels, as many for each thread.
+
+    Args:
+        layers: the linears of each.
+        threads: how many will share them.
+    """
+    made = max((sum(_made_bytes(linear) for linear in layer) for layer in layers), default=0)
+    panel_bytes = PANEL_TOKENS * max(made, _LEAST_TOKEN_BYTES)
+    each = max(_CACHED_BYTES // panel_bytes, _LEAST_PANELS_EACH)
+    tiled = any(_layout_of(linear) in AMX_LAYOUTS for layer in layers for linear in layer)
+    least = _LEAST_PANELS_TILED if tiled else _LEAST_PANELS
+    return PANEL_TOKENS * max(min(threads * each, _MOST_BYTES // panel_bytes), least)
+
+
+def _made_bytes(linear: PreparedLinear) -> int:
+    """About the bytes of a token's outputs: between the bf16 pairs and bytes that integers and bf16
+    weights are followed by, and some floats; or floats."""
+    is_float = _layout_of(linear) in (None, *FLOAT_LAYOUTS)
+    return linear.out_features * (4 if is_float else 2)
+
+
+def _layout_of(linear: PreparedLinear) -> str | None:
+    """None: the layer runs by rows."""
+    return linear.choices[-1].layout if isinstance(linear, PanelLinear) else None
