@@ -27,6 +27,13 @@ void fetch_inputs(const char* from, std::int64_t bytes) {
   if (bytes >= kWorthwhile) fetch(from, bytes);
 }
 
+// Whether the layout is cut into blocks of inputs, each of which passes over the rows of a call.
+bool is_blocked(const Variant& variant) {
+  if (variant.floats) return variant.floats->layout == float_panels::Layout::kSparse32;
+  return variant.int8->layout == int8_panels::Layout::kBand1Grouped ||
+         variant.int8->layout == int8_panels::Layout::kBand1Gathered;
+}
+
 }  // namespace
 
 bool is_tiled(const Variant& variant) {
@@ -63,7 +70,7 @@ void Product::prepare(Isa isa, std::int64_t panel_count, int num_threads, int ve
         "without that kernel; pack the layer for it");
   }
   tiling = tiling_for({padded_rows, std::max<std::int64_t>(panel_bytes, 1), panels, num_threads,
-                       row_group_of(*linear, *variant), is_tiled(*variant)});
+                       row_group_of(*linear, *variant), is_tiled(*variant), is_blocked(*variant)});
   row_tasks = (padded_rows + tiling.task_rows - 1) / tiling.task_rows;
   panel_tasks = (panels + tiling.panels - 1) / tiling.panels;
 }

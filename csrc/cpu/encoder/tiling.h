@@ -21,6 +21,7 @@ struct ProductShape {
   int num_threads;
   std::int64_t row_group;  // rows that the layout holds together
   bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
+  bool blocked;            // blocks of inputs stay in the L1 cache while all rows of a call pass
 };
 
 // Whether tasks of about the same size leave next to no thread idle.
@@ -46,6 +47,7 @@ inline Tiling tiling_for(const ProductShape& shape) {
   constexpr std::int64_t kTasksPerThread = 3;
   // The first weights of a call are prepared before its products, the others beside them.
   constexpr std::int64_t kTiledCallRows = 256;
+  constexpr std::int64_t kBlockedCallRows = 768;
   const std::int64_t threads = shape.num_threads;
   const auto ceil_div = [](std::int64_t a, std::int64_t b) { return (a + b - 1) / b; };
   const std::int64_t call_rows = std::max(kPartRows, shape.row_group);
@@ -60,11 +62,13 @@ inline Tiling tiling_for(const ProductShape& shape) {
   }
   const std::int64_t panel_tasks = ceil_div(shape.panels, tiling.panels);
   // Tasks of all rows, if they share out well; they need no stage of their own for the ending.
-  if (shares_evenly(panel_tasks, shape.num_threads)) return tiling;
-  // Else several tasks a thread, so that an uneven last round costs little.
-  const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
-  const std::int64_t rows = ceil_div(ceil_div(shape.padded_rows, row_tasks), call_rows) * call_rows;
-  tiling.task_rows = std::min(rows, all_rows);
+  if (!shares_evenly(panel_tasks, shape.num_threads)) {
+    // Else several tasks a thread, so that an uneven last round costs little.
+    const std::int64_t row_tasks = ceil_div(kTasksPerThread * threads, panel_tasks);
+    const std::int64_t rows = ceil_div(shape.padded_rows, row_tasks);
+    tiling.task_rows = std::min(ceil_div(rows, call_rows) * call_rows, all_rows);
+  }
+  if (shape.blocked) tiling.call_rows = std::min(kBlockedCallRows, tiling.task_rows);
   return tiling;
 }
 

@@ -170,22 +170,19 @@ void dense16_rows(const WeightView& w, const Group& group, const float* x, std::
 using Rows = void (*)(const WeightView& w, const Group& group, const float* x, std::int64_t block,
                       std::int64_t inputs, float* acc);
 
-// All blocks of inputs and lane groups of one panel, by the widest of `rows` that fits.
-SIMD_INLINE void over_group(const WeightView& w, const Group& group, const float* x, int slots,
-                            float* acc, Rows wide, Rows two, Rows one) {
-  // No inputs at all are one empty block: the sums are zero.
-  for (std::int64_t block = 0; block == 0 || block < w.k; block += kInputBlock) {
-    const std::int64_t left = w.k - block;
-    const std::int64_t inputs = left < kInputBlock ? left : kInputBlock;
-    int slot = 0;
-    for (; slot + kWideGroups * kLanes <= slots; slot += kWideGroups * kLanes) {
-      wide(w, group, x + slot, block, inputs, acc + slot);
-    }
-    for (; slot + 2 * kLanes <= slots; slot += 2 * kLanes) {
-      two(w, group, x + slot, block, inputs, acc + slot);
-    }
-    for (; slot < slots; slot += kLanes) one(w, group, x + slot, block, inputs, acc + slot);
+// One block of inputs and all lane groups of one panel, by the widest of `rows` that fits.
+SIMD_INLINE void over_block(const WeightView& w, const Group& group, const float* x, int slots,
+                            std::int64_t block, float* acc, Rows wide, Rows two, Rows one) {
+  const std::int64_t left = w.k - block;
+  const std::int64_t inputs = left < kInputBlock ? left : kInputBlock;
+  int slot = 0;
+  for (; slot + kWideGroups * kLanes <= slots; slot += kWideGroups * kLanes) {
+    wide(w, group, x + slot, block, inputs, acc + slot);
   }
+  for (; slot + 2 * kLanes <= slots; slot += 2 * kLanes) {
+    two(w, group, x + slot, block, inputs, acc + slot);
+  }
+  for (; slot < slots; slot += kLanes) one(w, group, x + slot, block, inputs, acc + slot);
 }
 
 SIMD_INLINE void over_call(const WeightView& w, const Call& call, Rows wide, Rows two, Rows one) {
@@ -195,10 +192,13 @@ SIMD_INLINE void over_call(const WeightView& w, const Call& call, Rows wide, Row
         reinterpret_cast<const float*>(static_cast<const char*>(call.x) + p * call.panel_stride);
     float* acc = call.acc + p * call.rows * kPanelSlots;
     const int slots = p + 1 == call.panels ? call.last_vectors * 16 : kPanelSlots;
-    for (std::int64_t r = 0; r < call.rows; r += most) {
-      const std::int64_t left = call.rows - r;
-      const Group group = {call.row + r, left < most ? left : most};
-      over_group(w, group, x, slots, acc + r * kPanelSlots, wide, two, one);
+    // No inputs at all are one empty block: the sums are zero.
+    for (std::int64_t block = 0; block == 0 || block < w.k; block += kInputBlock) {
+      for (std::int64_t r = 0; r < call.rows; r += most) {
+        const std::int64_t left = call.rows - r;
+        const Group group = {call.row + r, left < most ? left : most};
+        over_block(w, group, x, slots, block, acc + r * kPanelSlots, wide, two, one);
+      }
     }
   }
 }

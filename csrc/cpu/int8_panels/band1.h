@@ -126,7 +126,7 @@ void band1_gathered_part(const Part& part, int vectors) {
   }
 }
 
-// Every block of inputs passes over the rows of a group before the next one does.
+// Every block of inputs passes over all rows of the call before the next one does.
 template <bool kGathered>
 void band1(const WeightView& w, const Call& call) {
   const std::int64_t group = row_group(w.layout, w.n, w.k), blocks = input_blocks(w.k);
@@ -134,10 +134,10 @@ void band1(const WeightView& w, const Call& call) {
     const int vectors = p + 1 == call.panels ? call.last_vectors : 4;
     const std::uint8_t* x = call.x + p * call.panel_stride;
     std::int32_t* acc = call.acc + p * call.rows * kPanelSlots;
-    for (std::int64_t r = 0; r < call.rows; r += group) {
-      const std::int64_t row = call.row + r, left = call.rows - r;
-      const std::int64_t rows = left < group ? left : group;
-      for (std::int64_t block = 0; block < blocks; ++block) {
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      for (std::int64_t r = 0; r < call.rows; r += group) {
+        const std::int64_t row = call.row + r, left = call.rows - r;
+        const std::int64_t rows = left < group ? left : group;
         const std::int64_t start = w.starts[row / group * blocks + block];
         const Part part = {w.values + start * kUnit,
                            w.index + start * (kGathered ? kUnit : 1),
