@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/checks.h"
 #include "bindings/gil.h"
 #include "bindings/panel_layers.h"
 #include "cpu/encoder/forward.h"

@@ -18,10 +18,10 @@ _CACHED_BYTES = 4 << 20
 """Of what a layer makes, for each thread: its L2 cache, and its part of an L3 cache."""
 
 _MOST_BYTES = 128 << 20
-"""The same for all threads: a part's memory is kept between passes only up to twice that."""
+"""The same for all threads, if that leaves each a panel: so much memory is kept between passes."""
 
 _LEAST_TOKEN_BYTES = 1024
-"""Of a token; narrow layers' parts would be so long that a part is no part."""
+"""A narrower token counts as this many."""
 
 _LEAST_PANELS_EACH = 2
 _LEAST_PANELS = 4
@@ -41,14 +41,14 @@ def part_tokens(layers: Sequence[Sequence[PreparedLinear]], threads: int) -> int
     made = max((sum(_made_bytes(linear) for linear in layer) for layer in layers), default=0)
     panel_bytes = PANEL_TOKENS * max(made, _LEAST_TOKEN_BYTES)
     each = max(_CACHED_BYTES // panel_bytes, _LEAST_PANELS_EACH)
+    each = min(each, max(_MOST_BYTES // panel_bytes // threads, 1))
     tiled = any(_layout_of(linear) in AMX_LAYOUTS for layer in layers for linear in layer)
     least = _LEAST_PANELS_TILED if tiled else _LEAST_PANELS
-    return PANEL_TOKENS * max(min(threads * each, _MOST_BYTES // panel_bytes), least)
+    return PANEL_TOKENS * threads * max(each, -(-least // threads))
 
 
 def _made_bytes(linear: PreparedLinear) -> int:
-    """About the bytes of a token's outputs: between the bf16 pairs and bytes that integers and bf16
-    weights are followed by, and some floats; or floats."""
+    """About what a token's outputs are written as: floats, or else bytes, bf16 and some floats."""
     is_float = _layout_of(linear) in (None, *FLOAT_LAYOUTS)
     return linear.out_features * (4 if is_float else 2)
 

@@ -13,7 +13,7 @@ from sparse_runtime import _C
 
 ISAS = [row["name"] for row in _C.isas() if row["available"]]
 ANY = 2**40
-FEATURES = 256  # four calls of 64 rows a task where it has all of them
+FEATURES = 256  # four calls of 64 rows of dense32 where a task has all of them, one of sparse32
 NORM_EPS = 1e-5
 
 
@@ -23,7 +23,6 @@ class Case:
 
     threads: int
     tokens: int
-    far_cores: bool = False
 
 
 CASES = [
@@ -32,7 +31,6 @@ CASES = [
     Case(4, 64),  # a panel's rows in four tasks
     Case(4, 65),  # of two panels
     Case(4, 512),  # two panels a thread, of tiles in one task
-    Case(4, 100, far_cores=True),  # half full panels, where the layout has them
 ]
 
 
@@ -46,7 +44,7 @@ class Network:
         self.weights = [(torch.randn(FEATURES, FEATURES) / 24).bfloat16().float() for _ in layouts]
         self.layers = [float_layer(w, name) for w, name in zip(self.weights, layouts, strict=True)]
         self.pool = _C.WorkspacePool()
-        self.run = _C.Forward([case.tokens], [], case.threads, isa, self.pool, case.far_cores)
+        self.run = _C.Forward([case.tokens], [], case.threads, isa, self.pool)
 
     def enter(self) -> _C.PanelValue:
         return self.run.from_rows(self.x.data_ptr(), FEATURES, FEATURES, None)
@@ -151,6 +149,43 @@ def test_normalized_sums_whose_readers_take_bytes_and_floats(case: Case) -> None
     # 0.05 times a weight of at most 0.127; a sum that has lost its residual is off by about 1.
     assert (found - expected).abs().max() < 0.1
     assert (found - expected).abs().mean() < 0.01
+
+
+BLOCKED = [
+    (isa, layout)
+    for isa in ISAS
+    for layout in ("band1_grouped", "band1_gathered", "sparse32")
+    if (_C.float_panels_runs if layout == "sparse32" else _C.int8_panels_runs)(layout, isa)
+]
+
+
+@pytest.mark.parametrize(("isa", "layout"), BLOCKED)
+def test_blocks_of_inputs_that_pass_over_calls_of_768_rows(isa: str, layout: str) -> None:
+    """Two calls of 768 rows and one of 64; two blocks of INT8 inputs, six of floats."""
+    torch.manual_seed(0)
+    n, k, tokens = 1600, 900, 65
+    w = torch.randint(-127, 128, (n, k)) * (torch.rand(n, k) < 0.1)
+    levels = torch.randint(-128, 128, (tokens, k))
+    x, bias, added = levels * 0.0625, torch.randn(n), torch.randn(tokens, n)
+    if layout == "sparse32":
+        values = w / 1024
+        packed = _C.float_panels_pack(values.data_ptr(), n, k, layout)
+        layer = _C.PanelLinear("layer", [(ANY, packed)], bias.data_ptr())
+    else:
+        values, scale = w.to(torch.int8), torch.full((n,), 1 / 1024)
+        packed = _C.int8_panels_pack(values.data_ptr(), n, k, layout)
+        scheme = ("static", 0.0625, 128)
+        layer = _C.PanelLinear("layer", [(ANY, packed)], scale.data_ptr(), bias.data_ptr(), *scheme)
+    run = _C.Forward([tokens], [], 1, isa, _C.WorkspacePool())
+    value = run.from_rows(x.data_ptr(), k, k, None)
+    residual = run.from_rows(added.data_ptr(), n, n, None)
+    total = run.linear(value, layer, "none", residual, None)
+    del value, residual
+    found = torch.full((tokens, n), 1e9)
+    run.to_rows(total, found.data_ptr(), n)
+    run.run()
+    expected = x.double() @ (w.double() / 1024).T + bias + added
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_sums_need_no_stream_of_their_own() -> None:

@@ -44,8 +44,9 @@ def layer(hidden: int, layout: str) -> list[PreparedLinear]:
         (1, 768, "tile_bits", 16),  # AMX
         (4, 384, "dense", 4 * 9),
         (2, 32, "dense", 2 * 64),  # a narrow token counts as 1,024 bytes
-        (64, 768, "dense", (128 << 20) // 884_736),  # memory is bounded
-        (256, 768, "sparse32", (128 << 20) // 1_769_472),
+        (3, 768, "tiles", 3 * 6),  # at least 16, the same for each
+        (64, 768, "dense", 64 * 2),  # 151 panels are 128 MiB
+        (256, 768, "sparse32", 256),  # 75 panels are, but each thread has one
     ],
 )
 def test_panels_that_the_caches_hold(threads: int, hidden: int, layout: str, panels: int) -> None:

@@ -27,11 +27,16 @@ void fetch_inputs(const char* from, std::int64_t bytes) {
   if (bytes >= kWorthwhile) fetch(from, bytes);
 }
 
-// Whether the layout is cut into blocks of inputs, each of which passes over the rows of a call.
+// Whether several blocks of inputs pass over the rows of a call.
 bool is_blocked(const Variant& variant) {
-  if (variant.floats) return variant.floats->layout == float_panels::Layout::kSparse32;
-  return variant.int8->layout == int8_panels::Layout::kBand1Grouped ||
-         variant.int8->layout == int8_panels::Layout::kBand1Gathered;
+  if (variant.floats) {
+    return variant.floats->layout == float_panels::Layout::kSparse32 &&
+           variant.k() > float_panels::kInputBlock;
+  }
+  const int8_panels::Layout layout = variant.int8->layout;
+  return (layout == int8_panels::Layout::kBand1Grouped ||
+          layout == int8_panels::Layout::kBand1Gathered) &&
+         int8_panels::input_blocks(variant.k()) > 1;
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ struct ProductShape {
   int num_threads;
   std::int64_t row_group;  // rows that the layout holds together
   bool tiled;              // AMX: weights of 32 rows stay in the L1 cache while panels pass
-  bool blocked;            // blocks of inputs stay in the L1 cache while all rows of a call pass
+  bool blocked;            // each block of inputs stays in the L1 cache while a call's rows pass
 };
 
 // Whether tasks of about the same size leave next to no thread idle.

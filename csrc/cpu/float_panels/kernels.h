@@ -21,7 +21,7 @@ constexpr std::int64_t kRowBlock = 32;
 constexpr std::int64_t kBand = 4;
 // Of kDense32, whose products share a load of inputs. What is left of a group is a lower band.
 constexpr std::int64_t kTallBand = 6;
-// Inputs that pass over all rows of a group before the next ones do: their 64 slots are 40 KiB, and
+// Inputs that pass over all rows of a call before the next ones do: their 64 slots are 40 KiB, and
 // stay in the L1 cache.
 constexpr std::int64_t kInputBlock = 160;
 

@@ -33,7 +33,7 @@ constexpr std::int64_t kRowBlock = 32;
 constexpr std::int64_t kBand = 4;
 // Inputs of a unit, but of tiles'.
 constexpr std::int64_t kUnit = 4;
-// Of the band1 layouts: inputs that pass over all rows of a group before the next ones do. Their 64
+// Of the band1 layouts: inputs that pass over all rows of a call before the next ones do. Their 64
 // slots are 48 KiB, so that 16 bits hold an offset into them.
 constexpr std::int64_t kInputBlock = 768;
 

@@ -1,5 +1,6 @@
 // Where one head of one sequence lies. To be included within the unit's anonymous namespace, after
 // cpu/simd.h.
+#pragma once
 
 constexpr int kPanelSlots = panels::kSlots;
 

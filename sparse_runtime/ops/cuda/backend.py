@@ -65,7 +65,7 @@ class CudaBackend(Backend):
     def parts(
         self, batch: TokenBatch, layers: Sequence[Sequence[PreparedLinear]]
     ) -> Iterator[tuple[TokenBatch, slice]]:
-        """As :meth:`Backend.parts`: of at most CHUNK tokens, for which there is memory."""
+        """As :meth:`Backend.parts`: of at most CHUNK tokens, or one longer sequence."""
         return batch.split(CHUNK)
 
     def encode(self, batch: TokenBatch, ids: tuple[Tensor, ...], record: Recorder) -> Tensor:
