@@ -58,7 +58,7 @@ void Forward::plan_heads(const Node& qkv, const Node& attention) {
   heads.ending = ending;
   need_scratch(heads.scratch_bytes());
   const token_ops::Kernels* ops = &ops_;
-  add_stage(qkv.linear->name + ", attention", attention.heads,
+  add_stage(qkv.linear->name + " + attention", attention.heads,
             [this, heads, ops](std::int64_t head, int worker) {
               heads.run(head, worker_scratch(worker), *ops);
             });
