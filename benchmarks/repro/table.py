@@ -104,10 +104,12 @@ ONE_SHOT = (
 )
 
 
-# Where texts are few, copies of them with other words: a student learns the few by heart.
-COPIES = {
-    "mr": stage("prune", "epochs=3", "augment.copies=3", "augment.replace=0.3", "augment.join=0.5")
-}
+def copies(epochs: int) -> dict[str, tuple[str, ...]]:
+    """Where texts are few, copies of them with other words: a student learns the few by heart."""
+    augment = ("augment.copies=3", "augment.replace=0.3", "augment.join=0.5")
+    return {"mr": stage("prune", f"epochs={epochs}", *augment)}
+
+
 WHOLE_2_4 = {"mr": stage("quantize", "freeze=[]", "epochs=8")}
 
 
@@ -165,10 +167,10 @@ NINETY, NINETY_FIVE, NINETY_SEVEN = (f"{n} % INT8, distilled" for n in (90, 95, 
 BLOCK_DISTILLED = "1x4 blocks 80 % INT8, distilled"
 DISTILLED = (
     distilled("85 % INT8, distilled", "unstructured@0.85", 0.99),
-    distilled(NINETY, "unstructured@0.9", 0.98, per_task=COPIES),
+    distilled(NINETY, "unstructured@0.9", 0.98, per_task=copies(3)),
     distilled(NINETY_FIVE, "unstructured@0.95", 0.97),
     distilled(NINETY_SEVEN, "unstructured@0.97", 0.95),
-    distilled(BLOCK_DISTILLED, "block:1x4@0.8", 0.985, per_task=COPIES),
+    distilled(BLOCK_DISTILLED, "block:1x4@0.8", 0.985, per_task=copies(6)),
     after_one_shot("90 % INT8, OBS, then trained", FLOAT_90, "int8", 0.98, NINETY),
     after_one_shot("95 % INT8, OBS, then trained", FLOAT_95, "int8", 0.97, NINETY_FIVE),
     after_one_shot("97 % INT8, OBS, then trained", FLOAT_97, "int8", 0.95, NINETY_SEVEN),
