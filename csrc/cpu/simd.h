@@ -55,6 +55,12 @@ SIMD_INLINE U spread(std::int32_t word) {
 #endif
 }
 
+SIMD_INLINE U spread_at(const void* from) {
+  std::int32_t word;
+  __builtin_memcpy(&word, from, sizeof(word));
+  return spread(word);
+}
+
 // Four words that follow each other, to be spread one by one. Loads bind sparse products that do
 // not shuffle: the widest vectors are made of one load and shuffles.
 struct FourWords {
@@ -82,11 +88,7 @@ struct FourWords {
   const char* at;
 
   SIMD_INLINE explicit FourWords(const void* from) : at(static_cast<const char*>(from)) {}
-  SIMD_INLINE U operator[](int i) const {
-    std::int32_t word;
-    __builtin_memcpy(&word, at + i * sizeof(word), sizeof(word));
-    return spread(word);
-  }
+  SIMD_INLINE U operator[](int i) const { return spread_at(at + 4 * i); }
 #endif
 };
 

@@ -131,10 +131,10 @@ void Forward::plan_linear(const Node& node) {
     product.keeps_floats = product.row_tasks == 1 && !wants(out, Form::Kind::kFloats);
     // A sum takes the residual's place, where the cache has it: a task reads the rows that it
     // writes, and no others.
-    if (!product.keeps_floats && node.residual != kNoValue) {
-      product.floats = take_over(node.residual);
+    if (!product.keeps_floats) {
+      if (node.residual != kNoValue) product.floats = take_over(node.residual);
+      if (product.floats == nullptr) product.floats = take_floats(linear.n);
     }
-    if (!product.keeps_floats && product.floats == nullptr) product.floats = take_floats(linear.n);
     ending = begin_ending(node.y, product.floats, node.norm, product.tiling.task_rows);
     if (ending != nullptr) ending->group = product.tiling.panels;
     product.ending = ending;

@@ -153,9 +153,7 @@ void dense16_rows(const WeightView& w, const Group& group, const float* x, std::
       }
       __builtin_prefetch(values + (pairs + i) * kBand * 2);  // the next band's
       for (int b = 0; b < kBand; ++b) {
-        std::uint32_t pair;
-        __builtin_memcpy(&pair, values + (i * kBand + b) * 2, sizeof(pair));
-        const U weight = spread(static_cast<std::int32_t>(pair));
+        const U weight = spread_at(values + (i * kBand + b) * 2);
         for (int g = 0; g < kGroups; ++g) sums[b][g] = dot2(sums[b][g], input[g], weight);
       }
     }

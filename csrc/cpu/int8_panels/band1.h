@@ -75,7 +75,7 @@ SIMD_INLINE void gathered_four(const std::int8_t* values, const std::uint16_t* i
     for (int r = 0; r < kRows; ++r) {
       U inputs[4];
       interleave(part.x, four_at(index + r * kUnit), 1, lanes, inputs);
-      const U w = word_at(values + r * kUnit);
+      const U w = spread_at(values + r * kUnit);
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[r][v] = dot4(sums[r][v], inputs[v], w);
     }

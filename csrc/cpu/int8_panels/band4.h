@@ -25,7 +25,7 @@ void grouped_band(const std::int8_t* values, const std::uint16_t* index, std::in
     if (kDenseIndex) __builtin_prefetch(values + u * kBand * kUnit + kAhead);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
-      const U w = word_at(values + (u * kBand + r) * kUnit);
+      const U w = spread_at(values + (u * kBand + r) * kUnit);
       UNROLL
       for (int g = 0; g < kGroups; ++g) sums[chain][r][g] = dot4(sums[chain][r][g], inputs[g], w);
     }
@@ -136,7 +136,7 @@ void gathered_band(const std::int8_t* values, const std::uint16_t* index, std::i
     fetch_ahead(values + u * kBand * kUnit, index + u * kUnit);
     UNROLL
     for (int r = 0; r < kBand; ++r) {
-      const U w = word_at(values + (u * kBand + r) * kUnit);
+      const U w = spread_at(values + (u * kBand + r) * kUnit);
       UNROLL
       for (int v = 0; v < kVectors; ++v) sums[r][v] = dot4(sums[r][v], inputs[v], w);
     }

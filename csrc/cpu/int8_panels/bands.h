@@ -12,12 +12,6 @@
 
 constexpr int kPanelSlots = panels::kSlots;
 
-SIMD_INLINE U word_at(const std::int8_t* values) {
-  std::int32_t word;
-  __builtin_memcpy(&word, values, sizeof(word));
-  return spread(word);
-}
-
 template <int kValue>
 struct Count {
   static constexpr int value = kValue;
