@@ -42,7 +42,9 @@ def run(options: argparse.Namespace) -> int:
     tasks = options.task or (["banking77"] if quick else list(TASKS))
     jobs = plan(found, tasks, 1 if quick else options.seeds)
     bench = Bench(_model(options), options.dir, options.scale, options.device)
-    failures = run_all(jobs, bench, options.results, options.jobs)
+    # Processes share a GPU badly; on a CPU each has a core.
+    processes = options.jobs or (os.cpu_count() or 1 if options.device == "cpu" else 1)
+    failures = run_all(jobs, bench, options.results, processes)
     for failure in failures:
         print(failure, file=sys.stderr)
     return 1 if failures else 0
@@ -60,7 +62,7 @@ def smoke(options: argparse.Namespace) -> int:
 
 
 def latency(options: argparse.Namespace) -> int:
-    """Time every packed model that the runs of seed 0 left, and the peers; OpenVINO's accuracy."""
+    """Time a packed model of every experiment, and the peers; OpenVINO's accuracy."""
     from sparse_runtime.benchmarks.repro.peer_accuracy import OPENVINO, measure_openvino
     from sparse_runtime.benchmarks.repro.timing import time_all
 
@@ -75,7 +77,7 @@ def view(options: argparse.Namespace) -> int:
     """Print the table as Markdown, and draw the plot."""
     from sparse_runtime.benchmarks.repro.view import plot, table
 
-    print(table(options.results, options.scale, options.task))
+    print(table(options.results, options.scale, options.task, timed=options.timed))
     if options.plot:
         plot(options.results, options.scale, options.plot)
     return 0
@@ -116,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--task", action="append", choices=TASKS, help="can be repeated")
     command.add_argument("--seeds", type=int, default=3)
     command.add_argument("--model", help="directory of the encoder; all-MiniLM-L6-v2 without it")
-    command.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
+    command.add_argument(
+        "--jobs", type=int, help="runs at a time; as many as processors, or 1 on another device"
+    )
     command.set_defaults(command=run)
     command = commands.add_parser("smoke", help=smoke.__doc__)
     command.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -130,6 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("view", parents=[shared], help=view.__doc__)
     command.add_argument("--scale", default="full", choices=("full", "long", "quick"))
     command.add_argument("--task", default="banking77", choices=(*TASKS, TINY))
+    command.add_argument("--timed", action="store_true", help="what has latencies, fewer columns")
     command.add_argument("--plot", type=Path, help="picture to write")
     command.set_defaults(command=view)
     return parser

@@ -15,4 +15,13 @@ from sparse_runtime.benchmarks.repro.table import (
 )
 
 EXPERIMENTS: tuple[Experiment, ...] = (*BASE, *ONE_SHOT, *DISTILLED, *PAPERS)
-QUICK = (DENSE, "dense INT8", MAGNITUDE_2_4, OBS_2_4, BLOCK_ONE_SHOT, NINETY)
+QUICK = (
+    DENSE,
+    "dense INT8",
+    MAGNITUDE_2_4,
+    OBS_2_4,
+    BLOCK_ONE_SHOT,
+    NINETY,
+    "97 % INT8, movement",
+    "CAP 97 % INT8",
+)

@@ -63,13 +63,20 @@ def prune_once_for_all() -> tuple[Experiment, ...]:
 
 
 def _recipe(
-    name: str, group: str, recipe: str, structure: str, *more: str, against: str | None = None
+    name: str,
+    group: str,
+    recipe: str,
+    structure: str,
+    *more: str,
+    against: str | None = None,
+    quick: tuple[str, ...] = (),
 ) -> Experiment:
     return Experiment(
         name,
         group,
         recipe=recipe,
         changes=pruned(structure, *more),
+        quick=quick,
         convert=INT8,
         against=against,
     )
@@ -93,13 +100,25 @@ def _sparsebert() -> tuple[Experiment, ...]:
         "SparseBERT 95 % INT8", group, "sparsebert", structure, "lr_schedule=linear",
         against=plain.name,
     )  # fmt: skip
-    return plain, taught, whole
+    alone = _recipe(
+        f"{whole.name}, no distillation", group, "sparsebert", structure, "lr_schedule=linear",
+        "distillation={task: 1, attention: 0, hidden: 0, logits: 0}", against=whole.name,
+    )  # fmt: skip
+    return plain, taught, whole, alone
+
+
+_HEADS = (
+    *FAST,
+    *stage("prune", f"epochs={EPOCHS}", "learning_rate=2.0e-4", "dropout=0"),
+)
+"""One epoch after each of five steps of pruning."""
 
 
 def _cap() -> tuple[Experiment, ...]:
     structure, group = "unstructured@0.97", "CAP"
-    without = _recipe("97 % INT8, movement", group, "movement", structure)
-    whole = _recipe("CAP 97 % INT8", group, "cap", structure, against=without.name)
+    quick = stage("prune", "epochs=3")
+    without = _recipe("97 % INT8, movement", group, "movement", structure, quick=quick)
+    whole = _recipe("CAP 97 % INT8", group, "cap", structure, against=without.name, quick=quick)
     soft = Experiment(
         "soft movement INT8",
         group,
@@ -112,7 +131,22 @@ def _cap() -> tuple[Experiment, ...]:
         ),
         convert=INT8,
     )
-    return without, whole, soft
+    without_banks = Experiment(
+        "heads and neurons 50 % INT8",
+        group,
+        recipe="cap-structured",
+        changes=(*_HEADS, *stage("prune", "distillation.contrastive=null")),
+        convert=INT8,
+    )
+    with_banks = Experiment(
+        "CAP heads and neurons 50 % INT8",
+        group,
+        recipe="cap-structured",
+        changes=(*_HEADS, *stage("prune", "distillation.contrastive.snapshot_epochs=1")),
+        convert=INT8,
+        against=without_banks.name,
+    )
+    return without, whole, soft, without_banks, with_banks
 
 
 def _obert() -> tuple[Experiment, ...]:

@@ -102,9 +102,13 @@ def append(record: Run | Latency, path: Path) -> None:
 
 
 def read(path: Path) -> tuple[list[Run], list[Latency]]:
-    """Runs and latencies of a file; of what is there twice, the last line counts."""
+    """Runs and latencies of a file; of what is there twice, the last line counts.
+
+    Latencies are those of one machine, the one that was measured last: others do not compare.
+    """
     runs: dict[Any, Run] = {}
     latencies: dict[Any, Latency] = {}
+    machine: str | None = None
     for line in _lines(path):
         kind = line.pop("kind", None)
         if kind == KIND:
@@ -113,7 +117,10 @@ def read(path: Path) -> tuple[list[Run], list[Latency]]:
         elif kind == f"{KIND}-latency":
             one = Latency(**_known(line, Latency))
             latencies[one.experiment, one.task, one.threads, one.batch, one.tokens] = one
-    return list(runs.values()), list(latencies.values())
+            machine = one.environment.get("device")
+    return list(runs.values()), [
+        one for one in latencies.values() if one.environment.get("device") == machine
+    ]
 
 
 def _lines(path: Path) -> Iterable[dict[str, Any]]:

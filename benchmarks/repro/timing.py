@@ -1,7 +1,8 @@
 """Latency of the packed models that runs left, and of the peers, in turns on one machine.
 
 Times do not depend on what a model was trained for, its zeros and values aside, so the models of
-seed 0 stand for all. The peers run a dense model of the same shape (benchmarks/peers/install.sh).
+one seed stand for all: the first of which the packed model is there. The peers run a dense model of
+the same shape (benchmarks/peers/install.sh).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def time_all(
     tasks: Sequence[str],
     only: str = "",
 ) -> None:
-    """Time what has a run of seed 0, and the peers; append a line for each and each batch.
+    """Time what has a run and its packed model, and the peers; append a line for each batch.
 
     Batches: one text of 128 tokens, and 32 real sentences of the task.
 
@@ -52,13 +53,16 @@ def time_all(
         tasks: whose models to time.
         only: regular expression; experiments in whose name it is found, and the peers.
     """
-    runs = [run for run in read(results)[0] if run.seed == 0 and run.scale == SCALE]
+    runs = [
+        run for run in read(results)[0] if run.scale == SCALE and re.search(only, run.experiment)
+    ]
     around = asdict(environment())
     for task in tasks:
-        models = {run.experiment: _packed(folder, run) for run in runs if run.task == task}
-        models = {
-            name: path for name, path in models.items() if path.is_dir() and re.search(only, name)
-        }
+        models: dict[str, Path] = {}
+        for run in sorted(runs, key=lambda run: run.seed):
+            path = _packed(folder, run)
+            if run.task == task and path.is_dir():
+                models.setdefault(run.experiment, path)
         if not models:
             continue
         workloads = [(1, 128, ()), _sentences(task, next(iter(models.values())))]

@@ -86,9 +86,19 @@ def rows(results: Path, scale: str, task: str) -> list[Row]:
     ]
 
 
-def table(results: Path, scale: str, task: str) -> str:
-    """Markdown: one row an experiment, those of the peers' times below."""
-    found = rows(results, scale, task)
+LEFT_OUT_OF_TIMED = ("goal", "against its partner", "zeros")
+
+
+def table(results: Path, scale: str, task: str, *, timed: bool = False) -> str:
+    """Markdown: one row an experiment, those of the peers' times below.
+
+    Args:
+        results: file of JSON lines.
+        scale: of the runs.
+        task: theirs.
+        timed: rows that have latencies alone, and columns that a person chooses by.
+    """
+    found = [row for row in rows(results, scale, task) if row.latency or not timed]
     if not found:
         return f"no runs of {task} at scale {scale} in {results.name}"
     batches = sorted({batch for row in found for batch in row.latency})
@@ -98,7 +108,8 @@ def table(results: Path, scale: str, task: str) -> str:
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)]]
     lines += [_cells(row, batches) for row in found]
     lines += _peer_cells(results, scale, task, batches, len(columns))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    kept = [i for i, name in enumerate(columns) if not (timed and name in LEFT_OUT_OF_TIMED)]
+    return "\n".join(f"| {' | '.join(line[i] for i in kept)} |" for line in lines)
 
 
 def _cells(row: Row, batches: Sequence[tuple[int, int]]) -> list[str]:
@@ -216,12 +227,16 @@ def plot(results: Path, scale: str, path: Path, tasks: Sequence[str] = ("banking
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("{x:g}")
         own = [row for row in found if batch in row.latency]
-        _label(axes, {row.experiment.name: (row.latency[batch], 100 * row.share) for row in own})
+        _label(axes, {_named(row): (row.latency[batch], 100 * row.share) for row in own})
         axes.set_title(task)
         axes.set_xlabel(f"milliseconds, {batch[0]} text of {batch[1]} tokens")
         axes.set_ylabel(f"{METRICS[task]}, % of {DENSE}")
         axes.legend(fontsize=6, title="area: bytes of the encoder", title_fontsize=6)
     save(figure, path)
+
+
+def _named(row: Row) -> str:
+    return f"{row.experiment.name}, {row.runs[-1].weights_bytes / 1e6:.0f} MB on disk"
 
 
 def _label(axes: Any, points: Mapping[str, tuple[float, float]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("yaml")
 
-from sparse_runtime.benchmarks.repro import running
+from sparse_runtime.benchmarks.repro import running, timing
 from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS, QUICK
 from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
 from sparse_runtime.benchmarks.repro.making import LONGER, Bench, Maker
@@ -138,8 +139,42 @@ def test_table_says_what_was_reached_and_against_whom(tmp_path: Path) -> None:
     assert "0.8800 ± 0.0141" in row and " 1.50 |" in row
     assert "100.00%" in lines[-2] and "12.50" in lines[-2]
     assert "98.00%" in lines[-1] and "23.0" in lines[-1] and "9.25" in lines[-1]
+    timed = table(file, "full", "banking77", timed=True).splitlines()
+    assert len(timed) == 2 + 1 + 2
+    assert timed[0].count("|") == timed[2].count("|") == 8 and " 55.0 | 1.50 |" in timed[2]
     append(run_of(base, 0.5, seed=1), file)
     assert f"+38.00 ± 1.41 over {base}" in table(file, "full", "banking77")
+
+
+def test_latencies_of_two_machines_do_not_mix(tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    for name, device, p50_ms in (("a", "x", 1.0), ("b", "x", 2.0), ("a", "y", 3.0)):
+        append(replace(latency_of(name, 1, p50_ms), environment={"device": device}), file)
+    assert [(one.experiment, one.p50_ms) for one in read(file)[1]] == [("a", 3.0)]
+
+
+def test_the_first_seed_whose_model_is_there_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "results.jsonl"
+    for seed in (2, 0, 1):
+        append(run_of(DENSE, 0.9, seed=seed), file)
+    append(run_of("dense INT8", 0.9), file)  # its packed model is not there
+    bench = Bench(tmp_path, tmp_path, "full")
+    for seed in (1, 2):
+        (bench.place(DENSE, "banking77", seed) / "packed").mkdir(parents=True)
+    seen: dict[str, Path] = {}
+
+    def times(models: dict[str, Path], *_: object) -> list[tuple[str, Any, list[float]]]:
+        seen.update(models)
+        return [(name, (1, 128, ()), [0.002, 0.001, 0.004]) for name in models]
+
+    monkeypatch.setattr(timing, "times", times)
+    monkeypatch.setattr(timing, "_sentences", lambda *_: (2, 9, (9, 4)))
+    timing.time_all(tmp_path, file, None, 4, ["banking77"])
+    assert seen == {DENSE: bench.place(DENSE, "banking77", 1) / "packed"}
+    (found,) = read(file)[1]
+    assert (found.experiment, found.tokens, found.p50_ms) == (DENSE, 128, 2.0)
 
 
 def test_embedding_goals_are_losses(tmp_path: Path) -> None:
