@@ -61,7 +61,7 @@ step() {
 
 # Triton's kernels are tested by the same files as in its interpreter.
 kernel_tests=(tests/gpu tests/ops/test_cuda_linear.py tests/encoders/test_cuda_encoders.py
-  tests/kernels/test_*_triton.py)
+  tests/kernels/test_*_triton.py tests/compress/training/test_method_recipes.py)
 
 # Most of a test's time is the compiler's, on one core. Those that measure time have the GPU alone.
 pytest=("$python" -m pytest -q -p no:cacheprovider)

@@ -43,22 +43,30 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     }
 
 
-def run(recipe: str, checkpoints: Any, labelled: Any, folder: Path, *extra: str) -> Path:
+ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICES = ["cpu", pytest.param("cuda", marks=ON_CUDA)]
+
+
+def run(
+    recipe: str, checkpoints: Any, labelled: Any, folder: Path, *extra: str, device: str = "cpu"
+) -> Path:
     train(
         checkpoints["bert"],
         recipe,
         labelled,
         folder / "out",
         changes=[*SHORT, *CASES[recipe], *extra],
+        device=device,
     )
     return folder / "out"
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("recipe", CASES)
 def test_result_has_the_recipes_zeros(
-    recipe: str, checkpoints: Any, labelled: Any, tmp_path: Path
+    recipe: str, device: str, checkpoints: Any, labelled: Any, tmp_path: Path
 ) -> None:
-    out = run(recipe, checkpoints, labelled, tmp_path)
+    out = run(recipe, checkpoints, labelled, tmp_path, device=device)
     matrices = weights(out)
     assert len(matrices) == 12
     zeros = {name: float((one == 0).double().mean()) for name, one in matrices.items()}
