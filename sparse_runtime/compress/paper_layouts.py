@@ -26,6 +26,9 @@ from .targets import encoder_linears, layers
 from .trained import Trained
 from .writing import new_directory
 
+NXM_PATTERNS = ("1:4", "2:8", "1:2", "2:4", "4:8")
+"""What layout "nxm" can say of a pattern, the tightest first."""
+
 _NXM_FILE = "nxm_config.json"
 _PAPERS_THRESHOLD = 0.1  # of the sigmoids of scores
 
@@ -153,8 +156,8 @@ def _group_of(trained: Trained) -> tuple[Pattern | None, dict[str, Tensor]]:
     }
     # A mask that was fixed early is not by magnitude any more: then what it leaves is written.
     for weights in (trained.dense, left):
-        # The tightest first, for what it leaves fits the others too.
-        for text in ("1:4", "2:8", "1:2", "2:4", "4:8"):
+        # What a tight one leaves fits the others too.
+        for text in NXM_PATTERNS:
             pattern = Pattern.parse(text)
             if all(
                 torch.equal(_projected(weights[name], pattern), left[name])

@@ -79,6 +79,12 @@ class Pattern:
             return 1 - self.structure.n / self.structure.m
         return math.nextafter(1, 0)
 
+    def units(self, rows: int, cols: int) -> int:
+        """Of a matrix [rows, cols], how many weights or blocks go or stay as one."""
+        if self.structure.kind != "block":
+            return rows * cols
+        return -(-rows // self.structure.rows) * -(-cols // self.structure.cols)
+
     def at(self, sparsity: float) -> Pattern:
         """The same structure at another sparsity, for schedules.
 

@@ -93,8 +93,11 @@ def calibration_batches(
     """Tokenize texts into batches of near equal length, the longest first.
 
     Raises:
-        ValueError: there are no texts, or one is not a string.
+        ValueError: there are no texts, one is not a string, or a number is below 1.
     """
+    for name, count in (("max_length", max_length), ("batch_size", batch_size)):
+        if count < 1:
+            raise ValueError(f"{name} {count}: expected 1 or more")
     if isinstance(texts, str):
         raise ValueError(
             f"calibration: expected a list of texts, got one string {texts[:40]!r}; give [text]"

@@ -92,5 +92,19 @@ class TrainingLoader(DataLoader[Any]):
         self.batches.set_epoch(epoch)
 
 
+def passes(
+    rows: int, batches: int, batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """So many batches of row numbers: shuffled, each row once, then all of them shuffled anew.
+
+    The last batch of each pass may be smaller.
+    """
+    waiting: list[list[int]] = []
+    for _ in range(batches):
+        if not waiting:
+            waiting = _cut(torch.randperm(rows, generator=generator).tolist(), batch_size)
+        yield waiting.pop(0)
+
+
 def _cut(order: list[int], size: int) -> list[list[int]]:
     return [order[begin : begin + size] for begin in range(0, len(order), size)]

@@ -48,8 +48,10 @@ class Training(Protocol):
         ...
 
     def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
-        """Stops ``batches`` times with the gradients of one random batch's loss in ``.grad``.
+        """Stops ``batches`` times with the gradients of one batch's loss in ``.grad``.
 
+        Rows are shuffled by ``seed`` and taken once each, the last batch of such a pass being
+        smaller where they do not divide; where more batches are asked for, they are shuffled anew.
         The loss is that of the stage (task and distillation, no penalty), dropout off.
         Gradients are cleared before each batch and after the last. Batches of size 1 give
         per-sample gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or

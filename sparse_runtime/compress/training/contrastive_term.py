@@ -12,7 +12,6 @@ from torch.nn.functional import normalize
 from .context import Batch, LossTerm, Training
 from .contrastive import ContrastiveBanks, ContrastiveSettings
 from .forward import POOLINGS
-from .schema import build
 
 
 @dataclass(frozen=True)
@@ -93,12 +92,3 @@ class ContrastiveTerm(LossTerm):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the banks back."""
         self.banks.load_state_dict(dict(state))
-
-
-def contrastive_term(section: Mapping[str, Any]) -> ContrastiveTerm:
-    """The term of a recipe's section.
-
-    Raises:
-        ValueError: an unknown key or a value out of range.
-    """
-    return ContrastiveTerm(build(ContrastiveSection, section, "distillation.contrastive"))

@@ -11,22 +11,14 @@ from .recipe import Stage
 
 
 def learning_rates(stage: Stage, optimizer: Optimizer, total: int) -> LambdaLR:
-    """The schedule that a stage names, over ``total`` steps.
-
-    Raises:
-        ValueError: "rewinding" without pruning to rewind at, or a warm-up that the schedule lacks.
-    """
+    """The schedule that a stage names, over ``total`` steps."""
     warmup = round(stage.warmup * total)
     if stage.lr_schedule == "linear":
         return linear_schedule(optimizer, total=total, warmup=warmup)
     if stage.lr_schedule == "constant":
         return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1)))
     if stage.lr_schedule == "rewinding":
-        if stage.pruning is None:
-            raise ValueError(
-                f"stage {stage.name!r}: lr_schedule rewinding needs a pruning section, for it "
-                "rewinds at each pruning event"
-            )
+        assert stage.pruning is not None  # as the stage has seen
         events = cubic(stage.pruning.schedule, 0.0, total)
         return rewinding_schedule(
             optimizer,
@@ -36,8 +28,6 @@ def learning_rates(stage: Stage, optimizer: Optimizer, total: int) -> LambdaLR:
             every=events.every,
             warmup=warmup,
         )
-    if warmup:
-        raise ValueError(f"stage {stage.name!r}: lr_schedule sawtooth has no warmup; leave it out")
     return sawtooth(
         optimizer,
         total=total,

@@ -20,20 +20,15 @@ from .recipe import Recipe, Stage
 from .report import PaperFiles
 from .workspace import Workspace
 
-_INTEGERS_ONLY = "prune-ofa-qat"
-_INTEGERS_TOO = "nxm"
-
 
 def check_paper_out(directory: Path, recipe: Recipe, out_dir: Path, workspace: Workspace) -> None:
     """Refuse before the training what could not be written after it.
 
     Raises:
-        ValueError: the last stage states no layout, or one that cannot hold what the stage leaves;
-            the directory is not apart from ``out_dir``; the stage is done, its masks gone.
+        ValueError: the directory is not apart from ``out_dir``; the stage is done, its masks gone.
         FileExistsError: the directory exists, with other files than this training has placed.
     """
     last = recipe.stages[-1]
-    _check_layout(recipe.name, last)
     place = directory.resolve()
     for other in (out_dir.resolve(), workspace.folder.resolve()):
         if place.is_relative_to(other) or other.is_relative_to(place):
@@ -115,21 +110,16 @@ def place_paper_files(directory: Path, stage: Stage, workspace: Workspace) -> Pa
     return PaperFiles(directory, stage.layout, {**record["finalise"], **inside})
 
 
-def _check_layout(recipe: str, last: Stage) -> None:
+def check_layout_stated(recipe: Recipe) -> None:
+    """Raise ValueError where the last stage states no layout."""
+    last = recipe.stages[-1]
     if last.layout is None:
         having = [name for name in recipe_names() if load_recipe(name).stages[-1].layout]
         raise ValueError(
-            f"paper_out: stage {last.name!r}, the last of recipe {recipe!r}, states no layout of a "
-            f"paper; add `layout: NAME` to it (--set {last.name}.layout=NAME), one of "
+            f"paper_out: stage {last.name!r}, the last of recipe {recipe.name!r}, states no layout "
+            f"of a paper; add `layout: NAME` to it (--set {last.name}.layout=NAME), one of "
             f"{', '.join(get_args(Layout))}, leave paper_out (--paper-out) out, or take a recipe "
             f"that states one: {', '.join(having)}"
-        )
-    quantizes = last.quantization is not None
-    if last.layout != _INTEGERS_TOO and quantizes != (last.layout == _INTEGERS_ONLY):
-        raise ValueError(
-            f"paper_out: layout {last.layout!r} holds {'floats' if quantizes else 'integers'}, and "
-            f"stage {last.name!r} trains {'integers' if quantizes else 'floats'}; state another "
-            f"layout (--set {last.name}.layout=NAME), or leave paper_out (--paper-out) out"
         )
 
 

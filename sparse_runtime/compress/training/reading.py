@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from .pruners import PRUNERS
-from .recipe import Pruning, Recipe, Stage
-from .schema import build, refuse_unknown
+from .recipe import Recipe, Stage
+from .schema import build, place, refuse_unknown
+from .sections import Pruning
+from .stage_checks import check_stage
 
 _SUFFIXES = (".yaml", ".yml")
 _INTEGER = re.compile(r"[-+]?[0-9]+$")
@@ -67,11 +69,16 @@ def parse(data: Any) -> Recipe:
     """
     stages = []
     for number, stage in enumerate(_stage_list(data)):
-        where = f"stages.{stage.get('name', number)}"
+        where = f"stage '{stage.get('name', number)}'"
         section = stage.get("pruning")
         if section is not None:
-            stage = {**stage, "pruning": _with_options(section, f"{where}.pruning")}
-        stages.append(build(Stage, stage, where))
+            stage = {**stage, "pruning": _with_options(section, place(where, "pruning"))}
+        made = build(Stage, stage, where)
+        try:
+            check_stage(made)
+        except ValueError as error:
+            raise ValueError(f"recipe: {error}") from None
+        stages.append(made)
     return build(Recipe, {**data, "stages": stages}, "the top level")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ...checkpoints import locate
 from .data import Data, load_data
-from .paper_files import check_paper_out, place_paper_files
+from .paper_files import check_layout_stated, check_paper_out, place_paper_files
 from .reading import load_recipe
 from .recipe import Pooling, Recipe, Stage
 from .report import PaperFiles, TrainReport
@@ -56,7 +57,8 @@ def train(
             machine.
         changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
         resume: go on with an unfinished training, to the very result it would have had; there
-            must be one.
+            must be one. Of another recipe, the stages before the first that differs are kept; a
+            warning names those that begin again.
         given: stage -> directory of a model that stands for the stage's; it is not trained.
         device: where to train.
         pooling: how an encoder without a head makes one vector of a text, instead of the recipe's.
@@ -97,16 +99,25 @@ def train(
     source = locate(model, revision=revision, local_files_only=local_files_only)
     directories = given_directories(given or {})
     paper = None if paper_out is None else Path(paper_out).expanduser()
+    if paper is not None:
+        check_layout_stated(recipe)
     runner = StageRunner(source, recipe, data, seed, chosen, directories, paper is not None)
+    pace = Pace(save_every, log_every, progress)
+    runner.check()
     plan = {
         "model": digest(source),
         "given": {stage: digest(place) for stage, place in directories.items()},
-        "recipe": _trained_by(recipe),
+        **_trained_by(recipe),
         "seed": seed,
         "data": data.fingerprint(),
     }
     workspace = Workspace(out_dir, plan, resume=resume)
-    pace = Pace(save_every, log_every, progress)
+    if workspace.again:
+        warnings.warn(
+            f"{workspace.folder}: the recipe has changed; begins again with stage "
+            f"{workspace.again[0]!r} ({', '.join(workspace.again)} removed)",
+            stacklevel=2,
+        )
     try:
         if paper is not None:
             check_paper_out(paper, recipe, out_dir, workspace)
@@ -120,11 +131,11 @@ def train(
 
 
 def _trained_by(recipe: Recipe) -> dict[str, Any]:
-    """The recipe less what no weight depends on: in which files the end is written."""
+    """What weights depend on: not how it is called, nor in which files the end is written."""
     said = recipe.to_dict()
     for stage in said["stages"]:
         del stage["layout"]
-    return said
+    return {key: said[key] for key in ("pooling", "stages")}
 
 
 def _put_in_place(

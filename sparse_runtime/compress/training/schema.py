@@ -3,12 +3,49 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+
+class WrongValue(ValueError):
+    """A key's value that nothing can be made of; who knows where the key stands says so.
+
+    Args:
+        key: of the section that is built, such as "structure" or "per.query".
+        message: what was expected, and what came.
+    """
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key, self.message = key, message
+
+
+def regular_expression(key: str, text: str | None) -> None:
+    """Raise WrongValue for a text that is no regular expression."""
+    try:
+        re.compile(text or "")
+    except re.error as error:
+        raise WrongValue(
+            key,
+            f"{text!r}: expected a regular expression, for example 'layer.0.attention'; {error}",
+        ) from None
+
+
+def require(**ranges: tuple[object, bool, str]) -> None:
+    """Raise WrongValue for the first key that does not fit: key -> (value, it fits, expected)."""
+    for key, (value, fits, expected) in ranges.items():
+        if not fits:
+            raise WrongValue(key, f"expected {expected}, got {value}")
+
+
+def place(where: str, key: str) -> str:
+    """Where a key of a section stands: "stage 'prune', pruning.structure"."""
+    return f"{where}, {key}" if where.endswith("'") else f"{where}.{key}"
 
 
 def build(kind: type[T], data: Any, where: str) -> T:
@@ -21,7 +58,7 @@ def build(kind: type[T], data: Any, where: str) -> T:
     Args:
         kind: the dataclass.
         data: the mapping.
-        where: what to call it in errors, such as "stages.prune.pruning".
+        where: what to call it in errors, such as "stage 'prune', pruning".
 
     Raises:
         ValueError: an unknown key (the nearest known one is named), a missing one, or a value of
@@ -36,9 +73,11 @@ def build(kind: type[T], data: Any, where: str) -> T:
         required = field.default is MISSING and field.default_factory is MISSING
         if required and name not in data:
             raise ValueError(f"recipe: {where}: {name!r} is missing")
-    values = {key: _value(hints[key], item, f"{where}.{key}") for key, item in data.items()}
+    values = {key: _value(hints[key], item, place(where, key)) for key, item in data.items()}
     try:
         return kind(**values)
+    except WrongValue as error:
+        raise ValueError(f"recipe: {place(where, error.key)}: {error.message}") from None
     except ValueError as error:
         raise ValueError(f"recipe: {where}: {error}") from None
 

@@ -11,7 +11,7 @@ from torch import nn
 from ...spec import ValueSpec
 from ..patterns import Pattern
 from ..targets import COMPONENTS, component, encoder_linears
-from .recipe import Pruning, Quantization
+from .sections import Pruning, Quantization
 
 T = TypeVar("T")
 
@@ -22,17 +22,10 @@ def pruning_targets(
     """The matrices that a section selects and, for methods that need them, their patterns.
 
     Raises:
-        ValueError: nothing is selected, a key of ``per`` fits nothing, a pattern is missing, or
-            given to a method without any.
+        ValueError: nothing is selected, a key of ``per`` fits nothing, or a pattern is missing.
     """
-    linears = encoder_linears(
-        model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
-    )
+    linears = _selected(model, "pruning", settings)
     if not needs_pattern:
-        if settings.structure is not None or settings.per:
-            raise ValueError(
-                f"pruning.method {settings.method}: takes no structure; leave structure and per out"
-            )
         return linears, {}
     own = _own("pruning.per", linears, settings.per)
     patterns = {}
@@ -42,9 +35,11 @@ def pruning_targets(
             patterns[name] = Pattern.parse(text)
         elif name not in own:
             raise ValueError(
-                f"pruning.method {settings.method}: needs a structure, such as 2:4 or "
-                f"unstructured@0.9; {name} has none"
+                f"pruning.structure: method {settings.method} needs a structure, for example 2:4 "
+                f"or unstructured@0.9; {name} has none, and no key of per fits it"
             )
+    if not patterns:
+        raise ValueError("pruning.per: leaves every matrix dense; expected a pattern for some")
     return {name: linears[name] for name in patterns}, patterns
 
 
@@ -56,15 +51,15 @@ def quantized_linears(
     Raises:
         ValueError: nothing is selected, or a key of ``per`` fits nothing.
     """
-    linears = encoder_linears(
-        model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
-    )
+    linears = _selected(model, "quantization", settings)
     own = _own("quantization.per", linears, settings.per)
     groups: dict[ValueSpec, dict[str, nn.Linear]] = {}
     for name, linear in linears.items():
         values = own.get(name, settings.weights)
         if values is not None:
             groups.setdefault(ValueSpec.parse(values, settings.scales), {})[name] = linear
+    if not groups:
+        raise ValueError("quantization.per: leaves every matrix float; expected values for some")
     return groups
 
 
@@ -75,6 +70,17 @@ def fitting(section: str, names: Iterable[str], keys: Iterable[str]) -> set[str]
         ValueError: one fits nothing.
     """
     return set(_own(section, names, dict.fromkeys(keys)))
+
+
+def _selected(
+    model: nn.Module, section: str, settings: Pruning | Quantization
+) -> dict[str, nn.Linear]:
+    try:
+        return encoder_linears(
+            model, pooler=settings.pooler, include=settings.include, exclude=settings.exclude
+        )
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from None
 
 
 def _own(section: str, names: Iterable[str], per: Mapping[str, T]) -> dict[str, T]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from ..masks import baked_weight
 from ..patterns import sparsity
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
+from .before_training import Checks, frozen_parameters, refuse_headless
 from .classes import in_checkpoint_order
 from .data import Data
 from .encoding import EncodedTexts
@@ -28,6 +28,7 @@ from .recipe import MODEL, Recipe, Stage, Task
 from .report import StageReport
 from .selection import pruning_targets
 from .sources import check_given, check_source
+from .stage_checks import in_stage
 from .stage_training import Models, StageTraining
 from .task_data import evaluation_texts, training_texts
 from .terms import distillation_terms
@@ -47,6 +48,12 @@ class Pace:
     save_every: int | None = None
     log_every: int = 50
     progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("save_every", "log_every"):
+            steps = getattr(self, name)
+            if steps is not None and steps < 1:
+                raise ValueError(f"{name} {steps}: expected 1 step or more")
 
 
 class StageRunner:
@@ -98,6 +105,15 @@ class StageRunner:
         embeds = any(stage.task == "embedding" for stage in recipe.stages)
         self.pooling = sentence_pooling(source, recipe.pooling) if embeds else "mean"
 
+    def check(self) -> None:
+        """Refuse, before anything is trained or written, what a stage would refuse in its turn.
+
+        Raises:
+            ValueError: with stage and key.
+        """
+        checks = Checks(self.source, self.recipe, self.data, self.tokenizer, self.given, self.paper)
+        checks.run()
+
     def stage(self, stage: Stage, workspace: Workspace, pace: Pace) -> StageReport:
         """Train one stage, or take it as it is where it is given or done already."""
         done = workspace.result(stage.name)
@@ -119,7 +135,8 @@ class StageRunner:
         start = self.recipe.start_of(stage)
         if start != MODEL:
             continue_from(student, self._model(start, self._stages[start], workspace))
-        _freeze(student, stage)
+        for parameter in frozen_parameters(student, stage):
+            parameter.requires_grad_(False)
         student.to(self.device)
         models = Models(student, self._teacher(stage, workspace), self.pooling)
         terms = distillation_terms(stage.distillation, stage.task) if stage.distillation else []
@@ -145,7 +162,8 @@ class StageRunner:
     def _train(self, stage: Stage, workspace: Workspace, pace: Pace) -> StageReport:
         from .trainer import CompressionTrainer, training_arguments
 
-        training, pruner = self.prepare(stage, workspace)
+        with in_stage(stage):
+            training, pruner = self.prepare(stage, workspace)
         arguments = training_arguments(
             training,
             workspace.checkpoints(stage.name),
@@ -219,13 +237,7 @@ class StageRunner:
             teacher = load_model(self.source, stage.task, self.data)
         else:
             teacher = self._model(stage.teacher, self._stages[stage.teacher], workspace, stage.task)
-        if teacher.new_parameters:
-            raise ValueError(
-                f"stage {stage.name!r}: its teacher {stage.teacher!r} has no head for task "
-                f"{stage.task} and the data's classes ({teacher.new_parameters[0]} would be "
-                "random); expected a model of that task whose config.json names these classes in "
-                "id2label"
-            )
+        refuse_headless(teacher, stage)
         return teacher.to(self.device).eval().requires_grad_(False)
 
     def _model(
@@ -237,12 +249,3 @@ class StageRunner:
             assert workspace is not None
             given = workspace.model(name)
         return load_model(given, task or stage.task, self.data).to(self.device)
-
-
-def _freeze(model: nn.Module, stage: Stage) -> None:
-    for pattern in stage.freeze:
-        fitting = [p for name, p in model.named_parameters() if re.search(pattern, name)]
-        if not fitting:
-            raise ValueError(f"stage {stage.name!r}: freeze {pattern!r} fits no parameter")
-        for parameter in fitting:
-            parameter.requires_grad_(False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fake_quant import attach_fake_quant, freeze_ranges
+from .batches import passes
 from .context import Batch, LossTerm
 from .encoding import EncodedTexts
 from .evaluation import EvaluationTexts, evaluate
@@ -58,8 +59,7 @@ class StageTraining:
         self.seed = seed
         self.examples = len(texts)
         self.labels = texts.labels
-        self.steps_per_epoch = -(-len(texts.epoch_lengths) // stage.batch_size)
-        self.total_steps = stage.steps or max(1, round((stage.epochs or 0) * self.steps_per_epoch))
+        self.steps_per_epoch, self.total_steps = stage.steps_in(len(texts.epoch_lengths))
         self.freeze_at: int | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.last_parts: dict[str, Tensor] = {}
@@ -162,14 +162,13 @@ class StageTraining:
         return vectors
 
     def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
-        """Gradients of random batches, one stop each; see ``Training``."""
+        """Gradients of shuffled batches, one stop each; see ``Training``."""
         modes = [(module, module.training) for module in self.model.modules()]
         generator = torch.Generator().manual_seed(seed)
         self.model.eval()
         try:
-            for _ in range(batches):
-                rows = torch.randint(len(self.texts), (batch_size,), generator=generator)
-                batch = self.texts.batch(rows.tolist(), epoch=0, device=self.device)
+            for rows in passes(len(self.texts), batches, batch_size, generator):
+                batch = self.texts.batch(rows, epoch=0, device=self.device)
                 self.model.zero_grad()
                 self.loss(batch.inputs, batch.indices, batch.labels).backward()
                 yield

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def training_part(stage: Stage, data: Data) -> Part:
+    """The rows that a stage trains on."""
+    return data.plain if stage.task in ("masked_lm", "embedding") else data.train
+
+
 def training_texts(
     stage: Stage,
     data: Data,
@@ -34,12 +39,12 @@ def training_texts(
         seed: of the run.
         embeddings: of the teacher's words; for a stage that augments.
     """
-    part = data.plain if stage.task in ("masked_lm", "embedding") else data.train
-    texts = EncodedTexts(part, tokenizer, stage.max_length, _masking(stage, tokenizer, seed))
+    part = training_part(stage, data)
+    texts = EncodedTexts(part, tokenizer, stage.max_length, masking_of(stage, tokenizer, seed))
     if stage.augment is not None:
         assert embeddings is not None  # a stage that augments has a teacher
         if stage.augment.join and part.seconds is not None:
-            raise ValueError(f"stage {stage.name!r}: augment.join: expected texts, got pairs")
+            raise ValueError("augment.join: expected texts, got pairs")
         whole = whole_words(part, tokenizer, stage.max_length)
         words = torch.cat(
             [row[mask] for row, mask in zip(texts.columns["input_ids"], whole, strict=True)]
@@ -56,7 +61,7 @@ def evaluation_texts(
     if part is None:
         return None
     if stage.task == "masked_lm":
-        masking = _masking(stage, tokenizer, seed=0)
+        masking = masking_of(stage, tokenizer, seed=0)
         return EvaluationTexts(EncodedTexts(part.plain(), tokenizer, stage.max_length, masking))
     if part.labels is None:
         return None
@@ -69,14 +74,16 @@ def evaluation_texts(
     return EvaluationTexts(first, second)
 
 
-def _masking(stage: Stage, tokenizer: PreTrainedTokenizerBase, seed: int) -> Masking | None:
+def masking_of(stage: Stage, tokenizer: PreTrainedTokenizerBase, seed: int) -> Masking | None:
+    """How a masked LM's tokens are hidden; None for other tasks.
+
+    Raises:
+        ValueError: the tokenizer has no mask token.
+    """
     if stage.task != "masked_lm":
         return None
     if tokenizer.mask_token_id is None:
-        raise ValueError(
-            f"stage {stage.name!r}: task masked_lm needs a tokenizer with a mask token, this one "
-            "has none"
-        )
+        raise ValueError("task: masked_lm needs a tokenizer with a mask token, this one has none")
     return Masking(
         stage.mask_probability,
         tokenizer.mask_token_id,

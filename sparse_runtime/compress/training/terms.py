@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from .context import Batch, LossTerm
-from .contrastive_term import contrastive_term
+from .contrastive_term import ContrastiveTerm
 from .distillation import (
     attention_scores,
     hidden_states,
@@ -17,7 +17,8 @@ from .distillation import (
     squarehead,
 )
 from .forward import Outputs
-from .recipe import Distillation, Task
+from .recipe import Task
+from .sections import Distillation
 from .task_loss import task_loss
 
 
@@ -78,7 +79,7 @@ def distillation_terms(settings: Distillation, task: Task) -> list[LossTerm]:
     ]
     terms: list[LossTerm] = [term for term in made if term.weight]
     if settings.contrastive is not None:
-        terms.append(contrastive_term(settings.contrastive))
+        terms.append(ContrastiveTerm(settings.contrastive))
     return terms
 
 

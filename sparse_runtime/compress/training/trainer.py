@@ -255,7 +255,7 @@ def training_arguments(
     stage = training.stage
     # Another value makes transformers look for loggers that are installed.
     reporting: Mapping[str, Any] = {"report_to": "none", "disable_tqdm": True}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=os.fspath(folder),
         max_steps=training.total_steps,
         per_device_train_batch_size=stage.batch_size // stage.accumulation,
@@ -273,3 +273,19 @@ def training_arguments(
         seed=training.seed,
         **reporting,
     )
+    keep_to(arguments, training.device)
+    return arguments
+
+
+def keep_to(arguments: TrainingArguments, device: torch.device) -> None:
+    """Train on one GPU, the one that the student is on.
+
+    transformers takes cuda:0 whatever was chosen, and spreads batches over every GPU that there is.
+    """
+    if device.type != "cuda":
+        return
+    index = torch.cuda.current_device() if device.index is None else device.index
+    # What its cached property holds, and the GPU that "cuda" without a number means.
+    vars(arguments)["_setup_devices"] = torch.device("cuda", index)
+    arguments._n_gpu = 1
+    torch.cuda.set_device(index)

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,16 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 class Workspace:
     """``<out_dir>.training``: checkpoints of the running stage, models of those that are done.
 
+    A run goes on under the same plan, but for its stages: those before the first that differs are
+    kept, and what there is of the others is removed.
+
     Args:
         out_dir: of the result.
-        plan: what the run is (models, recipe, seed, data); a run goes on only under the same.
+        plan: what the run is (models, seed, data); under "stages", the list of its stages.
         resume: go on with what is there.
+
+    Attributes:
+        again: names of the stages that were begun under another recipe and begin again.
 
     Raises:
         ValueError: an unfinished training is there and ``resume`` is False, or its plan differs; or
@@ -33,6 +40,7 @@ class Workspace:
 
     def __init__(self, out_dir: Path, plan: Mapping[str, Any], *, resume: bool) -> None:
         self.folder = _folder(out_dir)
+        self.again: tuple[str, ...] = ()
         file = self.folder / _PLAN
         text = json.dumps(plan, indent=2, sort_keys=True)
         if file.is_file():
@@ -41,12 +49,17 @@ class Workspace:
                     f"{self.folder}: holds an unfinished training; go on with resume=True "
                     "(--resume), or remove the folder"
                 )
-            differing = _differing(json.loads(file.read_text(encoding="utf-8")), json.loads(text))
+            old, new = json.loads(file.read_text(encoding="utf-8")), json.loads(text)
+            before, after = old.pop("stages", []), new.pop("stages", [])
+            differing = _differing(old, new)
             if differing:
                 raise ValueError(
                     f"{self.folder}: was begun with other {', '.join(differing)}; go on with the "
                     "same, or remove the folder"
                 )
+            if before != after:
+                self._begin_again(before, after)
+                write_text(file, text)
             return
         if resume:
             raise ValueError(
@@ -55,6 +68,18 @@ class Workspace:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(file, text)
+
+    def _begin_again(
+        self, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Remove what there is of stages from the first on that differs."""
+        same = sum(1 for _ in takewhile(_alike, zip(before, after, strict=False)))
+        folders = [self.folder / stage["name"] for stage in before[same:]]
+        begun = [folder for folder in folders if folder.is_dir()]
+        # The last first: whatever is left by a cut rests on stages that are there.
+        for folder in reversed(begun):
+            shutil.rmtree(folder)
+        self.again = tuple(folder.name for folder in begun)
 
     def model(self, stage: str) -> Path:
         """Where the model of a stage is, or will be."""
@@ -136,6 +161,10 @@ def write_text(path: Path, text: str) -> None:
     half = path.with_name(f"{path.name}.half")
     half.write_text(text, encoding="utf-8")
     os.replace(half, path)
+
+
+def _alike(pair: tuple[Any, Any]) -> bool:
+    return bool(pair[0] == pair[1])
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from sparse_runtime.compress.training.context import Batch
-from sparse_runtime.compress.training.contrastive_term import contrastive_term
+from sparse_runtime.compress.training.contrastive_term import ContrastiveSection, ContrastiveTerm
 from sparse_runtime.compress.training.forward import run
-from sparse_runtime.compress.training.recipe import Distillation
+from sparse_runtime.compress.training.schema import build
+from sparse_runtime.compress.training.sections import Distillation
 from sparse_runtime.compress.training.terms import distillation_terms
 
 
@@ -27,6 +28,10 @@ def training(drive: Callable[..., Any]) -> Any:
         for parameter in made.teacher.parameters():
             parameter.mul_(1.1)
     return made
+
+
+def contrastive_term(section: dict[str, Any]) -> ContrastiveTerm:
+    return ContrastiveTerm(build(ContrastiveSection, section, "contrastive"))
 
 
 def batch(training: Any, model: nn.Module, rows: torch.Tensor) -> Batch:
@@ -66,7 +71,7 @@ def test_loss_is_that_of_the_banks_and_has_gradients(training: Any) -> None:
 
 
 def test_a_recipe_gets_the_term(training: Any) -> None:
-    section = {"label_weight": 0, "instance_weight": 0.5, "banks": ["pretrained"]}
+    section = ContrastiveSection(label_weight=0, instance_weight=0.5, banks=("pretrained",))
     (term,) = distillation_terms(Distillation(contrastive=section), "embedding")
     assert term.name == "contrastive" and term.needs_hidden and not term.needs_teacher
     training.labels, training.teacher = None, None

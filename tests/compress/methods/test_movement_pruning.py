@@ -163,7 +163,7 @@ def test_scores_have_their_own_learning_rate(drive: Callable[..., Any]) -> None:
 def test_refusals(drive: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="say uniform"):
         drive({**TOP_K, "scope": "global"})
-    with pytest.raises(ValueError, match="threshold in"):
+    with pytest.raises(ValueError, match=r"pruning\.threshold: expected"):
         drive({**SOFT, "threshold": 1.0})
     linear = nn.Linear(2, 2)
     attach_scores({"l": linear}, {})

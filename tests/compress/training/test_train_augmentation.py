@@ -168,9 +168,9 @@ def test_only_a_teacher_may_answer_copies() -> None:
         parse({"name": "own", "stages": [made]})
 
     stage(**TAUGHT)
-    with pytest.raises(ValueError, match="stage 'prune': augment: only a teacher"):
+    with pytest.raises(ValueError, match="stage 'prune', augment: only a teacher"):
         stage()
-    with pytest.raises(ValueError, match="stage 'prune': augment: only a teacher"):
+    with pytest.raises(ValueError, match="stage 'prune', augment: only a teacher"):
         stage(**{**TAUGHT, "task": "masked_lm"})
     with pytest.raises(ValueError, match=r"no labels of their own; expected distillation.task 0"):
         stage(teacher="model", distillation={"logits": 1.0})

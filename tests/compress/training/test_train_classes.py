@@ -69,7 +69,9 @@ def test_a_head_of_other_classes_is_new(names, classifier, labelled, tmp_path) -
     model = load_model(other, "classification", labelled)
     assert model.new_parameters == ["classifier.bias", "classifier.weight"]
     assert model.classifier.bias.tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match=r"teacher 'teacher' has no head .*id2label"):
+    with pytest.raises(
+        ValueError, match=r"stage 'prune', teacher: 'teacher' has no head .*id2label"
+    ):
         train(
             classifier,
             "gradual-magnitude-distilled",

@@ -170,7 +170,7 @@ def test_a_sentence_encoder_keeps_its_pipeline(
 def test_a_wrong_layout_is_refused_on_reading() -> None:
     stage = {"name": "prune", "task": "classification", "steps": 1, "layout": "sparsbert"}
     with pytest.raises(
-        ValueError, match=r"stages.prune.layout: expected one of prune-ofa, .*'spar"
+        ValueError, match=r"stage .prune., layout: expected one of prune-ofa, .*'spar"
     ):
         parse({"name": "own", "stages": [stage]})
 
@@ -186,6 +186,33 @@ def test_a_wrong_layout_is_refused_on_reading() -> None:
             "'sparsebert' holds floats, and",
         ),
         ("prune-once-for-all", ["quantize.quantization=null"], "paper", "holds integers, and"),
+        ("nxmiformer", ["compress.quantization.scales=row"], "paper", "tensor or chunk:R, got row"),
+        (
+            "nxmiformer",
+            ["compress.quantization.per={query: null, key: int4}"],
+            "paper",
+            "every encoder layer quantized alike",
+        ),
+        (
+            "nxmiformer",
+            ["compress.pruning.per={query: '1:4', key: null}"],
+            "paper",
+            "one of 1:4, .* in every encoder layer, got 1:4, 2:4",
+        ),
+        (
+            "prune-once-for-all",
+            ["quantize.quantization.scales=row"],
+            "paper",
+            "int8, scales tensor and activations static, got int8 with scales row",
+        ),
+        ("movement", ["prune.pruning.structure='block:5x4@0.5'"], "paper", "divide every matrix"),
+        ("cap-structured", ["prune.pruning={method: lock}", "prune.layout=cap"], "taken", "taken:"),
+        (
+            "gradual-magnitude",
+            ["prune.layout=cap-structured"],
+            "paper",
+            "whole heads and neurons .* got magnitude",
+        ),
         ("sparsebert", [], "taken", "taken: exists already"),
         ("sparsebert", [], "out", "expected a directory apart from"),
         ("sparsebert", [], "out/paper", "expected a directory apart from"),
@@ -220,17 +247,19 @@ def test_refused_before_anything_is_trained(
 def test_what_the_layout_cannot_hold_leaves_the_plain_result(
     checkpoints: Any, labelled: Any, tmp_path: Path
 ) -> None:
-    changes = [
-        *SHORT,
-        "compress.pruning.per={query: '2:4', key: null}",
-        "compress.quantization.per={query: null, key: int4}",
+    # Which zeros a lock keeps, nobody knows before.
+    loose = {"method": "magnitude", "structure": "unstructured@0.5", "schedule": {"end": 0}}
+    stage = {"task": "classification", "steps": 2}
+    stages = [
+        {"name": "prune", **stage, "pruning": loose},
+        {"name": "tune", **stage, "pruning": {"method": "lock"}, "layout": "nxm"},
     ]
     out, paper = tmp_path / "out", tmp_path / "paper"
+    recipe = {"name": "own", "stages": stages}
     with pytest.raises(ValueError, match=r"paper: not written: layout 'nxm'.* is whole, in .*out"):
-        train(checkpoints["bert"], "nxmiformer", labelled, out, paper_out=paper, changes=changes)
+        train(checkpoints["bert"], recipe, labelled, out, paper_out=paper)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    report = sr.convert(out, tmp_path / "packed", progress=False)
-    assert {layer.values for layer in report.layers} > {"int8", "int4"}
+    assert len(sr.convert(out, tmp_path / "packed", progress=False).layers) == 12
 
 
 def test_the_report_says_how_to_open_them() -> None:

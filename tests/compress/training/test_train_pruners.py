@@ -12,7 +12,7 @@ from sparse_runtime.compress.masks import masks_of, original_weight
 from sparse_runtime.compress.patterns import sparsity
 from sparse_runtime.compress.training.models import continue_from, load_model, sentence_pooling
 from sparse_runtime.compress.training.reading import parse
-from sparse_runtime.compress.training.recipe import Quantization
+from sparse_runtime.compress.training.sections import Quantization
 from sparse_runtime.compress.training.selection import fitting, quantized_linears
 from sparse_runtime.compress.training.stage_run import StageRunner
 from sparse_runtime.compress.training.trainer import CompressionTrainer, training_arguments
@@ -182,6 +182,24 @@ def test_gradients_of_single_rows_are_those_of_their_loss(checkpoints, labelled,
     assert training.model.training and weight.grad is None
     again = [weight.grad.clone() for _ in training.gradients(3, 1, seed=4)]
     assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
+
+
+def test_gradients_of_a_pass_take_every_row_once(
+    checkpoints, labelled, tmp_path, monkeypatch
+) -> None:
+    training, _ = prepared(checkpoints["bert"], labelled, tmp_path)
+    taken, batch = [], training.texts.batch
+
+    def seen(rows, **more):
+        taken.append(list(rows))
+        return batch(rows, **more)
+
+    monkeypatch.setattr(training.texts, "batch", seen)
+    # 90 rows in batches of 16: the sixth has 10, and the seventh begins a new pass.
+    assert len(list(training.gradients(8, 16, seed=3))) == 8
+    assert [len(rows) for rows in taken] == [16] * 5 + [10] + [16] * 2
+    assert sorted(itertools.chain(*taken[:6])) == list(range(90))
+    assert len({*taken[6], *taken[7]}) == 32 and taken[6] != taken[0]
 
 
 def test_every_training_text_is_encoded_in_its_place(checkpoints, labelled, tmp_path) -> None:

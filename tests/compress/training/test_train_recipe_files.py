@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sparse_runtime.compress.training.reading import load_recipe, parse, recipe_names
-from sparse_runtime.compress.training.recipe import Recipe, Schedule
+from sparse_runtime.compress.training.recipe import Recipe
 from sparse_runtime.compress.training.report import StageReport, TrainReport
+from sparse_runtime.compress.training.sections import Schedule
 
 STAGE = {"name": "prune", "task": "classification", "epochs": 2}
 
@@ -31,7 +32,7 @@ def test_defaults_and_numbers() -> None:
     [
         (
             {"learning_rat": 1},
-            r"stages.prune: unknown key 'learning_rat'; did you mean 'learning_r",
+            r"stage .prune.: unknown key 'learning_rat'; did you mean 'learning_r",
         ),
         ({"task": "classificaton"}, "did you mean 'classification'"),
         ({"epochs": None}, "either epochs or steps"),
@@ -158,5 +159,5 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     ):
         load_recipe(path)
     path.write_text("name: mine\nstages:\n- {name: prune, task: classification, epoch: 2}\n")
-    with pytest.raises(ValueError, match=r"mine.yaml: recipe: stages.prune: unknown key 'epoch'"):
+    with pytest.raises(ValueError, match=r"mine.yaml: recipe: stage .prune.: unknown key 'epoch'"):
         load_recipe(path)

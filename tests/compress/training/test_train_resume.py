@@ -40,6 +40,17 @@ CASES = {
         "pruning": {"method": "magnitude", "structure": "2:4", "schedule": {"end": 0, "stop": 0}},
         "quantization": {"weights": "int8", "start": 0.2, "freeze": 0.6},
     },
+    "structured": {
+        "pruning": {"method": "structured", "ratios": [0.25, 0.5], "batch_size": 20},
+    },
+    "obert": {
+        "pruning": {
+            **GRADUAL,
+            "method": "obert",
+            "gradients": 7,
+            "batch_size": 16,
+        },
+    },
     "bf16": {"bf16": True, "pruning": GRADUAL},
     "augmented": {
         "teacher": "model",

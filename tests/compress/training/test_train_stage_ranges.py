@@ -30,7 +30,7 @@ from sparse_runtime.compress.training.recipe import Stage
 )
 def test_a_number_out_of_its_range_is_refused(key, value) -> None:
     stage = {"name": "tune", "task": "classification", "steps": 1, "lr_schedule": "sawtooth"}
-    with pytest.raises(ValueError, match=f"stage 'tune': {key}: expected .*, got {value}"):
+    with pytest.raises(ValueError, match=f"stage 'tune', {key}: expected .*, got {value}"):
         parse({"name": "own", "stages": [{**stage, key: value}]})
 
 

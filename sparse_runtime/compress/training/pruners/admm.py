@@ -10,18 +10,23 @@ the pattern": a copy Z that is of it, a scaled dual U that sums up how far W is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ....spec import ValueSpec
+from ....spec import INTEGER_RANGES, ValueSpec
 from ...masks import original_weight
 from ..context import Training
+from ..schema import WrongValue, require
 from .base import Pruner
 from .projections import Projection, Scale, projection
+
+if TYPE_CHECKING:
+    from ..sections import Pruning
 
 
 class Splitting:
@@ -75,13 +80,19 @@ class AdmmOptions:
     scale: Scale = "max"
 
     def __post_init__(self) -> None:
-        if not self.rho > 0 or self.updates < 1:
-            raise ValueError(
-                f"admm: expected rho above 0 and updates of at least 1, got {self.rho} and "
-                f"{self.updates}"
-            )
-        if self.values is not None and not ValueSpec.parse(self.values, self.scales).is_integer:
-            raise ValueError(f"admm: values {self.values!r}: expected int8, int4 or null")
+        integers = self.values in (*INTEGER_RANGES, None)
+        require(
+            rho=(self.rho, 0 < self.rho < math.inf, "a number above 0"),
+            updates=(self.updates, self.updates >= 1, "1 or more"),
+            values=(self.values, integers, "int8, int4 or null"),
+        )
+        try:
+            ValueSpec.parse("int8", self.scales)
+        except ValueError:
+            raise WrongValue(
+                "scales",
+                f"{self.scales!r}: expected tensor, row, chunk:R or group:G, for example chunk:32",
+            ) from None
 
     @property
     def value_spec(self) -> ValueSpec | None:
@@ -103,7 +114,6 @@ class AdmmPruner(Pruner):
     ) -> None:
         """Begin with ``U = 0``, and a first update."""
         super().attach(model, linears, training)
-        self._check()
         self.splittings = {
             name: Splitting(original_weight(linear).detach(), self._projection(name))
             for name, linear in self.linears.items()
@@ -155,10 +165,6 @@ class AdmmPruner(Pruner):
             one.copy = state[name]["copy"].to(weight.device)
             one.dual = state[name]["dual"].to(weight.device)
 
-    def _check(self) -> None:
-        if self.settings.scope != "uniform":
-            raise ValueError("pruning.scope: admm projects each matrix by itself; say uniform")
-
     def _projection(self, name: str) -> Projection:
         pattern, options = self.patterns[name], self.settings.options
         # N:M states its own sparsity, which formats.project does not take again.
@@ -171,10 +177,12 @@ class AdmmIntegersPruner(AdmmPruner):
 
     needs_pattern = False
 
-    def _check(self) -> None:
-        super()._check()
-        if self.settings.options.values is None:
-            raise ValueError("pruning.values: admm-integers needs int8 or int4")
+    @classmethod
+    def check(cls, settings: Pruning) -> None:
+        """Integers must be stated."""
+        super().check(settings)
+        if settings.options.values is None:
+            raise WrongValue("values", "method admm-integers needs int8 or int4")
 
     def _projection(self, name: str) -> Projection:
         options = self.settings.options

@@ -2,6 +2,8 @@
 
 Order of the calls, where steps and epochs count from 0::
 
+    check                                  as the recipe is read, of the class
+    check_model                            before the first stage is trained, of the class
     attach                                 once; a saved state is loaded after it
     for each epoch:
         begin_epoch(epoch)                 not again when resumed inside the epoch
@@ -21,6 +23,7 @@ weight after ``finish``, together with fake quantization, which comes after them
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -28,11 +31,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from torch import Tensor, nn
 
 from ...schedules import CubicSparsity
+from ..schema import WrongValue
 
 if TYPE_CHECKING:
     from ...patterns import Pattern
     from ..context import Training
-    from ..recipe import Pruning, Schedule
+    from ..sections import Pruning, Schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Pruner:
         Options: frozen dataclass of the keys that a recipe may give this method besides those of
             every method; unknown keys are refused when the recipe is read.
         settings: the stage's ``pruning`` section, with ``settings.options`` an ``Options``.
+        needs_pattern: whether its sections state patterns; others may not.
+        ranks_together: whether it can rank all matrices together (scope global).
         patterns: name of a linear -> the pattern it is to have; empty for methods without
             a pattern (lock).
         model: the student, from ``attach`` on.
@@ -60,6 +66,7 @@ class Pruner:
 
     Options: ClassVar[type[Any]] = NoOptions
     needs_pattern: ClassVar[bool] = True
+    ranks_together: ClassVar[bool] = False
 
     model: nn.Module
     linears: dict[str, nn.Linear]
@@ -69,25 +76,87 @@ class Pruner:
         self.settings = settings
         self.patterns = dict(patterns)
 
+    @classmethod
+    def check(cls, settings: Pruning) -> None:
+        """Refuse a section that the method cannot follow on any model; when the recipe is read.
+
+        Overrides call this first.
+
+        Raises:
+            WrongValue: with the key.
+        """
+        patterns = settings.stated_patterns
+        if not isinstance(settings.options, cls.Options):
+            raise WrongValue("options", f"expected {cls.Options.__name__}, got {settings.options}")
+        if not cls.needs_pattern and (settings.structure is not None or settings.per):
+            raise WrongValue(
+                "structure" if settings.structure is not None else "per",
+                f"method {settings.method} takes no structure; leave structure and per out",
+            )
+        if cls.needs_pattern and not patterns:
+            raise WrongValue(
+                "structure",
+                f"method {settings.method} needs a structure, for example 2:4 or unstructured@0.9",
+            )
+        if settings.scope != "global":
+            return
+        if not cls.ranks_together:
+            raise WrongValue(
+                "scope", f"method {settings.method} takes each matrix by itself; say uniform"
+            )
+        if len(set(patterns.values())) > 1:
+            raise WrongValue(
+                "scope",
+                "global ranks all matrices for one pattern; 'per' gives several: say scope uniform",
+            )
+
+    @classmethod
+    def check_model(
+        cls,
+        settings: Pruning,
+        patterns: Mapping[str, Pattern],
+        model: nn.Module,
+        linears: Mapping[str, nn.Linear],
+        steps: int,
+    ) -> None:
+        """Refuse what the method cannot do to this model; before anything is trained.
+
+        Overrides call this first.
+
+        Args:
+            settings: the section.
+            patterns: name of a linear -> pattern.
+            model: the student.
+            linears: name -> the linears to prune.
+            steps: of the stage.
+
+        Raises:
+            WrongValue: with the key.
+        """
+        for name, pattern in patterns.items():
+            rows, cols = linears[name].weight.shape
+            structure = pattern.structure
+            if structure.rows > rows or structure.cols > cols or structure.m > cols:
+                raise WrongValue(
+                    "structure",
+                    f"{pattern} does not fit {name}, a matrix [{rows}, {cols}]; expected groups or "
+                    "blocks no larger than it, for example 2:4 or block:1x4@0.8",
+                )
+        if settings.scope == "global" and patterns:
+            _check_floor(settings.options.floor, patterns, linears)
+
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Prepare the model. Overrides call this first."""
+        """Prepare the model. Overrides call this first.
+
+        Raises:
+            WrongValue: as :meth:`check_model`.
+        """
+        self.check_model(self.settings, self.patterns, model, linears, training.total_steps)
         self.model = model
         self.linears = dict(linears)
         self.training = training
-
-    def require_one_ranking(self) -> None:
-        """For methods that may rank all matrices together.
-
-        Raises:
-            ValueError: scope global, and patterns that differ.
-        """
-        if self.settings.scope == "global" and len(set(self.patterns.values())) > 1:
-            raise ValueError(
-                "pruning: scope global ranks all matrices for one pattern; 'per' gives several: "
-                "say scope uniform"
-            )
 
     def begin_epoch(self, epoch: int) -> None:
         """Before the first step of an epoch."""
@@ -133,6 +202,24 @@ class Pruner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back a state, after ``attach``."""
+
+
+def _check_floor(
+    floor: float, patterns: Mapping[str, Pattern], linears: Mapping[str, nn.Linear]
+) -> None:
+    """What each matrix keeps may not be more than all of them are to keep."""
+    pattern = next(iter(patterns.values()))
+    if pattern.structure.kind == "nm":
+        return
+    units = [pattern.units(*linears[name].weight.shape) for name in patterns]
+    kept = sum(units) - round(pattern.final_sparsity * sum(units))
+    least = sum(math.ceil(floor * count) for count in units)
+    if least > kept:
+        raise WrongValue(
+            "floor",
+            f"{floor:g} alone keeps {least} of {sum(units)} weights or blocks, and {pattern} keeps "
+            f"{kept}; expected a smaller share, or a lower sparsity",
+        )
 
 
 def cubic(schedule: Schedule, final: float, total: int) -> CubicSparsity:

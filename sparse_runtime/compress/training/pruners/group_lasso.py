@@ -12,9 +12,10 @@ left is trained without the penalty. Groups are the blocks of a structure: ``blo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,11 @@ from ....spec import Structure
 from ...masks import Mask, attach_masks, original_weight
 from ...patterns import global_masks
 from ..context import Training
+from ..schema import WrongValue, require
 from .base import Pruner, mask_metrics
+
+if TYPE_CHECKING:
+    from ..sections import Pruning
 
 Reweighting = Literal["norm", "square"]
 
@@ -53,13 +58,14 @@ class GroupLassoOptions:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.regularization < 0 or not self.eps > 0 or self.milestones < 1:
-            raise ValueError(
-                "group lasso: expected regularization of at least 0, eps above 0 and milestones of "
-                f"at least 1, got {self.regularization}, {self.eps} and {self.milestones}"
-            )
-        if not 0 < self.until < 1:
-            raise ValueError(f"until {self.until}: expected a share of the steps between 0 and 1")
+        weight = self.regularization
+        require(
+            regularization=(weight, 0 <= weight < math.inf, "a number of 0 or more"),
+            eps=(self.eps, 0 < self.eps < math.inf, "a number above 0"),
+            milestones=(self.milestones, self.milestones >= 1, "1 or more"),
+            until=(self.until, 0 < self.until < 1, "a share of the steps between 0 and 1"),
+            floor=(self.floor, 0 < self.floor <= 1, "a share above 0 and at most 1"),
+        )
 
 
 def group_norms(weight: Tensor, structure: Structure) -> Tensor:
@@ -98,24 +104,26 @@ class GroupLassoPruner(Pruner):
     """Regularises groups, removes the weakest, and trains what is left under a frozen mask."""
 
     Options = GroupLassoOptions
+    ranks_together = True
     masks: dict[str, Mask]
+
+    @classmethod
+    def check(cls, settings: Pruning) -> None:
+        """Groups are blocks."""
+        super().check(settings)
+        for key, pattern in settings.stated_patterns.items():
+            if pattern.structure.kind != "block":
+                raise WrongValue(
+                    key,
+                    f"'{pattern}': group lasso works on groups of weights; expected "
+                    "block:RxC@SPARSITY, for example block:1x4@0.8",
+                )
 
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Put masks that keep everything on the weights.
-
-        Raises:
-            ValueError: a structure is not of blocks, or differs from others in scope global.
-        """
+        """Put masks that keep everything on the weights."""
         super().attach(model, linears, training)
-        for name, pattern in self.patterns.items():
-            if pattern.structure.kind != "block":
-                raise ValueError(
-                    f"{name}: group lasso works on groups, got {pattern}; expected a structure "
-                    "such as block:1x64@0.8"
-                )
-        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         steps = round(self.settings.options.until * training.total_steps)
         self._removal = min(max(1, steps), training.total_steps - 1)

@@ -12,6 +12,7 @@ from ...masks import Mask, attach_masks, original_weight
 from ...patterns import Pattern, global_masks
 from ...schedules import CubicSparsity
 from ..context import Training
+from ..schema import require
 from .base import Pruner, cubic, mask_metrics
 
 
@@ -28,6 +29,9 @@ class MagnitudeOptions:
     regrow: bool = True
     floor: float = 0.01
 
+    def __post_init__(self) -> None:
+        require(floor=(self.floor, 0 < self.floor <= 1, "a share above 0 and at most 1"))
+
 
 class MagnitudePruner(Pruner):
     """Keeps the largest magnitudes, more and more sparse on a cubic schedule.
@@ -36,18 +40,14 @@ class MagnitudePruner(Pruner):
     """
 
     Options = MagnitudeOptions
+    ranks_together = True
     masks: dict[str, Mask]
 
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Put masks that keep everything on the weights.
-
-        Raises:
-            ValueError: global scope with patterns that differ.
-        """
+        """Put masks that keep everything on the weights."""
         super().attach(model, linears, training)
-        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         self._schedules = {
             pattern: cubic(self.settings.schedule, pattern.final_sparsity, training.total_steps)

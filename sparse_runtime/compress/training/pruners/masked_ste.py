@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from ...masks import Mask, attach_masks, original_weight, transforms
 from ..context import Training
+from ..schema import require
 from .base import Pruner, mask_metrics
 
 
@@ -53,8 +54,7 @@ class MaskedSteOptions:
     every: int = 0
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise ValueError(f"every {self.every}: expected steps, or 0 to keep the first mask")
+        require(every=(self.every, self.every >= 0, "steps, or 0 to keep the first mask"))
 
 
 class MaskedStePruner(Pruner):
@@ -69,11 +69,9 @@ class MaskedStePruner(Pruner):
         """Take the first masks.
 
         Raises:
-            ValueError: a weight has a parametrization already, or scope is global.
+            ValueError: a weight has a parametrization already.
         """
         super().attach(model, linears, training)
-        if self.settings.scope != "uniform":
-            raise ValueError("pruning.scope: masked-ste masks each matrix by itself; say uniform")
         if self.settings.options.every == 0:
             self.masks = attach_masks(self.linears)
         else:

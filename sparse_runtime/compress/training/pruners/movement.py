@@ -23,6 +23,7 @@ from ....spec import Structure
 from ...masks import WeightTransform, transforms
 from ...schedules import CubicSparsity
 from ..context import Training
+from ..schema import require
 from .base import Pruner, cubic, mask_metrics
 
 _SINGLE = Structure("unstructured")
@@ -113,6 +114,10 @@ class MovementOptions:
 
     score_learning_rate: float = 1e-2
 
+    def __post_init__(self) -> None:
+        rate = self.score_learning_rate
+        require(score_learning_rate=(rate, 0 < rate < math.inf, "a number above 0"))
+
 
 class ScorePruner(Pruner):
     """What pruners with learned scores have in common."""
@@ -138,14 +143,8 @@ class MovementPruner(ScorePruner):
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Add scores.
-
-        Raises:
-            ValueError: scope global, which scores of different matrices are not comparable for.
-        """
+        """Add scores, which are not comparable between matrices."""
         super().attach(model, linears, training)
-        if self.settings.scope != "uniform":
-            raise ValueError("pruning.scope: movement ranks each matrix by itself; say uniform")
         self.masks = attach_scores(
             self.linears, {name: pattern.structure for name, pattern in self.patterns.items()}
         )
@@ -186,11 +185,13 @@ class SoftMovementOptions(MovementOptions):
     floor: float = 0.005
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1 or self.regularization < 0 or not 0 < self.floor <= 1:
-            raise ValueError(
-                "soft movement: expected threshold in (0, 1), regularization of at least 0 and "
-                f"floor in (0, 1], got {self.threshold}, {self.regularization} and {self.floor}"
-            )
+        super().__post_init__()
+        weight = self.regularization
+        require(
+            threshold=(self.threshold, 0 < self.threshold < 1, "a number between 0 and 1"),
+            regularization=(weight, 0 <= weight < math.inf, "a number of 0 or more"),
+            floor=(self.floor, 0 < self.floor <= 1, "a share above 0 and at most 1"),
+        )
 
 
 class SoftMovementPruner(ScorePruner):

@@ -6,8 +6,10 @@ inverse is computed anew from gradients at the present weights (see :mod:`.fishe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,12 @@ from ...masks import Mask, attach_masks, original_weight
 from ...patterns import Pattern, global_masks
 from ...schedules import CubicSparsity
 from ..context import Training
+from ..schema import WrongValue, require
 from .base import Pruner, cubic, mask_metrics
 from .fisher import FisherInverse, flat_order, matrix_order, matrix_saliency
+
+if TYPE_CHECKING:
+    from ..sections import Pruning
 
 # Gradients that are added to the inverse in one pass over it.
 _AT_ONCE = 16
@@ -43,38 +49,41 @@ class ObertOptions:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
-        if min(self.fisher_block, self.gradients, self.batch_size) < 1 or not self.damp > 0:
-            raise ValueError(
-                "obert: expected fisher_block, gradients and batch_size of at least 1 and damp "
-                f"above 0, got {self.fisher_block}, {self.gradients}, {self.batch_size} and "
-                f"{self.damp}"
-            )
+        require(
+            fisher_block=(self.fisher_block, self.fisher_block >= 1, "1 or more"),
+            gradients=(self.gradients, self.gradients >= 1, "1 or more"),
+            batch_size=(self.batch_size, self.batch_size >= 1, "1 or more"),
+            damp=(self.damp, 0 < self.damp < math.inf, "a number above 0"),
+            floor=(self.floor, 0 < self.floor <= 1, "a share above 0 and at most 1"),
+        )
 
 
 class ObertPruner(Pruner):
     """Prunes by second-order saliency on a cubic schedule; what is pruned stays pruned."""
 
     Options = ObertOptions
+    ranks_together = True
     masks: dict[str, Mask]
+
+    @classmethod
+    def check(cls, settings: Pruning) -> None:
+        """Blocks of weights fill the Fisher blocks."""
+        super().check(settings)
+        block = settings.options.fisher_block
+        for key, pattern in settings.stated_patterns.items():
+            size = pattern.structure.rows * pattern.structure.cols or 1
+            if block % size:
+                raise WrongValue(
+                    "fisher_block",
+                    f"{block} is no multiple of the {size} weights of a block of {pattern} ({key});"
+                    f" expected one, for example {size * max(1, 32 // size)}",
+                )
 
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Put masks that keep everything on the weights.
-
-        Raises:
-            ValueError: blocks do not fit the Fisher blocks, or patterns differ in scope global.
-        """
+        """Put masks that keep everything on the weights."""
         super().attach(model, linears, training)
-        block = self.settings.options.fisher_block
-        for name, pattern in self.patterns.items():
-            size = pattern.structure.rows * pattern.structure.cols or 1
-            if block % size:
-                raise ValueError(
-                    f"{name}: fisher_block {block} is no multiple of the {size} weights of a block "
-                    f"of {pattern}; give one, such as {size * max(1, 32 // size)}"
-                )
-        self.require_one_ranking()
         self.masks = attach_masks(self.linears)
         self._schedules: dict[Pattern, CubicSparsity] = {
             pattern: cubic(self.settings.schedule, pattern.final_sparsity, training.total_steps)

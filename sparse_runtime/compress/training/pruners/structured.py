@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,12 @@ from ....formats.project import keep_largest
 from ...masks import Mask, attach_masks, original_weight
 from ...targets import EncoderLayer, layers
 from ..context import Training
+from ..schema import WrongValue, require
 from .base import Pruner, mask_metrics
+
+if TYPE_CHECKING:
+    from ...patterns import Pattern
+    from ..sections import Pruning
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,13 @@ class StructuredOptions:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        falling = any(b <= a for a, b in zip(self.ratios, self.ratios[1:], strict=False))
-        if not self.ratios or falling or self.ratios[0] <= 0 or self.ratios[-1] >= 1:
-            raise ValueError(f"ratios {list(self.ratios)}: expected rising numbers between 0 and 1")
-        if self.batch_size < 1 or (self.batches is not None and self.batches < 1):
-            raise ValueError(
-                f"batches {self.batches}, batch_size {self.batch_size}: expected at least 1"
-            )
+        pairs = zip((0.0, *self.ratios), (*self.ratios, 1.0), strict=True)
+        rising = bool(self.ratios) and all(one < next_one for one, next_one in pairs)
+        require(
+            ratios=(list(self.ratios), rising, "rising numbers between 0 and 1"),
+            batches=(self.batches, self.batches is None or self.batches >= 1, "1 or more, or null"),
+            batch_size=(self.batch_size, self.batch_size >= 1, "1 or more"),
+        )
 
 
 def gate_gradients(weight: Tensor, gradient: Tensor, size: int) -> Tensor:
@@ -95,36 +100,50 @@ class StructuredPruner(Pruner):
     heads: Tensor
     neurons: Tensor
 
+    @classmethod
+    def check_model(
+        cls,
+        settings: Pruning,
+        patterns: Mapping[str, Pattern],
+        model: nn.Module,
+        linears: Mapping[str, nn.Linear],
+        steps: int,
+    ) -> None:
+        """Whole layers, alike in size, and a step for each ratio."""
+        super().check_model(settings, patterns, model, linears, steps)
+        found = layers(model)
+        names = {name for layer in found for name in layer.names.values()}
+        if names != set(linears):
+            key = "pooler" if settings.pooler else "include" if settings.include else "exclude"
+            raise WrongValue(
+                key,
+                f"{sorted(names ^ set(linears))[0]}: structured pruning takes all six matrices of "
+                "every layer and no others; leave include, exclude and pooler out",
+            )
+        widths = {layer.linears["ffn_in"].out_features for layer in found}
+        if len(widths) > 1:
+            raise WrongValue(
+                "method", f"layers have {sorted(widths)} neurons; expected as many in each"
+            )
+        ratios = settings.options.ratios
+        if steps < len(ratios):
+            raise WrongValue(
+                "ratios",
+                f"{steps} steps are too few for {len(ratios)} ratios, one step each at least; "
+                "expected fewer ratios or a longer training",
+            )
+
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
-        """Mask all six matrices of each layer.
-
-        Raises:
-            ValueError: some matrix of a layer is not among ``linears``, or another is; layers
-                differ in size; there are fewer steps than ratios.
-        """
+        """Mask all six matrices of each layer."""
         super().attach(model, linears, training)
         self._layers = layers(model)
-        names = {name for layer in self._layers for name in layer.names.values()}
-        if names != set(self.linears):
-            odd = sorted(names ^ set(self.linears))[0]
-            raise ValueError(
-                f"{odd}: structured pruning takes all six matrices of every layer and no others; "
-                "leave include, exclude and pooler out"
-            )
-        if training.total_steps < len(self.settings.options.ratios):
-            raise ValueError(
-                f"{training.total_steps} steps are too few for "
-                f"{len(self.settings.options.ratios)} ratios, one step each at least; train longer"
-            )
         self.masks = attach_masks(self.linears)
         heads = int(model.config.num_attention_heads)  # type: ignore[union-attr,arg-type]
         self.heads = torch.ones(len(self._layers), heads, dtype=torch.bool)
-        widths = {layer.linears["ffn_in"].out_features for layer in self._layers}
-        if len(widths) > 1:
-            raise ValueError(f"layers have {sorted(widths)} neurons; expected as many in each")
-        self.neurons = torch.ones(len(self._layers), widths.pop(), dtype=torch.bool)
+        width = self._layers[0].linears["ffn_in"].out_features
+        self.neurons = torch.ones(len(self._layers), width, dtype=torch.bool)
 
     def begin_step(self, step: int, total: int) -> None:
         """Prune where one of the stage's parts begins."""
