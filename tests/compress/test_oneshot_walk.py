@@ -220,3 +220,9 @@ def test_no_text_is_longer_than_the_model_reads(
 def test_other_dtypes_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(ValueError, match=r"expected float32 on the CPU, got torch.bfloat16"):
         walk(make_model("bert").bfloat16(), batches(), lambda stage, seen: None)
+
+
+@pytest.mark.parametrize("name", ["max_length", "batch_size"])
+def test_numbers_below_one_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} 0: expected 1 or more"):
+        calibration_batches(None, ["a"], **{name: 0})
