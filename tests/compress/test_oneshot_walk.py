@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparse_runtime.compress import encoder_linears
+from sparse_runtime.compress import Pattern, encoder_linears
 from sparse_runtime.compress.oneshot.calibrate import Stage, calibration_batches, longest, walk
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
+from sparse_runtime.compress.oneshot.layerwise import Format, compress_layers
 from sparse_runtime.compress.oneshot.problem import Problem, bias_shift, make_problem
 
 MakeModel = Callable[[str], nn.Module]
@@ -226,3 +227,28 @@ def test_other_dtypes_are_refused(make_model: MakeModel) -> None:
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} 0: expected 1 or more"):
         calibration_batches(None, ["a"], **{name: 0})
+
+
+def test_queries_keys_and_values_share_one_decomposition(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eigh, calls = torch.linalg.eigh, []
+
+    def counted(matrix: Tensor) -> Any:
+        calls.append(matrix.shape)
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    model = make_model("bert")
+    formats = dict.fromkeys(encoder_linears(model), Format(Pattern.parse("2:4"), None))
+    compress_layers(model, batches(), formats, method="alps", progress=False)
+    assert len(calls) == 2 * 4  # two layers of four stages, twelve linear layers
+
+
+def test_more_inputs_are_decomposed_anew() -> None:
+    statistics = InputStatistics(2)
+    statistics.add(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+    first = statistics.factors(0.1)
+    assert statistics.factors(0.1) is first and statistics.factors(0.2) is not first
+    statistics.add(torch.tensor([[1.0, 1.0]]))
+    assert torch.equal(statistics.factors(0.1).hessian, statistics.hessian(0.1))

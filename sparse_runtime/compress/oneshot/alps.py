@@ -32,8 +32,7 @@ def alps_mask(problem: Problem, pattern: Pattern, *, steps: int = 300, rho: floa
         rho: the first penalty, relative to a hessian whose diagonal is 1.
     """
     scale = problem.hessian.diagonal().sqrt()
-    values, vectors = torch.linalg.eigh(problem.hessian / torch.outer(scale, scale))
-    values, vectors = values.to(problem.target), vectors.to(problem.target)
+    values, vectors = problem.factors.spectrum(problem.target.dtype)
     target = problem.target * scale.to(problem.target)
     pull = ((target @ vectors) * values) @ vectors.T
     mask = pattern.mask(target.abs(), reduce="norm")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .factors import Factors
+
 
 class InputStatistics:
     """Sums over the tokens that a group of linear layers reads, in float64.
@@ -28,6 +30,7 @@ class InputStatistics:
         self.total = torch.zeros(features, dtype=torch.float64)
         self.cross: dict[str, Tensor] = {}
         self.shift: dict[str, Tensor] = {}
+        self._factors: dict[tuple[float, bool], Factors] = {}
 
     @property
     def features(self) -> int:
@@ -58,6 +61,7 @@ class InputStatistics:
                 "inputs: the calibration texts give values that are not finite; the model is "
                 "damaged, or overflows in its dtype: load it in float32"
             )
+        self._factors.clear()
         # Products in the inputs' dtype: float64 ones cost several times as much and a batch is
         # short enough for float32; the sums over batches are what needs the digits.
         self.count += tokens.shape[0]
@@ -110,6 +114,13 @@ class InputStatistics:
         diagonal += damping * diagonal.clamp_min(0).mean()
         diagonal[dead] += 1.0
         return hessian
+
+    def factors(self, damping: float = 0.0, *, centred: bool = False) -> Factors:
+        """The hessian with its decompositions, made once for all layers that read these inputs."""
+        key = (damping, centred)
+        if key not in self._factors:
+            self._factors[key] = Factors(self.hessian(damping, centred=centred))
+        return self._factors[key]
 
     def _require_tokens(self) -> None:
         if self.count == 0:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from .factors import Factors
 from .hessian import InputStatistics
 
 
@@ -18,10 +19,12 @@ class Problem:
         target: [out, in], the weights that would give the outputs wanted, as nearly as weights
             without constraints can. Solvers compute in its dtype.
         hessian: float64 [in, in], positive definite.
+        factors: of the hessian; problems that share it share them.
     """
 
     target: Tensor
     hessian: Tensor
+    factors: Factors = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         features = self.target.shape[-1]
@@ -30,6 +33,12 @@ class Problem:
                 f"problem: expected a target [out, in] and a hessian [in, in], got "
                 f"{list(self.target.shape)} and {list(self.hessian.shape)}"
             )
+        if self.factors is None:
+            object.__setattr__(self, "factors", Factors(self.hessian))
+
+    def aimed_at(self, target: Tensor) -> Problem:
+        """The same hessian with another target."""
+        return replace(self, target=target)
 
     def error(self, weight: Tensor) -> float:
         """The objective, a mean square per token summed over outputs."""
@@ -47,7 +56,7 @@ class Problem:
         Raises:
             ValueError: the hessian is not positive definite.
         """
-        return torch.cholesky_inverse(cholesky(self.hessian))
+        return torch.cholesky_inverse(self.factors.lower)
 
 
 @dataclass(frozen=True)
@@ -63,21 +72,6 @@ class Solution:
     weight: Tensor
     mask: Tensor
     scales: Tensor | None = None
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor.
-
-    Raises:
-        ValueError: the matrix is not positive definite.
-    """
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if int(info) != 0:
-        raise ValueError(
-            "hessian: not positive definite; the calibration texts are too few for these inputs: "
-            "give more texts or a larger damping"
-        )
-    return factor
 
 
 def make_problem(
@@ -96,15 +90,15 @@ def make_problem(
         damping: share of the hessian's mean diagonal.
         centred: whether the bias is free to follow (see :func:`bias_shift`).
     """
-    hessian = statistics.hessian(damping, centred=centred)
+    factors = statistics.factors(damping, centred=centred)
     target = weight.detach().float()
     if name in statistics.cross:
         cross = statistics.cross[name] / statistics.count
         if centred:
             cross = cross - torch.outer(statistics.mean, statistics.shift[name] / statistics.count)
-        step = torch.cholesky_solve(cross, cholesky(hessian))
+        step = torch.cholesky_solve(cross, factors.lower)
         target = target + step.T.float()
-    return Problem(target, hessian)
+    return Problem(target, factors.hessian, factors)
 
 
 def bias_shift(name: str, before: Tensor, after: Tensor, statistics: InputStatistics) -> Tensor:

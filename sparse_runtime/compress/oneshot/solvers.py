@@ -115,7 +115,7 @@ def solve(
     centred = has_bias and chosen.correct_bias and bool(chosen.update)
     problem = make_problem(name, weight, statistics, damping=chosen.damping, centred=centred)
     if not chosen.update:
-        problem = Problem(weight.detach().float(), problem.hessian)
+        problem = problem.aimed_at(weight.detach().float())
     pruned = _prune(problem, pattern, method, statistics, chosen)
     solution = _quantize(problem, pruned, values, chosen)
     # Rounding and masking negative weights leaves -0.0, which is no zero in a bit pattern.
@@ -170,7 +170,7 @@ def _round_in_view(problem: Problem, pruned: Solution, grid: Grid, passes: int) 
     """GPTQ on the mask, then coordinate descent; plain rounding where that is better."""
     # The optimum on the mask, not the target, is what rounding starts from: the sweep would make
     # up a second time for what is pruned.
-    around = Problem(pruned.weight, problem.hessian)
+    around = problem.aimed_at(pruned.weight)
     swept = sweep(around, fixed(pruned.mask), 128, grid).weight
     plain = grid.round(pruned.weight)
     start = swept if problem.error(swept) <= problem.error(plain) else plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import Problem, Solution, cholesky
+from .problem import Problem, Solution
 from .quantizer import Grid
 from .selection import Choose
 
@@ -33,7 +33,7 @@ def sweep(
         grid: round what stays to it; None keeps floats.
     """
     weight = problem.target.clone()
-    factor = cholesky(problem.inverse()).T.to(weight).contiguous()
+    factor = problem.factors.inverse(weight.dtype)
     rows, cols = weight.shape
     mask = torch.ones(rows, cols, dtype=torch.bool)
     length = max(1, _LAZY // step) * step
