@@ -82,8 +82,9 @@ def encoder_linears(
         exclude: regular expression; no names in which it is found.
 
     Raises:
-        ValueError: nothing is left; the message lists what there is.
+        ValueError: nothing is left; the message lists what there is. Or an expression is none.
     """
+    check_patterns(include=include, exclude=exclude)
     found = {
         name: module
         for name, module in model.named_modules()
@@ -109,6 +110,25 @@ def encoder_linears(
             f"{listed(ordered, 6)}; both are searched for in these names"
         )
     return chosen
+
+
+def check_patterns(**patterns: str | None) -> None:
+    """Refuse what is no regular expression.
+
+    Args:
+        patterns: by the name of the argument.
+
+    Raises:
+        ValueError: one is none.
+    """
+    for argument, pattern in patterns.items():
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"{argument} {pattern!r} (--{argument}): expected a regular expression such as "
+                f"'attention', got none: {error}; put \\ before a sign that stands for itself"
+            ) from error
 
 
 def _is_target(name: str, module: nn.Linear, pooler: bool) -> bool:

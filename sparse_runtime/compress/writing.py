@@ -173,14 +173,23 @@ def _without_paths(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def new_directory(out_dir: Path) -> Iterator[Path]:
-    """A directory beside ``out_dir`` that takes its name in the end, or is removed."""
+def check_new(out_dir: Path) -> None:
+    """Refuse a directory that something is in.
+
+    Raises:
+        FileExistsError: there is.
+    """
     if out_dir.exists() and not (out_dir.is_dir() and not any(out_dir.iterdir())):
         raise FileExistsError(
             f"out_dir {out_dir}: expected a new or an empty directory, got "
-            f"{'one with files' if out_dir.is_dir() else 'a file'}; choose another"
+            f"{'one with files' if out_dir.is_dir() else 'a file'}; choose another (--out)"
         )
+
+
+@contextmanager
+def new_directory(out_dir: Path) -> Iterator[Path]:
+    """A directory beside ``out_dir`` that takes its name in the end, or is removed."""
+    check_new(out_dir)
     out_dir.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:

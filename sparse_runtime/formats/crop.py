@@ -17,6 +17,10 @@ from torch import Tensor
 
 Activation = Callable[[Tensor], Tensor]
 
+LEAST_NEURONS = 1 / 16
+"""Share of a layer's neurons that ``convert`` removes at least by itself: fewer save no time, for
+kernels work in tiles, and cost a model that programs of config.json's sizes open."""
+
 
 @dataclass(frozen=True)
 class Units:

@@ -16,6 +16,7 @@ from ..encoders.architecture import Architecture
 from ..encoders.families import FAMILIES
 from ..formats import Compression, observe
 from ..formats.crop import (
+    LEAST_NEURONS,
     Activation,
     Units,
     find_units,
@@ -30,9 +31,6 @@ from .crop import Crop, CroppedLayer
 from .integers import linear_shape, packed_values
 
 CHOICES = ("auto", "fold", "none")
-LEAST_NEURONS = 1 / 16
-"""Share of a layer's neurons that "auto" removes at least: fewer save no time, for kernels work in
-tiles, and cost a model that programs of config.json's sizes open."""
 
 # What blocks and groups span in the formats that zeros may show, the largest first.
 _SPANS = (64, 32, 16, 8, 4, 2)

@@ -13,9 +13,12 @@ import torch
 from torch import nn
 
 from ..compress.oneshot.allocation import CostTable
-from ..compress.oneshot.layer_format import LayerFormat
+from ..compress.oneshot.channels import ALL, live_channels
+from ..compress.oneshot.layer_format import BY_TOKEN, LayerFormat
+from ..compress.oneshot.permutation import head_size_of
 from ..compress.targets import encoder_linears
 from ..encoders import SparseModel
+from ..spec import ActivationSpec
 from ..store import PackedLinear, PackedModel
 
 ROUNDS = 30
@@ -31,8 +34,12 @@ class Shape:
     seq: int
 
 
-def pack_model(model: nn.Module, formats: Mapping[str, LayerFormat]) -> PackedModel:
-    """Pack a transformers encoder in memory, each layer in its format.
+def pack_model(
+    model: nn.Module,
+    formats: Mapping[str, LayerFormat],
+    inputs: ActivationSpec | Mapping[str, ActivationSpec | None] | None = BY_TOKEN,
+) -> PackedModel:
+    """Pack a transformers encoder in memory, each layer in its format, as ``convert`` crops it.
 
     Weights that do not fit their format are pruned by magnitude and rounded: for timing before
     anything is solved, and exact after.
@@ -40,6 +47,7 @@ def pack_model(model: nn.Module, formats: Mapping[str, LayerFormat]) -> PackedMo
     Args:
         model: a transformers encoder.
         formats: name of every linear layer of the stack -> format.
+        inputs: how those of integer values are quantized, of all layers or by name.
     """
     linears = encoder_linears(model)
     missing = sorted(linears.keys() - formats.keys())
@@ -48,14 +56,17 @@ def pack_model(model: nn.Module, formats: Mapping[str, LayerFormat]) -> PackedMo
             f"formats: expected one for every layer, none for {', '.join(missing[:4])}"
         )
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    live = live_channels(model)
     packed = {}
     for name in linears:
         weight = state.pop(f"{name}.weight")
         bias = state.pop(f"{name}.bias", None)
-        packed[name] = PackedLinear(formats[name].pack(weight), bias)
+        left = live.get(name, ALL)
+        how = inputs.get(name) if isinstance(inputs, Mapping) else inputs
+        packed[name] = PackedLinear(formats[name].pack(left.of(weight), how), left.of_bias(bias))
     settings: Any = model.config
     config = {**settings.to_dict(), "architectures": [type(model).__name__]}
-    return PackedModel(config, packed, state)
+    return PackedModel(config, packed, state, head_size=head_size_of(model))
 
 
 def latency_costs(
@@ -65,6 +76,7 @@ def latency_costs(
     reference: LayerFormat,
     shape: Shape,
     *,
+    inputs: ActivationSpec | None = BY_TOKEN,
     rounds: int = ROUNDS,
 ) -> CostTable:
     """Seconds of every unit in every format, measured inside forward passes of this runtime.
@@ -79,6 +91,7 @@ def latency_costs(
         formats: to compare.
         reference: what relative targets are a share of.
         shape: of the batches.
+        inputs: how those of integer values are quantized.
         rounds: passes of each format.
 
     Raises:
@@ -91,7 +104,7 @@ def latency_costs(
     named = {name for members in units.values() for name in members}
     models = {
         choice: SparseModel.from_packed(
-            pack_model(model, {n: choice if n in named else reference for n in linears}),
+            pack_model(model, {n: choice if n in named else reference for n in linears}, inputs),
             backend="cpu",
         )
         for choice in every

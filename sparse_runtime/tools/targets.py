@@ -9,20 +9,27 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..compress.oneshot.activation_ranges import RangeMethod
 from ..compress.oneshot.allocation import Allocation, CostTable, Target, amount_text
 from ..compress.oneshot.layer_format import LayerFormat
 from ..compress.oneshot.layerwise import Format
-from ..compress.oneshot.plans import REFERENCE, Batches, SearchPlan
+from ..compress.oneshot.plan_state import PlanState
+from ..compress.oneshot.plans import NOWHERE, REFERENCE, Batches, SearchPlan
 from ..compress.oneshot.prune import prune
 from ..compress.oneshot.report import PruneReport
-from ..compress.oneshot.sensitivity import short_name
+from ..compress.oneshot.sensitivity import SensitivityTable, short_name
 from ..encoders import SparseModel
+from ..formats import Compression
+from ..spec import ActivationSpec
 from .layer_latency import ROUNDS, Shape, latency_costs, measure_latency, pack_model
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 SHAPE = Shape(8, 128)
+
+_SOME_RANGE = ActivationSpec("static", "uint8", 0.05, 128)
+"""Times do not depend on the range, which is known only when the layers are solved."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +39,22 @@ class TargetReport:
     Attributes:
         prune: the layers, as without a target.
         allocation: formats, the cost that was predicted and the budget.
+        sensitivity: what each choice changes, from which formats were chosen.
         measured: latency only, seconds of the finished model; None otherwise.
         reference: latency only, seconds of the same model in dense INT8, in the same run.
     """
 
     prune: PruneReport
     allocation: Allocation
+    sensitivity: SensitivityTable
     measured: float | None
     reference: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         seconds = {"measured_seconds": self.measured, "dense_int8_seconds": self.reference}
-        return self.prune.to_dict() | {"target": self.allocation.to_dict() | seconds}
+        found = self.allocation.to_dict() | {"sensitivity": self.sensitivity.to_dict()}
+        return self.prune.to_dict() | {"target": found | seconds}
 
     def __rich__(self) -> Group:
         """The table of layers, the formats, and the prediction beside what was measured."""
@@ -71,10 +81,14 @@ class _Watching(SearchPlan):
     model: nn.Module
 
     def __call__(
-        self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
+        self,
+        model: nn.Module,
+        batches: Batches,
+        formats: Mapping[str, Format],
+        state: PlanState = NOWHERE,
     ) -> dict[str, Format]:
         self.model = model
-        return super().__call__(model, batches, formats)
+        return super().__call__(model, batches, formats, state)
 
 
 def prune_to_target(
@@ -87,6 +101,8 @@ def prune_to_target(
     shape: Shape = SHAPE,
     rounds: int = ROUNDS,
     plan: SearchPlan | None = None,
+    activations: str = "auto",
+    ranges: RangeMethod | None = None,
     **options: Any,
 ) -> TargetReport:
     """Choose a format for each layer so that the whole meets a target, then compress.
@@ -101,12 +117,16 @@ def prune_to_target(
         shape: batches that a latency target is for, on this machine and its current threads.
         rounds: timed passes.
         plan: what else is to be done before; its target and candidates are replaced.
+        activations: as for ``prune``; latency is measured so.
+        ranges: as for ``prune``; latency is measured with one scale for all tokens.
         options: of ``prune``.
 
     Raises:
         ValueError: as ``prune`` does; or the target cannot be met, with what the cheapest costs.
     """
     wanted = Target.parse(target)
+    asked = Compression.parse(activations=activations).activations
+    inputs = asked if ranges is None else _SOME_RANGE
 
     def measure(
         model: nn.Module,
@@ -114,7 +134,7 @@ def prune_to_target(
         choices: Sequence[LayerFormat],
         reference: LayerFormat,
     ) -> CostTable:
-        return latency_costs(model, units, choices, reference, shape, rounds=rounds)
+        return latency_costs(model, units, choices, reference, shape, inputs=inputs, rounds=rounds)
 
     base = plan or SearchPlan()
     watching = _Watching(
@@ -128,15 +148,25 @@ def prune_to_target(
         seed=base.seed,
         progress=base.progress,
     )
-    report = prune(source, out_dir, calibration=calibration, plan=watching, **options)
-    allocation = watching.allocation
-    assert allocation is not None  # the plan has a target
+    report = prune(
+        source,
+        out_dir,
+        calibration=calibration,
+        plan=watching,
+        activations=activations,
+        ranges=ranges,
+        **options,
+    )
+    allocation, table = watching.allocation, watching.table
+    assert allocation is not None and table is not None  # the plan has a target
     if wanted.kind != "latency":
-        return TargetReport(report, allocation, None, None)
+        return TargetReport(report, allocation, table, None, None)
     chosen = allocation.by_layer()
+    stated = {name: one.activations for name, one in watching.stated.items()}
     models = {
-        name: SparseModel.from_packed(pack_model(watching.model, each), backend="cpu")
-        for name, each in (("chosen", chosen), ("reference", dict.fromkeys(chosen, REFERENCE)))
+        "chosen": pack_model(watching.model, chosen, stated),
+        "reference": pack_model(watching.model, dict.fromkeys(chosen, REFERENCE), inputs),
     }
-    seconds = measure_latency(models, shape, rounds=rounds)
-    return TargetReport(report, allocation, seconds["chosen"], seconds["reference"])
+    ready = {name: SparseModel.from_packed(one, backend="cpu") for name, one in models.items()}
+    seconds = measure_latency(ready, shape, rounds=rounds)
+    return TargetReport(report, allocation, table, seconds["chosen"], seconds["reference"])

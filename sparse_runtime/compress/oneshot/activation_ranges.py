@@ -221,7 +221,7 @@ def _observer(name: str, histogram: RangeHistogram, mask: list[Tensor]) -> Calla
     def observe(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         values = args[0]
         # A pooler reads one token of each sequence, and has nothing to leave out.
-        tokens = values[mask[0]] if values.shape[:2] == mask[0].shape else values
+        tokens = values[mask[0]] if values.ndim == 3 else values
         try:
             histogram.add(tokens)
         except ValueError as error:

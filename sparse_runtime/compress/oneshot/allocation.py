@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .channels import ALL, live_channels
 from .knapsack import choose_options
 from .layer_format import LayerFormat
 from .sensitivity import SensitivityTable
@@ -138,6 +139,12 @@ class Allocation:
             "formats": {unit: str(choice) for unit, choice in self.formats.items()},
         }
 
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Allocation:
+        """Read :meth:`to_dict`'s form."""
+        formats = {unit: LayerFormat.parse(text) for unit, text in data["formats"].items()}
+        return cls(formats, data["error"], data["cost"], data["budget"], data["kind"])
+
 
 def allocate(table: SensitivityTable, costs: CostTable, target: Target) -> Allocation:
     """Choose a format for each unit: the least sum of errors that the target allows.
@@ -197,7 +204,7 @@ def size_costs(
     formats: Sequence[LayerFormat],
     reference: LayerFormat,
 ) -> CostTable:
-    """Bytes of the packed weights: values, index and scales, without biases."""
+    """Bytes of the packed weights as ``convert`` crops them: values, index, scales; no biases."""
     return _static_costs(model, units, formats, reference, "size")
 
 
@@ -207,7 +214,7 @@ def flop_costs(
     formats: Sequence[LayerFormat],
     reference: LayerFormat,
 ) -> CostTable:
-    """Two operations for each weight that a pattern keeps, a token."""
+    """Two operations a token for each weight that a pattern keeps of what ``convert`` crops."""
     return _static_costs(model, units, formats, reference, "flops")
 
 
@@ -218,8 +225,11 @@ def _static_costs(
     reference: LayerFormat,
     kind: Kind,
 ) -> CostTable:
+    live = live_channels(model)
+
     def cost(unit: str, choice: LayerFormat) -> float:
-        weights = [model.get_parameter(f"{name}.weight") for name in unit.split(" + ")]
+        names = unit.split(" + ")
+        weights = [live.get(n, ALL).of(model.get_parameter(f"{n}.weight")) for n in names]
         if kind == "size":
             return float(sum(choice.pack(weight.detach()).size().total for weight in weights))
         return sum(2.0 * choice.density * weight.numel() for weight in weights)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..targets import layers
+from .outputs import judged
 from .permutation import head_size_of
 
 Objective = Callable[[Any, dict[str, Tensor]], Tensor]
@@ -49,7 +50,7 @@ def mask_gradients(
         model: a transformers encoder, in eval mode.
         batches: its inputs, with "attention_mask".
         objective: a loss for each example, where there are labels. None takes random projections
-            of the first output (:class:`RandomProjection`), which needs none.
+            of the outputs (:class:`RandomProjection`), which needs none.
         seed: of the projections.
         progress: show a progress bar; None shows it where stderr is a terminal.
 
@@ -72,7 +73,7 @@ def mask_gradients(
 
 
 class RandomProjection:
-    """An example's first output times random signs: its squared gradient is, on average, the sum of
+    """An example's outputs times random signs: its squared gradient is, on average, the sum of
     the squared gradients of all outputs, so no labels are needed.
 
     Outputs of padding are left out, and those of the tokens count by their mean.
@@ -82,7 +83,7 @@ class RandomProjection:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> Tensor:
-        output = outputs[0]
+        output = judged(outputs)
         signs = torch.randint(0, 2, output.shape, generator=self._generator) * 2 - 1
         projected = (output * signs.to(output)).sum(-1)
         if projected.ndim == 1:

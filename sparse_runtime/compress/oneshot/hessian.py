@@ -122,6 +122,30 @@ class InputStatistics:
             self._factors[key] = Factors(self.hessian(damping, centred=centred))
         return self._factors[key]
 
+    def narrowed(
+        self, name: str, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> InputStatistics:
+        """The statistics of a layer that lacks outputs and inputs; they stay with this one.
+
+        Args:
+            name: of the layer in ``cross``.
+            rows: int64, outputs that are left; None is all.
+            columns: int64, inputs that are left; None is all.
+        """
+        if rows is None and columns is None:
+            return self
+        few = InputStatistics(0)
+        few.count, few.gram, few.total = self.count, self.gram, self.total
+        if columns is None:
+            few._factors = self._factors  # of the same hessian
+        else:
+            few.gram, few.total = self.gram[columns][:, columns], self.total[columns]
+        if name in self.cross:
+            cross = self.cross[name] if columns is None else self.cross[name][columns]
+            few.cross[name] = cross if rows is None else cross[:, rows]
+            few.shift[name] = self.shift[name] if rows is None else self.shift[name][rows]
+        return few
+
     def _require_tokens(self) -> None:
         if self.count == 0:
             raise ValueError("calibration: no tokens were seen; give texts that are not empty")

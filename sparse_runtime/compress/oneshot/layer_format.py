@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from ...formats import Compression
+from ...formats import Compression, project
 from ...formats.base import PackedWeight
-from ...spec import ValueSpec
+from ...spec import DYNAMIC_ACTIVATIONS, ActivationSpec, ValueSpec
 from ..patterns import Pattern
+from .channels import ALL, Channels
 from .hessian import InputStatistics
-from .layerwise import Format
-from .solvers import Method, SolvedLinear, SolverOptions, solve
+from .layerwise import Format, solve_linear
+from .solvers import Method, SolvedLinear, SolverOptions
+
+BY_TOKEN = DYNAMIC_ACTIVATIONS["dynamic"]
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,21 @@ class LayerFormat:
         """Share of weights that are kept."""
         return 1.0 if self.pattern is None else 1 - self.pattern.final_sparsity
 
-    def pack(self, weight: Tensor) -> PackedWeight:
-        """The packed weight: pruned by magnitude where it does not fit yet, rounded to values."""
-        return self.compression().apply(weight)[0]
+    def pack(self, weight: Tensor, inputs: ActivationSpec | None = BY_TOKEN) -> PackedWeight:
+        """The packed weight: pruned by magnitude where it does not fit yet, rounded to values.
 
-    def compression(self) -> Compression:
-        """The policy of ``convert`` for a weight of this format."""
-        return Compression.parse(
-            structure="dense" if self.pattern is None else str(self.pattern.structure),
-            prune=None if self.pattern is None else str(self.pattern),
-            values=self.values.dtype,
-        )
+        Its structure is the one that ``convert`` sees in the zeros.
+
+        Args:
+            weight: float [out, in].
+            inputs: how those of integer values are quantized.
+        """
+        if self.pattern is not None:
+            weight = project(weight.float(), self.pattern.structure, self.pattern.sparsity)
+        policy = Compression.parse(values=self.values.dtype)
+        if self.values.is_integer:
+            policy = replace(policy, activations=inputs)
+        return policy.apply(weight)[0]
 
     @property
     def wanted(self) -> Format:
@@ -68,18 +75,12 @@ class LayerFormat:
         name: str,
         linear: nn.Linear,
         statistics: InputStatistics,
+        left: Channels = ALL,
         *,
         method: Method = "obs",
         options: SolverOptions | None = None,
     ) -> SolvedLinear:
-        """A layer in this format, by :func:`~.solvers.solve`."""
-        return solve(
-            name,
-            linear.weight,
-            statistics,
-            self.pattern,
-            method=method,
-            values=self.wanted.values,
-            options=options,
-            has_bias=linear.bias is not None,
+        """A layer in this format, by :func:`~.layerwise.solve_linear`."""
+        return solve_linear(
+            name, linear, statistics, self.wanted, left, method=method, options=options
         )

@@ -15,6 +15,7 @@ from ...spec import ValueSpec
 from ..patterns import Pattern, sparsity
 from ..targets import EncoderLayer, encoder_linears
 from .calibrate import Stage, walk
+from .channels import ALL, Channels, live_channels
 from .hessian import InputStatistics
 from .problem import make_problem
 from .solvers import Method, SolvedLinear, SolverOptions, solve
@@ -81,6 +82,7 @@ def compress_layers(
     options: SolverOptions | None = None,
     follow_dense: bool = True,
     states: LayerStates | None = None,
+    crop: bool = False,
     progress: bool | None = None,
 ) -> LayerwiseResult:
     """Prune and quantize the linear layers of an encoder, in place.
@@ -94,6 +96,8 @@ def compress_layers(
         follow_dense: aim at the outputs of the unchanged network, not only at those of the
             unchanged layer on changed inputs; costs a second forward pass and a layer's memory.
         states: where finished layers are kept, so that a run that was stopped goes on.
+        crop: solve what is left of the layers without heads and neurons that are zeros, so that
+            patterns are those of the matrices that ``convert`` crops.
         progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:
@@ -110,7 +114,8 @@ def compress_layers(
     chosen = (options or SolverOptions()).of(method)
     # A layer that is only masked has no use for targets.
     follow_dense = follow_dense and bool(chosen.update)
-    run = _Run(formats, method, chosen, states)
+    live = live_channels(model) if crop else {}
+    run = _Run(formats, method, chosen, states, live)
     walk(
         model,
         batches,
@@ -132,9 +137,10 @@ class _Run:
         method: Method,
         options: SolverOptions,
         states: LayerStates | None,
+        live: Mapping[str, Channels],
     ) -> None:
         self._formats, self._method, self._options = formats, method, options
-        self._states = states
+        self._states, self._live = states, live
         self.rows: list[LayerRow] = []
         self.scales: dict[str, Tensor] = {}
 
@@ -143,15 +149,21 @@ class _Run:
             if name not in self._formats:
                 continue
             start = time.perf_counter()
-            wanted = self._formats[name]
+            wanted, left = self._formats[name], self._live.get(name, ALL)
             try:
-                solved = self._solve(name, linear, statistics, wanted)
-                compared = _magnitude_error(name, linear.weight, statistics, wanted, self._options)
+                solved = solve_linear(
+                    name,
+                    linear,
+                    statistics,
+                    wanted,
+                    left,
+                    method=self._method,
+                    options=self._options,
+                )
+                compared = _magnitude_error(name, linear, statistics, wanted, left, self._options)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            linear.weight.data.copy_(solved.weight)
-            if solved.bias_shift is not None:
-                linear.bias.data += solved.bias_shift
+            install(linear, solved)
             if solved.scales is not None:
                 self.scales[name] = solved.scales
             self.rows.append(
@@ -166,20 +178,6 @@ class _Run:
                     seconds=time.perf_counter() - start,
                 )
             )
-
-    def _solve(
-        self, name: str, linear: nn.Linear, statistics: InputStatistics, wanted: Format
-    ) -> SolvedLinear:
-        return solve(
-            name,
-            linear.weight,
-            statistics,
-            wanted.pattern,
-            method=self._method,
-            values=wanted.values,
-            options=self._options,
-            has_bias=linear.bias is not None,
-        )
 
     def resume(self, layer: EncoderLayer) -> bool:
         if self._states is None or not self._states.has(layer.index):
@@ -198,11 +196,56 @@ class _Run:
         self._states.keep(layer, rows, scales)
 
 
-def _magnitude_error(
+def solve_linear(
     name: str,
-    weight: Tensor,
+    linear: nn.Linear,
     statistics: InputStatistics,
     wanted: Format,
+    left: Channels = ALL,
+    *,
+    method: Method,
+    options: SolverOptions | None,
+) -> SolvedLinear:
+    """A layer in a format, by :func:`~.solvers.solve`; the layer is left as it is.
+
+    Args:
+        name: of the layer.
+        linear: the layer.
+        statistics: of its inputs.
+        wanted: what it becomes.
+        left: its rows and columns that are no zeros, which alone are solved.
+        method: as ``solve`` takes it.
+        options: of the solver.
+    """
+    left = left.fitting(wanted.values)
+    solved = solve(
+        name,
+        left.of(linear.weight),
+        left.inputs(name, statistics),
+        wanted.pattern,
+        method=method,
+        values=wanted.values,
+        options=options,
+        has_bias=linear.bias is not None,
+    )
+    tensor_scale = wanted.values is not None and wanted.values.granularity == "tensor"
+    return left.spread(solved, linear.weight.shape, tensor_scale=tensor_scale)
+
+
+def install(linear: nn.Linear, solved: SolvedLinear) -> None:
+    """Write a solved weight, and the bias that goes with it, into a layer."""
+    with torch.no_grad():
+        linear.weight.copy_(solved.weight)
+        if solved.bias_shift is not None:
+            linear.bias.add_(solved.bias_shift.to(linear.bias))
+
+
+def _magnitude_error(
+    name: str,
+    linear: nn.Linear,
+    statistics: InputStatistics,
+    wanted: Format,
+    left: Channels,
     options: SolverOptions,
 ) -> float:
     """What pruning by magnitude and rounding to nearest would have cost this layer.
@@ -210,6 +253,8 @@ def _magnitude_error(
     Measured as the chosen method's error is: against the same target, with the same freedom of
     the bias.
     """
+    left = left.fitting(wanted.values)
+    weight, statistics = left.of(linear.weight), left.inputs(name, statistics)
     plain = solve(
         name, weight, statistics, wanted.pattern, method="magnitude", values=wanted.values
     )

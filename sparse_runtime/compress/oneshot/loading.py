@@ -2,17 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from ...checkpoints import Checkpoint, CheckpointError
+from ...checkpoints import Checkpoint, CheckpointError, open_checkpoint, source_name
 from ...checkpoints.errors import listed
 from ...checkpoints.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is compressed.
+
+    Attributes:
+        name: hub id, or name of the directory or of the model's class.
+        model: of transformers, in eval mode.
+        tokenizer: that goes with it.
+        files: directory that it was read from, or None.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    files: Path | None
+
+
+def open_source(source: str | Path | nn.Module, tokenizer: Any, **hub: Any) -> Source:
+    """A directory or hub id in any layout, or a model as it is.
+
+    Args:
+        source: one of these.
+        tokenizer: of a model; otherwise None takes the one beside the checkpoint.
+        hub: as ``open_checkpoint`` takes them.
+
+    Raises:
+        ValueError: a model without its tokenizer.
+        CheckpointError: as ``open_checkpoint``, :func:`load_model` and :func:`load_tokenizer` do.
+    """
+    if isinstance(source, nn.Module):
+        if tokenizer is None:
+            raise ValueError("tokenizer: a model that is given as such needs its tokenizer too")
+        return Source(type(source).__name__, source.eval(), tokenizer, None)
+    checkpoint = open_checkpoint(source, **hub)
+    return Source(
+        source_name(source, checkpoint.directory),
+        load_model(checkpoint),
+        tokenizer or load_tokenizer(checkpoint.directory),
+        checkpoint.directory,
+    )
 
 
 def load_model(checkpoint: Checkpoint) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ..statement import LinearQuantization
 from .allocation import (
     Allocation,
     CostTable,
@@ -20,6 +21,7 @@ from .allocation import (
 from .layer_format import LayerFormat
 from .layerwise import Format
 from .permutation import Kept, permute
+from .plan_state import PlanState
 from .sensitivity import SensitivityTable, sensitivity, units_of
 from .smoothing import input_maxima, smooth
 from .structured import StructuredReport, Tuning, prune_structured
@@ -34,6 +36,8 @@ CANDIDATES = ("dense int8", "2:4 int8", "dense int4", "2:4 int4")
 EVALUATED = 4
 """Batches, about, on which outputs are compared."""
 
+NOWHERE = PlanState(None)
+
 REFERENCE = LayerFormat.parse("dense int8")
 """What relative targets are a share of."""
 
@@ -42,7 +46,11 @@ class Plan(Protocol):
     """Prepares a model, and says what each layer becomes."""
 
     def __call__(
-        self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
+        self,
+        model: nn.Module,
+        batches: Batches,
+        formats: Mapping[str, Format],
+        state: PlanState,
     ) -> dict[str, Format]:
         """Change the model in place; the formats that were asked for come in, final ones go out."""
 
@@ -51,6 +59,15 @@ class Plan(Protocol):
 
     def of_all_layers(self) -> list[str]:
         """What it does to every layer of the encoder, which no choice of layers narrows."""
+
+    def crops(self) -> bool:
+        """Whether patterns are those of what is left of layers without zero heads and neurons."""
+
+    def values(self) -> set[str]:
+        """Types of values that it may give to layers by itself."""
+
+    def solved(self, stated: Mapping[str, LinearQuantization]) -> None:
+        """Told how the layers with integer values are quantized in the end, by name."""
 
 
 @dataclass
@@ -71,6 +88,7 @@ class SearchPlan:
         kept: afterwards, what reordering gained.
         table: afterwards, what each choice changes.
         allocation: afterwards, the formats chosen for the target.
+        stated: afterwards, how layers with integer values are quantized, by name.
     """
 
     keep_flops: float | None = None
@@ -86,6 +104,7 @@ class SearchPlan:
     kept: list[Kept] = field(default_factory=list, init=False)
     table: SensitivityTable | None = field(default=None, init=False)
     allocation: Allocation | None = field(default=None, init=False)
+    stated: dict[str, LinearQuantization] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.keep_flops is not None and not 0 < self.keep_flops <= 1:
@@ -122,8 +141,24 @@ class SearchPlan:
         }
         return [what for what, given in asked.items() if given]
 
+    def crops(self) -> bool:
+        """As :class:`Plan` says."""
+        return self.keep_flops is not None or self.target is not None
+
+    def values(self) -> set[str]:
+        """As :class:`Plan` says."""
+        return set() if self.target is None else {c.values.dtype for c in self.candidates}
+
+    def solved(self, stated: Mapping[str, LinearQuantization]) -> None:
+        """As :class:`Plan` says."""
+        self.stated = dict(stated)
+
     def __call__(
-        self, model: nn.Module, batches: Batches, formats: Mapping[str, Format]
+        self,
+        model: nn.Module,
+        batches: Batches,
+        formats: Mapping[str, Format],
+        state: PlanState = NOWHERE,
     ) -> dict[str, Format]:
         """As :class:`Plan` says.
 
@@ -151,7 +186,7 @@ class SearchPlan:
             smooth(model, input_maxima(model, batches, progress=self.progress))
         if self.target is None:
             return dict(formats)
-        return self._allocate(model, batches, self.target)
+        return self._allocate(model, batches, self.target, state)
 
     def _reorder(self, model: nn.Module, formats: Mapping[str, Format]) -> None:
         asked = [one.pattern for one in formats.values()] or [c.pattern for c in self.candidates]
@@ -163,21 +198,30 @@ class SearchPlan:
             )
         self.kept = permute(model, patterns.pop(), seed=self.seed, progress=self.progress)
 
-    def _allocate(self, model: nn.Module, batches: Batches, target: Target) -> dict[str, Format]:
+    def _allocate(
+        self, model: nn.Module, batches: Batches, target: Target, state: PlanState
+    ) -> dict[str, Format]:
         units = units_of(model, fused=target.kind == "latency")
-        costs = self._costs(model, units, target)
-        # Sensitivities take minutes: a target that nothing meets is refused before.
-        affordable(costs, target, units, self.candidates)
+        chosen = state.allocation()
+        costs = None if chosen is not None else self._costs(model, units, target)
+        if costs is not None:
+            # Sensitivities take minutes: a target that nothing meets is refused before.
+            affordable(costs, target, units, self.candidates)
         self.table = sensitivity(
             model,
             batches,
             self.candidates,
             units=units,
-            # Every choice is a pass over these; batches are sorted by length, so take some of each.
-            evaluation=batches[:: max(1, len(batches) // EVALUATED)],
+            evaluation=compared(batches),
+            known=state.rows(),
+            keep=state.add,
             progress=self.progress,
         )
-        self.allocation = allocate(self.table, costs, target)
+        if costs is not None:
+            chosen = allocate(self.table, costs, target)
+            state.choose(chosen)
+        assert chosen is not None  # of the state, or by the costs
+        self.allocation = chosen
         return {name: choice.wanted for name, choice in self.allocation.by_layer().items()}
 
     def _costs(
@@ -189,3 +233,11 @@ class SearchPlan:
         if target.kind == "size":
             return size_costs(model, units, self.candidates, REFERENCE)
         return flop_costs(model, units, self.candidates, REFERENCE)
+
+
+def compared(batches: Batches) -> Batches:
+    """Batches to compare outputs on: every choice is a pass over them.
+
+    They are sorted by length, so some of each.
+    """
+    return batches[:: max(1, len(batches) // EVALUATED)]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ...checkpoints import open_checkpoint, source_name
 from ...formats import Compression
 from ...spec import ActivationSpec
+from ...spec.values import INTEGER_RANGES
 from ..patterns import Pattern
 from ..statement import LinearQuantization
-from ..targets import encoder_linears
-from ..writing import write_checkpoint
+from ..targets import check_patterns, encoder_linears
+from ..writing import check_new, write_checkpoint
 from .activation_ranges import RANGE_METHODS, RangeMethod, activation_ranges
 from .calibrate import calibration_batches, longest
 from .layerwise import Format, LayerwiseResult, compress_layers
-from .loading import load_model, load_tokenizer
+from .loading import open_source
+from .plan_state import PlanState
 from .plans import Plan
 from .report import PruneReport
 from .solvers import METHODS, Method, SolverOptions
@@ -28,14 +29,6 @@ from .state import LayerStates, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class _Source:
-    name: str
-    model: nn.Module
-    tokenizer: Any
-    files: Path | None
 
 
 def prune(
@@ -95,7 +88,8 @@ def prune(
         tokenizer: of a model that is given as such.
         max_length: tokens to truncate a text to.
         batch_size: texts run at a time.
-        state_dir: keep finished layers there, and go on from those that it holds.
+        state_dir: keep finished layers there, and what ``plan`` measures and chooses; and go on
+            from what it holds.
         progress: show a progress bar; None shows it where stderr is a terminal.
         revision: hub only, a branch, tag or commit.
         token: hub only, the access token, or True for the one that is logged in.
@@ -108,16 +102,20 @@ def prune(
         FileExistsError: there is something in ``out_dir``.
     """
     start = time.perf_counter()
+    check_patterns(include=include, exclude=exclude)
     wanted, inputs = _wanted(plan, to, values, scales, activations)
     if ranges is not None:
-        _check_ranges(ranges, activations)
+        possible = ({values} if values else set()) | (plan.values() if plan else set())
+        _check_ranges(ranges, activations, possible)
     if plan is not None:
         _check_plan(plan, wanted, scales, include=include, exclude=exclude)
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
-    _check_target(out_dir)
+    if out_dir is not None:
+        # What writing would refuse after minutes of solving.
+        check_new(Path(out_dir).expanduser())
     hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    opened = _open(source, tokenizer, local_files_only=local_files_only, **hub)
+    opened = open_source(source, tokenizer, local_files_only=local_files_only, **hub)
     linears = encoder_linears(opened.model, include=include, exclude=exclude)
     arguments: dict[str, Any] = {
         "to": to,
@@ -130,6 +128,7 @@ def prune(
         "include": include,
         "exclude": exclude,
         "max_length": max_length,
+        "batch_size": batch_size,
         "plan": None if plan is None else plan.to_dict(),
         "ranges": ranges,
     }
@@ -137,14 +136,12 @@ def prune(
     length = longest(opened.model, opened.tokenizer, max_length)
     batches = calibration_batches(opened.tokenizer, texts, max_length=length, batch_size=batch_size)
     formats = {} if wanted is None else dict.fromkeys(linears, wanted)
-    if plan is not None:
-        formats = plan(opened.model, batches, formats)
     states = None
     if state_dir is not None:
-        # A latency target may choose otherwise the next time: what is measured varies.
-        chosen = {name: str(one) for name, one in formats.items()}
-        made = fingerprint(opened.model, texts, formats=chosen, **arguments)
-        states = LayerStates(state_dir, made)
+        states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
+    if plan is not None:
+        searched = PlanState(None if states is None else states.directory)
+        formats = plan(opened.model, batches, formats, searched)
     result = compress_layers(
         opened.model,
         batches,
@@ -153,6 +150,7 @@ def prune(
         options=options,
         follow_dense=follow_dense,
         states=states,
+        crop=plan is not None and plan.crops(),
         progress=progress,
     )
     stated = statements(result, formats, inputs)
@@ -160,6 +158,8 @@ def prune(
         read = {name: linears[name] for name in stated}
         specs = activation_ranges(opened.model, read, batches, method=ranges, progress=progress)
         stated = {name: replace(one, activations=specs[name]) for name, one in stated.items()}
+    if plan is not None:
+        plan.solved(stated)
     if out_dir is not None:
         write_checkpoint(
             opened.model,
@@ -211,7 +211,7 @@ def statements(
     return stated
 
 
-def _check_ranges(ranges: RangeMethod, activations: str) -> None:
+def _check_ranges(ranges: RangeMethod, activations: str, values: set[str]) -> None:
     if ranges not in RANGE_METHODS:
         raise ValueError(
             f"ranges {ranges!r}: expected one of {', '.join(map(repr, RANGE_METHODS))}"
@@ -220,6 +220,11 @@ def _check_ranges(ranges: RangeMethod, activations: str) -> None:
         raise ValueError(
             f"ranges {ranges!r} and activations {activations!r} exclude each other: inputs are "
             "quantized by ranges or token by token; leave one out"
+        )
+    if not values & INTEGER_RANGES.keys():
+        raise ValueError(
+            f"ranges {ranges!r} (--ranges): expected layers with integer values, got floats, whose "
+            "inputs are not quantized; give values (--values int8), or leave ranges out"
         )
 
 
@@ -247,29 +252,3 @@ def _wanted(
         return parse_format(to, values, scales, activations)
     policy = Compression.parse(scales=scales, activations=activations)
     return None, policy.activations
-
-
-def _open(source: str | Path | nn.Module, tokenizer: Any, **hub: Any) -> _Source:
-    if isinstance(source, nn.Module):
-        if tokenizer is None:
-            raise ValueError("tokenizer: a model that is given as such needs its tokenizer too")
-        return _Source(type(source).__name__, source.eval(), tokenizer, None)
-    checkpoint = open_checkpoint(source, **hub)
-    return _Source(
-        source_name(source, checkpoint.directory),
-        load_model(checkpoint),
-        tokenizer or load_tokenizer(checkpoint.directory),
-        checkpoint.directory,
-    )
-
-
-def _check_target(out_dir: str | Path | None) -> None:
-    """Refuse early what writing would refuse after minutes of solving."""
-    if out_dir is None:
-        return
-    target = Path(out_dir).expanduser()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise FileExistsError(
-            f"out_dir {target}: expected a new or an empty directory, got "
-            f"{'one with files' if target.is_dir() else 'a file'}; choose another (--out)"
-        )

@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets import Component, component, layers
+from ..targets import Component, EncoderLayer, component, layers
 from .calibrate import Stage, walk
+from .channels import ALL, live_channels
 from .hessian import InputStatistics
 from .layer_format import LayerFormat
-from .solvers import Method, SolvedLinear, SolverOptions
+from .layerwise import install
+from .outputs import judged, without_padding
+from .solvers import Method, SolverOptions
 
 Metric = Callable[[Any, Any, dict[str, Tensor]], float]
 """(outputs, outputs of the unchanged model, inputs) -> a number that adds up over batches"""
@@ -104,6 +107,8 @@ def sensitivity(
     options: SolverOptions | None = None,
     metric: Metric | None = None,
     evaluation: Sequence[dict[str, Tensor]] | None = None,
+    known: Sequence[Sensitivity] = (),
+    keep: Callable[[Sensitivity], None] | None = None,
     progress: bool | None = None,
 ) -> SensitivityTable:
     """Give each unit each format in turn, everything else unchanged, and compare the outputs.
@@ -120,6 +125,8 @@ def sensitivity(
         options: of the solver.
         metric: None is :func:`squared_change` over the sum of squares of the outputs themselves.
         evaluation: inputs to compare outputs on; None takes ``batches``.
+        known: rows of an earlier run, which are not measured again.
+        keep: told every row that is measured.
         progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:
@@ -129,31 +136,40 @@ def sensitivity(
         raise ValueError("formats: expected at least one")
     members = units_of(model) if units is None else units
     by_name = {name: unit for unit, names in members.items() for name in names}
-    compare = _Comparison(model, batches if evaluation is None else evaluation, metric)
-    rows: list[Sensitivity] = []
+    live = live_channels(model)
+    done = {(row.unit, row.format): row for row in known}
+
+    def finished(layer: EncoderLayer) -> bool:
+        units = {by_name[name] for name in layer.names.values() if name in by_name}
+        return all((unit, choice) in done for unit in units for choice in formats)
 
     def visit(stage: Stage, statistics: InputStatistics) -> None:
         for unit in dict.fromkeys(by_name[name] for name in stage.linears if name in by_name):
             linears = {name: stage.linears[name] for name in members[unit]}
             for choice in formats:
+                if (unit, choice) in done:
+                    continue
                 before = [clone_parameters(linear) for linear in linears.values()]
                 for name, linear in linears.items():
-                    solved = choice.solve(name, linear, statistics, method=method, options=options)
+                    solved = choice.solve(
+                        name,
+                        linear,
+                        statistics,
+                        live.get(name, ALL),
+                        method=method,
+                        options=options,
+                    )
                     install(linear, solved)
-                rows.append(Sensitivity(unit, choice, compare()))
+                row = done[unit, choice] = Sensitivity(unit, choice, compare())
+                if keep is not None:
+                    keep(row)
                 for linear, state in zip(linears.values(), before, strict=True):
                     linear.load_state_dict(state)
 
-    walk(model, batches, visit, progress=progress)
-    return SensitivityTable(tuple(rows))
-
-
-def install(linear: nn.Linear, solved: SolvedLinear) -> None:
-    """Write a solved weight, and the bias that goes with it, into a layer."""
-    with torch.no_grad():
-        linear.weight.copy_(solved.weight)
-        if solved.bias_shift is not None:
-            linear.bias.add_(solved.bias_shift.to(linear.bias))
+    if not all((unit, choice) in done for unit in members for choice in formats):
+        compare = _Comparison(model, batches if evaluation is None else evaluation, metric)
+        walk(model, batches, visit, resume=finished, progress=progress)
+    return SensitivityTable(tuple(done[unit, choice] for unit in members for choice in formats))
 
 
 def clone_parameters(linear: nn.Linear) -> dict[str, Tensor]:
@@ -162,8 +178,9 @@ def clone_parameters(linear: nn.Linear) -> dict[str, Tensor]:
 
 
 def squared_change(outputs: Any, dense: Any, batch: dict[str, Tensor]) -> float:
-    """Sum of squared differences of the first output, padding left out."""
-    return float(_real(outputs[0] - dense[0], batch).square().sum())
+    """Sum of squared differences of what models are judged by, padding left out."""
+    away = judged(outputs) - judged(dense)
+    return float(without_padding(away, batch).double().square().sum())
 
 
 class _Comparison:
@@ -180,7 +197,10 @@ class _Comparison:
         self._scale = 1.0
         if metric is None:
             pairs = zip(self._dense, batches, strict=True)
-            self._scale = sum(float(_real(out[0], batch).square().sum()) for out, batch in pairs)
+            self._scale = sum(
+                float(without_padding(judged(out), batch).double().square().sum())
+                for out, batch in pairs
+            )
 
     def __call__(self) -> float:
         total = 0.0
@@ -188,11 +208,6 @@ class _Comparison:
             for dense, batch in zip(self._dense, self._batches, strict=True):
                 total += self._metric(self._model(**batch), dense, batch)
         return total / self._scale
-
-
-def _real(output: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    mask = batch["attention_mask"].bool()
-    return (output[mask] if output.shape[:2] == mask.shape else output).double()
 
 
 def draw_sensitivity(table: SensitivityTable, path: str | Path) -> None:

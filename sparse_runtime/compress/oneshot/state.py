@@ -40,6 +40,11 @@ class LayerStates:
         else:
             _write(path, wanted)
 
+    @property
+    def directory(self) -> Path:
+        """Where the run is kept."""
+        return self._directory
+
     def has(self, index: int) -> bool:
         """Whether a layer is finished."""
         return self._path(index).is_file()
