@@ -243,6 +243,11 @@ def test_a_model_in_memory_is_changed_in_place(source: Path, make_model: MakeMod
         ({"to": "block:1x4@0.5", "method": "exact_obs"}, "query: method 'exact_obs': removes"),
         ({"to": "2:4", "calibration": []}, "expected a list of at least one text"),
         ({"to": "2:4", "exclude": "layer"}, "no linear layer is left"),
+        ({"to": "2:4", "include": "("}, r"include '\(' \(--include\): expected a regular"),
+        ({"to": "2:4", "exclude": "*a"}, r"exclude '\*a' \(--exclude\): expected a regular"),
+        ({"to": "2:4", "batch_size": 0}, "batch_size 0: expected at least 1"),
+        ({"to": "2:4", "max_length": 0}, "max_length 0: expected at least 1"),
+        ({"to": "2:4", "ranges": "mse"}, r"ranges 'mse' \(--ranges\): expected layers with int"),
     ],
 )
 def test_arguments_that_are_refused(source: Path, arguments: dict[str, Any], message: str) -> None:

@@ -270,6 +270,26 @@ def test_what_is_packed_stays_within_a_size_target(
     assert packed <= report.allocation.cost <= report.allocation.budget
 
 
+def test_ranges_of_floats_are_refused_before_anything_is_solved(
+    model: nn.Module, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "sensitivity", None)
+    for made in (
+        SearchPlan(target=Target.parse("size=2x"), candidates=(LayerFormat.parse("2:4 fp32"),)),
+        SearchPlan(keep_flops=0.6),
+    ):
+        with pytest.raises(ValueError, match=r"ranges 'mse' \(--ranges\): expected layers with"):
+            prune(
+                model,
+                tmp_path / "out",
+                calibration=TEXTS,
+                tokenizer=tokenizer,
+                ranges="mse",
+                plan=made,
+            )
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("text", ["8", "0x8", "8x", "8x8x8"])
 def test_shapes_are_checked(text: str) -> None:
     with pytest.raises(ValueError, match="--shape"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,12 +20,12 @@ class Problem:
         target: [out, in], the weights that would give the outputs wanted, as nearly as weights
             without constraints can. Solvers compute in its dtype.
         hessian: float64 [in, in], positive definite.
-        factors: of the hessian; problems that share it share them.
+        shared: the hessian's decompositions, where other problems have it too.
     """
 
     target: Tensor
     hessian: Tensor
-    factors: Factors = field(default=None, repr=False)  # type: ignore[assignment]
+    shared: Factors | None = None
 
     def __post_init__(self) -> None:
         features = self.target.shape[-1]
@@ -33,12 +34,15 @@ class Problem:
                 f"problem: expected a target [out, in] and a hessian [in, in], got "
                 f"{list(self.target.shape)} and {list(self.hessian.shape)}"
             )
-        if self.factors is None:
-            object.__setattr__(self, "factors", Factors(self.hessian))
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The hessian's decompositions."""
+        return self.shared or Factors(self.hessian)
 
     def aimed_at(self, target: Tensor) -> Problem:
         """The same hessian with another target."""
-        return replace(self, target=target)
+        return Problem(target, self.hessian, self.factors)
 
     def error(self, weight: Tensor) -> float:
         """The objective, a mean square per token summed over outputs."""
