@@ -16,6 +16,7 @@ from .writing import write_checkpoint
 if TYPE_CHECKING:
     from .oneshot.plans import SearchPlan
     from .oneshot.prune import prune
+    from .oneshot.sensitivity_run import measure_sensitivity
     from .training.run import train
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "layers",
     "lock_masks",
     "masks_of",
+    "measure_sensitivity",
     "prune",
     "read_quantization",
     "remove_fake_quant",
@@ -57,6 +59,10 @@ def __getattr__(name: str) -> Any:
         from .oneshot.prune import prune
 
         return prune
+    if name == "measure_sensitivity":
+        from .oneshot.sensitivity_run import measure_sensitivity
+
+        return measure_sensitivity
     if name == "train":
         from .training.run import train
 

@@ -17,7 +17,8 @@ from ..compress.oneshot.plan_state import PlanState
 from ..compress.oneshot.plans import NOWHERE, REFERENCE, Batches, SearchPlan
 from ..compress.oneshot.prune import prune
 from ..compress.oneshot.report import PruneReport
-from ..compress.oneshot.sensitivity import SensitivityTable, short_name
+from ..compress.oneshot.sensitivity import SensitivityTable
+from ..compress.oneshot.sensitivity_files import short_name
 from ..encoders import SparseModel
 from ..formats import Compression
 from ..spec import ActivationSpec

@@ -71,3 +71,63 @@ def test_what_contradicts_is_refused(
     assert result.exit_code != 0
     assert message in " ".join(result.stderr.split())
     assert not out.exists()
+
+
+def test_sensitivities_alone(command: Command, source: Make, texts: str, tmp_path: Path) -> None:
+    figure, state = tmp_path / "figures" / "layers.svg", tmp_path / "state"
+    arguments = ["prune", "--model", str(source("labels")), "--data", texts, "--quiet"]
+    options = ["--sensitivity", str(figure), "--formats", "dense int8,2:4 int4"]
+    result = command(*arguments, *options, "--state", str(state), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["arguments"]["method"] == "obs"
+    saved = json.loads(figure.with_suffix(".json").read_text())["units"]
+    assert saved == found["sensitivity"]
+    assert all(0 <= row["dense int8"] < row["2:4 int4"] for row in saved.values())
+    assert "<svg" in figure.read_text() and "2:4 int4" in figure.read_text()
+    assert len((state / "sensitivity.jsonl").read_text().splitlines()) == 2 * len(saved)
+    assert not list(tmp_path.glob("**/model.safetensors.index.json"))
+    again = command(*arguments, *options)
+    assert again.exit_code != 0 and "is there already" in " ".join(again.stderr.split())
+
+
+def test_sensitivities_of_a_target(
+    command: Command, source: Make, texts: str, tmp_path: Path
+) -> None:
+    figure = tmp_path / "layers.png"
+    arguments = ["prune", "--model", str(source("labels")), "--data", texts, "--quiet"]
+    out = ["--out", str(tmp_path / "out"), "--target", "size=0.7x"]
+    result = command(*arguments, *out, "--sensitivity", str(figure), "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["target"]["sensitivity"]
+    assert json.loads(figure.with_suffix(".json").read_text())["units"] == found
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--out: expected a new directory"),
+        (["--recipe", "x"], "--out: expected a new directory"),
+        (["--sensitivity", "a.svg", "--to", "2:4"], "--to: nothing is pruned without --out"),
+        (["--sensitivity", "a.txt"], "expected a name that ends in .svg"),
+        (["--sensitivity", "a.svg", "--formats", "2:4"], "expected a pattern and values"),
+        (["--sensitivity", "a.svg", "--out", "o", "--to", "2:4"], "give a target, or leave --out"),
+        (["--sensitivity", "a", "--out", "o", "--target", "size=1x"], "got 'no ending'"),
+    ],
+)
+def test_sensitivities_that_are_refused(
+    command: Command,
+    source: Make,
+    texts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["prune", "--model", str(source("labels")), "--data", texts, "--quiet"]
+    result = command(*arguments, *options)
+    assert result.exit_code != 0
+    assert message in " ".join(result.stderr.split())
+    assert not (tmp_path / "o").exists()

@@ -24,9 +24,9 @@ from sparse_runtime.compress.oneshot.sensitivity import (
     Sensitivity,
     SensitivityTable,
     sensitivity,
-    short_name,
     units_of,
 )
+from sparse_runtime.compress.oneshot.sensitivity_files import short_name
 
 DENSE, HALF, FOUR = (LayerFormat.parse(text) for text in ("dense int8", "2:4 int8", "2:4 int4"))
 MakeModel = Callable[[str], nn.Module]

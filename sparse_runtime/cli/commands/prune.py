@@ -8,13 +8,14 @@ import typer
 
 from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
-from .prune_one_shot import one_shot
+from .prune_one_shot import one_shot, only_measure
 from .prune_recipe import by_recipe
 from .prune_search import (
     FormatsOption,
     KeepFlopsOption,
     PermuteOption,
     RangesOption,
+    SensitivityOption,
     ShapeOption,
     SmoothOption,
     TargetOption,
@@ -25,7 +26,12 @@ from .prune_search import (
 _ONE_SHOT = (
     *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
-    *("batch_size", "state"),
+    *("batch_size", "state", "sensitivity"),
+)
+# What has no meaning where nothing is pruned.
+_PRUNING = (
+    *("to", "values", "target", "shape", "permute", "keep_flops", "smooth", "ranges", "scales"),
+    *("activations", "include", "exclude"),
 )
 _RECIPE = (
     *("paper_out", "changes", "given", "dev", "test", "seed", "resume", "save_every"),
@@ -38,7 +44,6 @@ def prune(
     model: Annotated[
         str, typer.Option(help="Hugging Face checkpoint to compress: a directory or a hub id.")
     ],
-    out: Annotated[str, typer.Option(help="New directory for the compressed checkpoint.")],
     data: Annotated[
         str,
         typer.Option(
@@ -46,6 +51,13 @@ def prune(
             "dev and test (csv, tsv, jsonl) or texts.txt, or one such file."
         ),
     ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="New directory for the compressed checkpoint.",
+            show_default="none with --sensitivity alone",
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(help="Train by a recipe: a name, or a .yaml file.", show_default="one-shot"),
@@ -63,6 +75,7 @@ def prune(
     target: TargetOption = None,
     formats: FormatsOption = None,
     shape: ShapeOption = None,
+    sensitivity: SensitivityOption = None,
     permute: PermuteOption = False,
     keep_flops: KeepFlopsOption = None,
     smooth: SmoothOption = False,
@@ -156,7 +169,7 @@ def prune(
         _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
             model,
-            out,
+            _required(out),
             recipe,
             data,
             paper_out=paper_out,
@@ -178,13 +191,33 @@ def prune(
             typer.echo("\n".join(["In its paper's own files:", *trained.paper.commands()]))
         return
     _refuse(context, _RECIPE, "belongs to training; give --recipe")
+    if out is None and sensitivity is not None:
+        _refuse(context, _PRUNING, "nothing is pruned without --out; give it, or leave this out")
+        measured = only_measure(
+            model,
+            data,
+            sensitivity,
+            formats=formats,
+            method=method if _stated(context, "method") else None,
+            texts=texts,
+            damping=damping,
+            max_length=max_length,
+            batch_size=batch_size,
+            state_dir=state,
+            progress=progress,
+            revision=revision,
+            local_files_only=local_files_only,
+        )
+        show(measured, as_json)
+        return
     report = one_shot(
         model,
-        out,
+        _required(out),
         data,
         target=target,
         formats=formats,
         shape=shape,
+        sensitivity=sensitivity,
         plan=search_plan(keep_flops, permute, smooth, progress),
         ranges=ranges,
         texts=texts,
@@ -209,6 +242,20 @@ def prune(
 def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse what the command line states of one half of the command while the other runs."""
     for option in context.command.params:
-        stated = context.get_parameter_source(option.name or "")
-        if option.name in names and stated is not None and stated.name == "COMMANDLINE":
+        if option.name in names and _stated(context, option.name):
             raise ValueError(f"{option.opts[0]}: {why}")
+
+
+def _required(out: str | None) -> str:
+    if out is None:
+        raise ValueError(
+            "--out: expected a new directory for the compressed checkpoint; only --sensitivity "
+            "works without"
+        )
+    return out
+
+
+def _stated(context: typer.Context, name: str) -> bool:
+    """Whether an option is on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"

@@ -33,6 +33,15 @@ ShapeOption = Annotated[
         show_default="8x128",
     ),
 ]
+SensitivityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE.svg",
+        help="Draw what each layer alone changes in each of --formats, numbers beside it in "
+        "FILE.json: those of --target, or without --out only this.",
+        show_default="none",
+    ),
+]
 PermuteOption = Annotated[
     bool, typer.Option("--permute", help="First reorder channels so that the pattern keeps more.")
 ]

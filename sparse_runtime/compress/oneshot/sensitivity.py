@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..targets import Component, EncoderLayer, component, layers
+from ..targets import EncoderLayer, layers
 from .calibrate import Stage, walk
 from .channels import ALL, live_channels
 from .hessian import InputStatistics
 from .layer_format import LayerFormat
 from .layerwise import install
 from .outputs import judged, without_padding
+from .sensitivity_files import draw_sensitivity, save_sensitivity
 from .solvers import Method, SolverOptions
 
 Metric = Callable[[Any, Any, dict[str, Tensor]], float]
@@ -78,6 +79,16 @@ class SensitivityTable:
             ImportError: matplotlib is not installed (extra "plot").
         """
         draw_sensitivity(self, path)
+
+    def save(self, path: str | Path) -> None:
+        """Draw them, and write the numbers into a JSON file beside.
+
+        Raises:
+            ValueError: the name is none of a figure's.
+            FileExistsError: one of the two files is there.
+            ImportError: matplotlib is not installed (extra "plot").
+        """
+        save_sensitivity(self, path)
 
 
 def units_of(model: nn.Module, *, fused: bool = False) -> dict[str, tuple[str, ...]]:
@@ -208,33 +219,3 @@ class _Comparison:
             for dense, batch in zip(self._dense, self._batches, strict=True):
                 total += self._metric(self._model(**batch), dense, batch)
         return total / self._scale
-
-
-def draw_sensitivity(table: SensitivityTable, path: str | Path) -> None:
-    """:meth:`SensitivityTable.plot`."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "plot: matplotlib is not installed; pip install 'sparse-runtime[plot]'"
-        ) from error
-    units, formats = table.units, table.formats
-    figure = Figure(figsize=(max(6.0, 0.28 * len(units)), 5.0), layout="constrained")
-    axes = figure.add_subplot()
-    for choice in formats:
-        errors = [max(table.error(unit, choice), 1e-12) for unit in units]
-        axes.plot(range(len(units)), errors, marker="o", markersize=3, label=str(choice))
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(units)), [short_name(unit) for unit in units], rotation=90, size=7)
-    axes.set_ylabel("relative squared change of the outputs")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def short_name(unit: str) -> str:
-    """A unit in a few characters: "3 ffn_in", "3 query + key + value"."""
-    names = unit.split(" + ")
-    parts: list[Component] = [component(name) for name in names]
-    index = next(part for part in names[0].split(".") if part.isdecimal())
-    return f"{index} {' + '.join(parts)}"
