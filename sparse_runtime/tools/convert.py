@@ -41,6 +41,7 @@ def convert(
     prune: str | None = None,
     calibration: Sequence[str] | None = None,
     prune_method: str | None = None,
+    state_dir: str | Path | None = None,
     scales: str = "row",
     activations: str = "auto",
     crop: str = "auto",
@@ -73,6 +74,7 @@ def convert(
         calibration: texts like those the model will read, in view of which layers are pruned and
             rounded so that their outputs change least (docs/compress/one_shot.md).
         prune_method: with ``calibration``: "alps" (the default), "obs", "wanda" or "magnitude".
+        state_dir: with ``calibration``: keeps finished layers; the same call goes on from them.
         scales: how many rows share a scale of integer values: "row", "tensor" or "chunk:R".
         activations: "auto" is "dynamic" (uint8, a scale and a zero point per token) for integer
             values and "none" for floats; "symmetric" is int8, a scale per token.
@@ -105,6 +107,11 @@ def convert(
         raise ValueError(
             f"prune_method {prune_method!r}: needs texts; give calibration, or leave it out to "
             "prune by magnitude"
+        )
+    if state_dir is not None and calibration is None:
+        raise ValueError(
+            f"state_dir {state_dir} (--state): keeps layers that are solved in view of texts; give "
+            "calibration (--calibration), or leave it out"
         )
     checkpoint = open_checkpoint(
         source,
@@ -140,6 +147,7 @@ def convert(
             policy,
             calibration,
             method=prune_method,
+            state_dir=state_dir,
             progress=progress,
         )
         checkpoint = solved.checkpoint

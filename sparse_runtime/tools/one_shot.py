@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from ..compress.oneshot.calibrate import calibration_batches, longest
 from ..compress.oneshot.layerwise import Format, compress_layers
 from ..compress.oneshot.loading import load_model, load_tokenizer
 from ..compress.oneshot.solvers import METHODS, Method
+from ..compress.oneshot.state import LayerStates, fingerprint
 from ..compress.patterns import Pattern
 from ..compress.statement import LinearQuantization
 from ..compress.targets import encoder_linears
@@ -52,6 +54,7 @@ def solve_checkpoint(
     texts: Sequence[str],
     *,
     method: str | None,
+    state_dir: str | Path | None = None,
     progress: bool | None,
 ) -> Solved:
     """Prune and quantize the encoder's layers by reconstruction of their outputs.
@@ -62,10 +65,12 @@ def solve_checkpoint(
         policy: what each becomes.
         texts: calibration texts.
         method: as ``compress.oneshot.prune`` takes it; None is "alps".
+        state_dir: keep finished layers there, and go on from those that it holds.
         progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:
-        ValueError: the policy leaves nothing to solve, or the checkpoint cannot be calibrated.
+        ValueError: the policy leaves nothing to solve, the checkpoint cannot be calibrated, or the
+            state is another run's.
     """
     chosen = next((known for known in METHODS if known == (method or METHOD)), None)
     if chosen is None:
@@ -85,11 +90,16 @@ def solve_checkpoint(
         )
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint.directory)
     names = _names(list(encoder_linears(model)), modules)
+    states = None
+    if state_dir is not None:
+        made = fingerprint(model, texts, convert=str(wanted), method=chosen)
+        states = LayerStates(state_dir, made)
     result = compress_layers(
         model,
         calibration_batches(tokenizer, texts, max_length=longest(model, tokenizer, _LENGTH)),
         dict.fromkeys(names, wanted),
         method=chosen,
+        states=states,
         progress=progress,
     )
     linears = {names[name]: linear for name, linear in encoder_linears(model).items()}

@@ -175,6 +175,24 @@ def test_a_stopped_run_goes_on(
         prune(source, None, state_dir=tmp_path / "state", method="wanda", **arguments)
 
 
+def test_a_conversion_goes_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"prune": "2:4", "calibration": TEXTS, "state_dir": tmp_path / "state"}
+    sr.convert(source, tmp_path / "one", **given)
+    with monkeypatch.context() as patch:
+        patch.setattr(layerwise, "solve", None)  # every layer is restored
+        sr.convert(source, tmp_path / "two", **given)
+    one, two = store.load(tmp_path / "one"), store.load(tmp_path / "two")
+    for name, linear in one.linears.items():
+        assert torch.equal(linear.packed.unpack(), two.linears[name].packed.unpack())
+    with pytest.raises(ValueError, match="another run, which differs in method"):
+        sr.convert(source, tmp_path / "three", **given, prune_method="wanda")
+    with pytest.raises(ValueError, match=r"state_dir .*state \(--state\): keeps layers"):
+        sr.convert(source, tmp_path / "three", state_dir=tmp_path / "state")
+    assert not (tmp_path / "three").exists()
+
+
 @pytest.mark.parametrize(
     "tensor", ["embeddings.word_embeddings.weight", "attention.output.LayerNorm", "query.bias"]
 )

@@ -62,6 +62,14 @@ def convert(
             help="With --calibration: alps, obs, wanda or magnitude.", show_default="alps"
         ),
     ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(
+            help="With --calibration: directory for finished layers; the same command goes on "
+            "from them.",
+            show_default="none",
+        ),
+    ] = None,
     crop: Annotated[
         str,
         typer.Option(
@@ -94,6 +102,7 @@ def convert(
             None if calibration is None else read_calibration(calibration, "--calibration")
         ),
         prune_method=prune_method,
+        state_dir=state,
         scales=scales,
         activations=activations,
         crop=crop,

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..targets import Component, EncoderLayer, layers
 from .hessian import InputStatistics
+from .hidden_states import Stop, TextBatch, advance, first_states
 
 STAGES: tuple[tuple[Component, ...], ...] = (
     ("query", "key", "value"),
@@ -65,26 +66,11 @@ Visit = Callable[[Stage, Any], None]
 
 
 @dataclass
-class _Batch:
-    """One batch between two layers."""
-
-    hidden: Tensor
-    mask: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    dense: Tensor | None = None
-
-
-@dataclass
 class _Watch:
     """Inputs and outputs of modules during one forward pass."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
-
-
-class _Stop(Exception):
-    """Ends a forward pass as soon as what was wanted is there."""
 
 
 def calibration_batches(
@@ -137,7 +123,7 @@ def walk(
 
     A visit may change the weights and biases of its stage; what follows, in the same layer and in
     later ones, sees the outputs of the changed layer. In memory at a time: the texts' hidden states
-    between two layers, and one stage's collector.
+    between two layers, twice where the unchanged network is followed, and one stage's collector.
 
     Args:
         model: a transformers encoder, with or without a head, in eval mode, in float32 on the CPU.
@@ -159,7 +145,7 @@ def walk(
     _check_plain(model)
     disable = None if progress is None else not progress
     with torch.no_grad():
-        states = _first_states(model, encoder[0], batches, follow_dense)
+        states = first_states(model, encoder[0].module, batches, follow_dense=follow_dense)
         for layer in tqdm(encoder, desc="calibrating", unit="layer", disable=disable):
             dense = copy.deepcopy(layer.module) if follow_dense else None
             if resume is None or not resume(layer):
@@ -169,7 +155,7 @@ def walk(
                     visit(stage, collector)
                 if finish is not None:
                     finish(layer)
-            _advance(layer, states, dense)
+            advance(states, layer.module, dense)
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -187,39 +173,8 @@ def stages(layer: EncoderLayer) -> Iterator[Stage]:
         yield Stage(layer, group)
 
 
-def _first_states(
-    model: nn.Module,
-    first: EncoderLayer,
-    batches: Sequence[dict[str, Tensor]],
-    follow_dense: bool,
-) -> list[_Batch]:
-    """What enters the first encoder layer, batch by batch."""
-    states: list[_Batch] = []
-    caught: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append((args, kwargs))
-        raise _Stop
-
-    handle = first.module.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for batch in batches:
-            try:
-                model(**batch)
-            except _Stop:
-                args, kwargs = caught.pop()
-                hidden = args[0]
-                dense = hidden if follow_dense else None
-                states.append(
-                    _Batch(hidden, batch["attention_mask"].bool(), args[1:], kwargs, dense)
-                )
-    finally:
-        handle.remove()
-    return states
-
-
 def _collect(
-    stage: Stage, states: list[_Batch], collector: Collector, dense: nn.Module | None
+    stage: Stage, states: list[TextBatch], collector: Collector, dense: nn.Module | None
 ) -> None:
     inside = {part: _inside(stage.layer, part) for part in stage.layer.names}
     names = {stage.layer.names[part]: inside[part] for part in stage.components}
@@ -247,7 +202,7 @@ def _inside(layer: EncoderLayer, part: Component) -> str:
 
 
 def _watch(
-    module: nn.Module, batch: _Batch, hidden: Tensor, reads: list[str], writes: list[str]
+    module: nn.Module, batch: TextBatch, hidden: Tensor, reads: list[str], writes: list[str]
 ) -> _Watch:
     """Run an encoder layer until the inputs of ``reads`` and outputs of ``writes`` are there."""
     seen = _Watch()
@@ -255,7 +210,7 @@ def _watch(
 
     def arrived() -> None:
         if len(seen.inputs) + len(seen.outputs) == left:
-            raise _Stop
+            raise Stop
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -275,23 +230,9 @@ def _watch(
     handles += [module.get_submodule(n).register_forward_hook(keep_output(n)) for n in writes]
     try:
         module(hidden, *batch.args, **batch.kwargs)
-    except _Stop:
+    except Stop:
         pass
     finally:
         for handle in handles:
             handle.remove()
     return seen
-
-
-def _advance(layer: EncoderLayer, states: list[_Batch], dense: nn.Module | None) -> None:
-    """Replace every batch's hidden states by the layer's outputs."""
-    for batch in states:
-        batch.hidden = _output(layer.module, batch, batch.hidden)
-        if dense is not None:
-            assert batch.dense is not None
-            batch.dense = _output(dense, batch, batch.dense)
-
-
-def _output(module: nn.Module, batch: _Batch, hidden: Tensor) -> Tensor:
-    output = module(hidden, *batch.args, **batch.kwargs)
-    return output[0] if isinstance(output, tuple) else output

@@ -180,6 +180,8 @@ class _Run:
             )
 
     def resume(self, layer: EncoderLayer) -> bool:
+        if not self._formats.keys() & set(layer.names.values()):
+            return True  # nothing of it is asked for
         if self._states is None or not self._states.has(layer.index):
             return False
         rows, scales = self._states.restore(layer)
