@@ -97,7 +97,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
 
     monkeypatch.setattr(sr, "convert", convert)
     options = "--structure block:4x1 --values int4 --scales tensor --activations none --crop fold"
-    options += " --prune 2:4"
+    options += " --prune 2:4 --state s"
     result = command(
         *["convert", "a", "b", *options.split(), "--overwrite", "--revision", "r"],
         *["--local-files-only", "--quiet", "--json"],
@@ -113,6 +113,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         "activations": "none",
         "prune": "2:4",
         "prune_method": None,
+        "state_dir": "s",
         "calibration": None,
         "finalise": {"threshold": "0.1", "file": "a=b"},
         "overwrite": True,
