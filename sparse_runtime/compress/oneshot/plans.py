@@ -203,7 +203,7 @@ class SearchPlan:
     ) -> dict[str, Format]:
         units = units_of(model, fused=target.kind == "latency")
         chosen = state.allocation()
-        costs = None if chosen is not None else self._costs(model, units, target)
+        costs = None if chosen is not None else self.costs(model, units, target)
         if costs is not None:
             # Sensitivities take minutes: a target that nothing meets is refused before.
             affordable(costs, target, units, self.candidates)
@@ -224,9 +224,10 @@ class SearchPlan:
         self.allocation = chosen
         return {name: choice.wanted for name, choice in self.allocation.by_layer().items()}
 
-    def _costs(
+    def costs(
         self, model: nn.Module, units: Mapping[str, Sequence[str]], target: Target
     ) -> CostTable:
+        """What each candidate costs in each unit, as the target counts it."""
         if target.kind == "latency":
             assert self.measure is not None  # checked when the plan was made
             return self.measure(model, units, self.candidates, REFERENCE)
