@@ -6,10 +6,12 @@ from pathlib import Path
 
 import yaml
 
-from sparse_runtime.compress.targets import encoder_linears
-from sparse_runtime.compress.training.configuration_search import recipe_sections, search
 from sparse_runtime.compress.training.data import Data
-from sparse_runtime.compress.training.evaluation import evaluate
+from sparse_runtime.compress.training.format_search import (
+    FormatSearch,
+    recipe_sections,
+    search_formats,
+)
 from sparse_runtime.compress.training.models import load_model, load_tokenizer
 from sparse_runtime.compress.training.recipe import Stage
 from sparse_runtime.compress.training.task_data import evaluation_texts
@@ -34,11 +36,8 @@ def searched(dense: Path, data: Data, limit: float, stage: str) -> tuple[str, ..
     )
     assert part is not None
 
-    def score() -> float:
-        # Accuracy of so few rows has ties; the loss orders them.
-        return -evaluate(model, part.first(ROWS), "classification", "mean")["loss"]
-
-    best = search(encoder_linears(model), score, limit, top=1, evaluations=EVALUATIONS)[0]
+    wanted = FormatSearch(limit, top=1, evaluations=EVALUATIONS, rows=ROWS)
+    best = search_formats(wanted, model, part, "classification", progress=False).scored[0]
     pruning, quantization = recipe_sections(best.configuration)
     return (
         f"{stage}.pruning.per={_flow(pruning)}",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .oneshot.plans import SearchPlan
     from .oneshot.prune import prune
     from .oneshot.sensitivity_run import measure_sensitivity
+    from .training.format_search import FormatSearch, search_formats
     from .training.run import train
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Component",
     "CubicSparsity",
     "EncoderLayer",
+    "FormatSearch",
     "LinearQuantization",
     "Mask",
     "Pattern",
@@ -43,6 +45,7 @@ __all__ = [
     "prune",
     "read_quantization",
     "remove_fake_quant",
+    "search_formats",
     "sparsity",
     "train",
     "write_checkpoint",
@@ -63,6 +66,10 @@ def __getattr__(name: str) -> Any:
         from .oneshot.sensitivity_run import measure_sensitivity
 
         return measure_sensitivity
+    if name in ("FormatSearch", "search_formats"):
+        from .training import format_search
+
+        return getattr(format_search, name)
     if name == "train":
         from .training.run import train
 

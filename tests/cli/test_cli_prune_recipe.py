@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shlex
 
 import pytest
@@ -56,6 +57,29 @@ def test_a_recipe_from_the_command_line(folder, tmp_path) -> None:
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_formats_that_are_searched_for(folder, tmp_path) -> None:
+    # Layers are solved for inputs of more than two kinds.
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(WORDS[5:], k=3 + i % 9)) for i in range(60)]
+    rows = [f"{text},{'good' if 'good' in text else 'bad'}" for text in texts]
+    (tmp_path / "all.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    short = ("--recipe", "nxmiformer", "--set", "*.steps=2", "--dev", "0.2", "--top", "1")
+    short = (*short, "--data", tmp_path / "all.csv")
+    done = command(
+        folder, tmp_path / "out", *short, *("--search", "0.15", "--evaluations", "2", "--json")
+    )
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)["search"]
+    assert (found["scored"], len(found["trained"]), found["chosen"]) == (2, 1, 0)
+    assert found["trained"][0]["cost"] <= 0.15
+    # Measured here, for each layer; shown as a table.
+    target = ("--search", "latency=1x", "--formats", "dense int8,2:4 int8", "--shape", "1x8")
+    done = command(folder, tmp_path / "fast", *short, *target)
+    assert done.exit_code == 0, done.stderr
+    assert "formats under latency=1x: 16 candidates" in " ".join(done.stdout.split())
+    assert (tmp_path / "fast" / "search.json").is_file()
+
+
 def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
     # Without --quiet, where transformers' own bar would write its log to stdout.
     parts = ["--model", folder / "model", "--data", folder / "all.csv", "--out", tmp_path / "out"]
@@ -77,6 +101,16 @@ def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
         (("--recipe", "dense", "--stage", "teacher=nodir"), "nodir: no such directory"),
         (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
         (("--recipe", "dense", "--paper-out", "paper"), "states no layout of a paper; add"),
+        (("--recipe", "dense", "--top", "2"), "--top: belongs to --search"),
+        (("--recipe", "dense", "--formats", "2:4 int8"), "--formats: a recipe says this itself"),
+        (("--recipe", "dense", "--search", "0.2"), "has no stage that prunes by a pattern"),
+        (("--search", "0.2"), "--search: belongs to training; give --recipe"),
+        (("--recipe", "nxmiformer", "--search", "2"), "expected a share of the size in FP32"),
+        (("--recipe", "nxmiformer", "--search", "0.2"), "needs a development part to choose by"),
+        (
+            ("--recipe", "nxmiformer", "--search", "0.2", "--shape", "1x8"),
+            "--shape: belongs to --search latency",
+        ),
     ],
 )
 def test_errors_are_one_line(more, message, folder, tmp_path) -> None:

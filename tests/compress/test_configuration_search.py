@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import itertools
+import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sparse_runtime.compress.oneshot.layer_format import LayerFormat
 from sparse_runtime.compress.targets import COMPONENTS
 from sparse_runtime.compress.training.configuration_search import (
     candidates,
     component_sizes,
     compression_ratio,
-    recipe_sections,
     search,
     within_ratio,
 )
-from sparse_runtime.compress.training.layer_search import search_layers
-from sparse_runtime.compress.training.one_shot_scores import OPTIONS, OneShot, Option
+from sparse_runtime.compress.training.format_search import recipe_sections
+from sparse_runtime.compress.training.one_shot_scores import (
+    OPTIONS,
+    Found,
+    OneShot,
+    Scores,
+    bits,
+    projected,
+)
 from sparse_runtime.formats import observe
-from sparse_runtime.spec import Structure, ValueSpec
 
 # One layer of BERT-base, then two tiny layers.
 BERT_BASE = dict(zip(COMPONENTS, [768 * 768] * 4 + [768 * 3072] * 2, strict=True))
@@ -58,16 +65,18 @@ def copies(linears: dict[str, nn.Linear]) -> dict[str, Tensor]:
 
 
 def test_bits_of_the_papers_options() -> None:
-    with_index = [option.bits() / 32 for option in OPTIONS]
+    with_index = [bits(option) / 32 for option in OPTIONS]
     assert with_index == [0.28125, 0.25, 0.125, 0.15625, 0.09375]
-    assert [option.bits(index=False) / 32 for option in OPTIONS] == [
+    assert [bits(option, index=False) / 32 for option in OPTIONS] == [
         0.25,
         0.25,
         0.125,
         0.125,
         0.0625,
     ]
-    assert Option(Structure("nm", n=1, m=8), ValueSpec("int8")).bits() == (8 + 3) / 8
+    assert bits(LayerFormat.parse("1:8 int8")) == (8 + 3) / 8
+    with pytest.raises(ValueError, match="expected dense or N:M under a ratio"):
+        bits(LayerFormat.parse("unstructured@0.9 int8"))
 
 
 @pytest.mark.parametrize(
@@ -95,17 +104,17 @@ def test_component_sizes_are_over_all_layers() -> None:
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_projected_weights_are_what_the_option_says(option: Option) -> None:
+def test_projected_weights_are_what_the_option_says(option: LayerFormat) -> None:
     weight = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
-    projected = option.project(weight)
-    nonzeros = (projected.view(-1, 4) != 0).sum(1)
-    assert nonzeros.max() <= (2 if option.structure else 4)
-    assert option.structure is None or observe(projected, option.values).structure.kind == "nm"
+    found = projected(option, weight)
+    nonzeros = (found.view(-1, 4) != 0).sum(1)
+    assert nonzeros.max() <= (2 if option.pattern else 4)
+    assert option.pattern is None or observe(found, option.values).structure.kind == "nm"
     if option.values.dtype == "int4":
-        steps = projected.view(2, -1) / projected.view(2, -1).abs().amax(1, keepdim=True) * 7
+        steps = found.view(2, -1) / found.view(2, -1).abs().amax(1, keepdim=True) * 7
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-4)
     if option.values.dtype == "fp16":
-        assert torch.equal(projected, projected.half().float())
+        assert torch.equal(found, found.half().float())
 
 
 def test_search_gives_the_best_and_leaves_the_model_alone() -> None:
@@ -116,9 +125,11 @@ def test_search_gives_the_best_and_leaves_the_model_alone() -> None:
         calls[0] += 1
         return distance(linears, dense)
 
-    found = search(linears, evaluate, 0.10, top=3)
+    whole = search(linears, evaluate, 0.10)
+    found = whole.scored
     left = within_ratio(component_sizes(linears), 0.10)
-    assert calls[0] == len(left)
+    assert calls[0] == len(left) == len(found) == whole.fitting
+    assert whole.possible == 5**6
     assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
     assert all(one.cost <= 0.10 for one in found)
     model = OneShot(linears, lambda: distance(linears, dense))
@@ -138,11 +149,12 @@ def test_fewer_evaluations_find_the_best_where_losses_add_up() -> None:
         calls[0] += 1
         return distance(linears, dense)
 
-    whole = search(linears, evaluate, 0.125, top=1)
+    whole = search(linears, evaluate, 0.125)
     calls[0] = 0
-    few = search(linears, evaluate, 0.125, top=1, evaluations=5)
+    few = search(linears, evaluate, 0.125, evaluations=5)
     assert calls[0] == 1 + 6 * 5 + 5  # dense, each component alone, the five that are left
-    assert few[0].configuration == whole[0].configuration
+    assert few.scored[0].configuration == whole.scored[0].configuration
+    assert (few.fitting, len(few.scored)) == (whole.fitting, 5)
 
 
 def test_a_failing_evaluation_gives_the_weights_back() -> None:
@@ -157,42 +169,32 @@ def test_a_failing_evaluation_gives_the_weights_back() -> None:
     assert all(torch.equal(linear.weight, dense[name]) for name, linear in linears.items())
 
 
-def test_layers_search_finds_the_least_loss_under_the_limit() -> None:
-    # Four matrices, three options: 81 choices, tried one by one for the truth.
-    linears = dict(list(tiny(1).items())[:4])
-    dense, options = copies(linears), OPTIONS[1:4]
-    seconds = dict(zip(options, (3.0, 2.0, 1.0), strict=True))
-
-    def cost(name: str, option: Option) -> float:
-        return seconds[option] * (2.0 if "query" in name else 1.0)
-
-    def evaluate() -> float:
-        return distance(linears, dense)
-
-    found = search_layers(linears, evaluate, cost, 9.0, options=options, top=3)
-    model = OneShot(linears, evaluate)
-    choices = [
-        dict(zip(linears, chosen, strict=True)) for chosen in itertools.product(options, repeat=4)
-    ]
-    truth = max(
-        model.score(choice)
-        for choice in choices
-        if sum(cost(name, option) for name, option in choice.items()) <= 9.0
-    )
-    assert found[0].score == pytest.approx(truth)
-    assert all(one.cost <= 9.0 for one in found)
-    assert len({tuple(map(str, one.configuration.values())) for one in found}) == len(found)
-    # The least that can be: every matrix at its cheapest.
-    assert search_layers(linears, evaluate, cost, 5.0, options=options)[0].cost == 5.0
-    assert all(torch.equal(linear.weight, dense[name]) for name, linear in linears.items())
-
-
 def test_limits_that_nothing_meets_are_refused() -> None:
     linears = tiny(1)
     with pytest.raises(ValueError, match=r"the least is 0\.09375"):
         search(linears, lambda: 0.0, 0.05)
-    with pytest.raises(ValueError, match="cheapest options cost 6 together"):
-        search_layers(linears, lambda: 0.0, lambda name, option: 1.0, 5.0)
+
+
+def test_scores_that_are_known_are_not_taken_again(tmp_path: Path) -> None:
+    linears = tiny(1)
+    dense, calls = copies(linears), [0]
+
+    def evaluate() -> float:
+        calls[0] += 1
+        if calls[0] == 9:
+            raise KeyboardInterrupt
+        return distance(linears, dense)
+
+    file = tmp_path / "scores.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        search(linears, evaluate, 0.12, scores=Scores(file))
+    file.write_text(file.read_text() + '["half a li')
+    found = search(linears, evaluate, 0.12, scores=Scores(file))
+    assert calls[0] == 9 + (found.fitting or 0) - 8
+    assert found == search(linears, lambda: distance(linears, dense), 0.12)
+    again = Found.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert [one.score for one in again.scored] == [one.score for one in found.scored]
+    assert again.to_dict() == found.to_dict()
 
 
 def test_recipe_sections_say_the_configuration() -> None:

@@ -11,20 +11,24 @@ from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot, only_measure
 from .prune_recipe import by_recipe
 from .prune_search import (
+    EvaluationsOption,
     FormatsOption,
     KeepFlopsOption,
     PermuteOption,
     RangesOption,
+    SearchOption,
     SensitivityOption,
     ShapeOption,
     SmoothOption,
     TargetOption,
+    TopOption,
+    format_search,
     search_plan,
 )
 
 # Which half of the command an option belongs to.
 _ONE_SHOT = (
-    *("to", "method", "values", "target", "formats", "shape", "permute", "keep_flops", "smooth"),
+    *("to", "method", "values", "target", "permute", "keep_flops", "smooth"),
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
     *("batch_size", "state", "sensitivity"),
 )
@@ -33,9 +37,10 @@ _PRUNING = (
     *("to", "values", "target", "shape", "permute", "keep_flops", "smooth", "ranges", "scales"),
     *("activations", "include", "exclude"),
 )
+_SEARCHED = ("formats", "shape")
 _RECIPE = (
     *("paper_out", "changes", "given", "dev", "test", "seed", "resume", "save_every"),
-    *("pooling", "device"),
+    *("pooling", "device", "search", "top", "evaluations"),
 )
 
 
@@ -114,6 +119,9 @@ def prune(
             show_default="none",
         ),
     ] = None,
+    search: SearchOption = None,
+    top: TopOption = None,
+    evaluations: EvaluationsOption = None,
     changes: Annotated[
         list[str] | None,
         typer.Option(
@@ -166,13 +174,15 @@ def prune(
     quiet_transformers(bars=not quiet)
     progress = False if quiet else None
     if recipe is not None:
-        _refuse(context, _ONE_SHOT, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
+        alone = _ONE_SHOT if search is not None else (*_ONE_SHOT, *_SEARCHED)
+        _refuse(context, alone, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(
             model,
             _required(out),
             recipe,
             data,
             paper_out=paper_out,
+            search=format_search(search, top, evaluations, formats, shape),
             changes=changes,
             given=given,
             dev=dev,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from ...compress.training import TrainReport
+    from ...compress.training.format_search import FormatSearch
     from ...compress.training.recipe import Pooling
 
 
@@ -16,6 +17,7 @@ def by_recipe(
     data: str,
     *,
     paper_out: str | None,
+    search: FormatSearch | None,
     changes: list[str] | None,
     given: list[str] | None,
     dev: float,
@@ -37,6 +39,7 @@ def by_recipe(
         recipe: a name or a .yaml file.
         data: file or folder.
         paper_out: directory for the result in its paper's own files, or None.
+        search: for formats to train instead of the recipe's own, or None.
         changes: "STAGE.KEY=VALUE" texts.
         given: "STAGE=DIRECTORY" texts.
         dev: share of the training part to choose by.
@@ -61,6 +64,7 @@ def by_recipe(
         load_data(data, dev=dev, test=test),
         out,
         paper_out=paper_out,
+        search=search,
         seed=seed,
         changes=changes or (),
         resume=resume,

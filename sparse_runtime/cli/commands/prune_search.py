@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from ...compress.oneshot.plans import SearchPlan
+    from ...compress.training.format_search import FormatSearch
     from ...tools.layer_latency import Shape
 
 TargetOption = Annotated[
@@ -22,14 +24,14 @@ TargetOption = Annotated[
 FormatsOption = Annotated[
     str | None,
     typer.Option(
-        help="For --target: formats to choose from, such as 'dense int8,2:4 int8'.",
+        help="For --target and --search: formats to choose from, such as 'dense int8,2:4 int8'.",
         show_default="dense and 2:4 in int8 and int4",
     ),
 ]
 ShapeOption = Annotated[
     str | None,
     typer.Option(
-        help="For --target latency=...: BATCHxTOKENS to measure, on this machine.",
+        help="For latency=...: BATCHxTOKENS to measure, on this machine.",
         show_default="8x128",
     ),
 ]
@@ -40,6 +42,28 @@ SensitivityOption = Annotated[
         help="Draw what each layer alone changes in each of --formats, numbers beside it in "
         "FILE.json: those of --target, or without --out only this.",
         show_default="none",
+    ),
+]
+SearchOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Recipe: choose the formats that it trains, by scores without training: a share of "
+        "the FP32 size, such as 0.125, for each component type; or a target as --target has them, "
+        "for each layer.",
+        show_default="the recipe's formats",
+    ),
+]
+TopOption = Annotated[
+    int | None,
+    typer.Option(
+        help="For --search: train so many of the best and keep the best.", show_default="5"
+    ),
+]
+EvaluationsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="For --search SHARE: score so many candidates, those that promise most.",
+        show_default="all",
     ),
 ]
 PermuteOption = Annotated[
@@ -74,6 +98,40 @@ def search_plan(
     from ...compress.oneshot.plans import SearchPlan
 
     return SearchPlan(keep_flops=keep_flops, reorder=permute, smooth=smooth, progress=progress)
+
+
+def format_search(
+    search: str | None,
+    top: int | None,
+    evaluations: int | None,
+    formats: str | None,
+    shape: str | None,
+) -> FormatSearch | None:
+    """What the options ask a recipe to search for, or None.
+
+    Raises:
+        ValueError: they contradict each other, or are not understood.
+    """
+    if search is None:
+        given = {"--top": top, "--evaluations": evaluations}
+        for option, value in given.items():
+            if value is not None:
+                raise ValueError(f"{option}: belongs to --search; leave it out, or give a search")
+        return None
+    from ...compress.training.format_search import FormatSearch
+    from ...tools.layer_latency import latency_costs
+
+    if shape is not None and not search.strip().startswith("latency"):
+        raise ValueError(
+            "--shape: belongs to --search latency=...; leave it out, or give such a target"
+        )
+    return FormatSearch(
+        search,
+        top=5 if top is None else top,
+        evaluations=evaluations,
+        formats=tuple(read_formats(formats)),
+        measure=partial(latency_costs, shape=read_shape(shape)),
+    )
 
 
 def read_shape(text: str | None) -> Shape:

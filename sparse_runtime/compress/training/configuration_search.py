@@ -8,16 +8,26 @@ rest is projected in one shot, scored without any training, and only the best ar
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
 from ..masks import original_weight
+from ..oneshot.layer_format import LayerFormat
 from ..targets import COMPONENTS, component
-from .one_shot_scores import OPTIONS, Configuration, OneShot, Option, Scored, losses_alone
+from .one_shot_scores import (
+    OPTIONS,
+    Configuration,
+    Found,
+    OneShot,
+    Scored,
+    Scores,
+    best_first,
+    bits,
+    hidden,
+    losses_alone,
+)
 
 
 def component_sizes(linears: Mapping[str, nn.Linear]) -> dict[str, int]:
@@ -29,9 +39,9 @@ def component_sizes(linears: Mapping[str, nn.Linear]) -> dict[str, int]:
 
 
 def candidates(
-    parts: Sequence[str], options: Sequence[Option] = OPTIONS
-) -> Iterator[dict[str, Option]]:
-    """Every choice of one option for each part."""
+    parts: Sequence[str], options: Sequence[LayerFormat] = OPTIONS
+) -> Iterator[dict[str, LayerFormat]]:
+    """Every choice of one format for each part."""
     for chosen in itertools.product(options, repeat=len(parts)):
         yield dict(zip(parts, chosen, strict=True))
 
@@ -42,21 +52,21 @@ def compression_ratio(
     """Size of the compressed matrices over that of the same in FP32.
 
     Args:
-        configuration: an option for each part of ``sizes``.
+        configuration: a format for each part of ``sizes``.
         sizes: weights of each part.
         index: count the index of sparse matrices too.
     """
-    bits = sum(size * configuration[part].bits(index=index) for part, size in sizes.items())
-    return bits / (32 * sum(sizes.values()))
+    total = sum(size * bits(configuration[part], index=index) for part, size in sizes.items())
+    return total / (32 * sum(sizes.values()))
 
 
 def within_ratio(
     sizes: Mapping[str, int],
     limit: float,
     *,
-    options: Sequence[Option] = OPTIONS,
+    options: Sequence[LayerFormat] = OPTIONS,
     index: bool = True,
-) -> list[dict[str, Option]]:
+) -> list[dict[str, LayerFormat]]:
     """The candidates whose compression ratio is at most ``limit``."""
     return [
         one
@@ -70,41 +80,38 @@ def search(
     evaluate: Callable[[], float],
     limit: float,
     *,
-    options: Sequence[Option] = OPTIONS,
+    options: Sequence[LayerFormat] = OPTIONS,
     index: bool = True,
-    top: int = 5,
     evaluations: int | None = None,
-    progress: bool = False,
-) -> list[Scored]:
-    """The paper's search: the same option in every layer for each component type.
+    scores: Scores | None = None,
+    progress: bool | None = False,
+) -> Found:
+    """The paper's search: the same format in every layer for each component type.
 
     Args:
         linears: by name; they are as before when it returns.
         evaluate: score of the model as it stands, higher is better, such as the accuracy on a
             part of the development set.
         limit: largest compression ratio.
-        options: to choose from.
+        options: to choose from, dense or N:M.
         index: count the index of sparse matrices.
-        top: how many to give back.
         evaluations: score only so many of the candidates: those of the least loss if the losses
             of the components, each measured alone, added up. None scores all of them, as in the
             paper.
-        progress: show a progress bar.
-
-    Returns:
-        The best first; equal scores by their size.
+        scores: those that are known.
+        progress: show a progress bar; None shows it where stderr is a terminal.
 
     Raises:
         ValueError: no candidate is small enough.
     """
     sizes = component_sizes(linears)
     left = within_ratio(sizes, limit, options=options, index=index)
+    possible, fitting = len(options) ** len(sizes), len(left)
     if not left:
-        least = min(option.bits(index=index) for option in options) / 32
-        raise ValueError(f"limit {limit}: no candidate is that small; the least is {least:g}")
+        refuse_smaller_than_all(limit, options, index=index)
     parts = {name: component(name) for name in linears}
-    model = OneShot(linears, evaluate)
-    if evaluations is not None and evaluations < len(left):
+    model = OneShot(linears, evaluate, scores)
+    if evaluations is not None and evaluations < fitting:
         losses = losses_alone(model, parts, options, progress)
         left.sort(key=lambda one: sum(losses[part][option] for part, option in one.items()))
         left = left[:evaluations]
@@ -114,23 +121,18 @@ def search(
             compression_ratio(one, sizes, index=index),
             model.score({name: one[part] for name, part in parts.items()}),
         )
-        for one in tqdm(left, desc="configurations", disable=not progress)
+        for one in tqdm(left, desc="configurations", disable=hidden(progress))
     ]
-    return sorted(scored, key=lambda one: (-one.score, one.cost))[:top]
+    return Found(possible, fitting, best_first(scored))
 
 
-def recipe_sections(configuration: Configuration) -> tuple[dict[str, Any], dict[str, Any]]:
-    """``per`` of a recipe's sections ``pruning`` and ``quantization`` for a configuration.
-
-    Names of matrices become regular expressions that match them alone.
-    """
-    keys = {part: part if part in COMPONENTS else f"^{re.escape(part)}$" for part in configuration}
-    pruning = {
-        keys[part]: None if option.structure is None else str(option.structure)
-        for part, option in configuration.items()
-    }
-    quantization = {
-        keys[part]: option.values.dtype if option.values.is_integer else None
-        for part, option in configuration.items()
-    }
-    return pruning, quantization
+def refuse_smaller_than_all(
+    limit: float, options: Sequence[LayerFormat], *, index: bool = True
+) -> None:
+    """Raises ValueError where every candidate is larger than a limit."""
+    least = min(bits(option, index=index) for option in options) / 32
+    if limit < least:
+        raise ValueError(
+            f"search (--search) {limit:g}: no candidate is that small; the least is {least:g}; "
+            "allow more, or offer smaller formats (--formats)"
+        )

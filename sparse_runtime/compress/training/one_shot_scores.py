@@ -1,72 +1,74 @@
-"""Options for a matrix, and the score of a model that takes them on without any training."""
+"""Formats of a matrix, and the score of a model that takes them on without any training."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...formats import project
-from ...spec import Structure, ValueSpec
+from ...spec import ValueSpec
 from ..masks import original_weight
+from ..oneshot.layer_format import LayerFormat
+from ..patterns import Pattern
 from .pruners.projections import ToIntegers
 
-
-@dataclass(frozen=True)
-class Option:
-    """What may be done to a matrix.
-
-    Attributes:
-        structure: None leaves it dense.
-        values: how numbers are written.
-    """
-
-    structure: Structure | None
-    values: ValueSpec
-
-    def __str__(self) -> str:
-        return (
-            self.values.dtype if self.structure is None else f"{self.structure} {self.values.dtype}"
-        )
-
-    def bits(self, *, index: bool = True) -> float:
-        """Bits for each weight of the dense matrix; scales are not counted, as in the paper.
-
-        Args:
-            index: count the places of kept values, ``ceil(log2 m)`` bits each.
-        """
-        if self.structure is None:
-            return float(self.values.bits)
-        places = (self.structure.m - 1).bit_length() if index else 0
-        return self.structure.n / self.structure.m * (self.values.bits + places)
-
-    def project(self, weight: Tensor) -> Tensor:
-        """The matrix [out, in] as the option would have it, in its own dtype."""
-        kept = weight if self.structure is None else project(weight, self.structure)
-        if self.values.is_integer:
-            return ToIntegers(self.values)(kept)
-        return kept.to(self.values.torch_dtype).to(weight.dtype)
-
-
-_TWO_OF_FOUR = Structure("nm", n=2, m=4)
+_TWO_OF_FOUR = Pattern.parse("2:4")
 _INT8 = ValueSpec("int8", "tensor")
 _INT4 = ValueSpec("int4", "chunk", 32)
 
-OPTIONS: tuple[Option, ...] = (
-    Option(_TWO_OF_FOUR, ValueSpec("fp16")),
-    Option(None, _INT8),
-    Option(None, _INT4),
-    Option(_TWO_OF_FOUR, _INT8),
-    Option(_TWO_OF_FOUR, _INT4),
+OPTIONS: tuple[LayerFormat, ...] = (
+    LayerFormat(_TWO_OF_FOUR, ValueSpec("fp16")),
+    LayerFormat(None, _INT8),
+    LayerFormat(None, _INT4),
+    LayerFormat(_TWO_OF_FOUR, _INT8),
+    LayerFormat(_TWO_OF_FOUR, _INT4),
 )
 """The paper's five, with its scales: INT8 one a matrix, INT4 one for 32 rows."""
 
-Configuration = Mapping[str, Option]
-"""Component, or name of a matrix -> its option."""
+Configuration = Mapping[str, LayerFormat]
+"""Component, or name of a matrix -> its format."""
+
+
+def bits(choice: LayerFormat, *, index: bool = True) -> float:
+    """Bits for each weight of the dense matrix; scales are not counted, as in the paper.
+
+    Args:
+        choice: dense or N:M.
+        index: count the places of kept values, ``ceil(log2 m)`` bits each.
+
+    Raises:
+        ValueError: another pattern, whose index has no such size.
+    """
+    if choice.pattern is None:
+        return float(choice.values.bits)
+    structure = choice.pattern.structure
+    if structure.kind != "nm":
+        raise ValueError(
+            f"format {str(choice)!r}: expected dense or N:M under a ratio; search under a target "
+            "such as size=0.5x (--search size=0.5x) instead"
+        )
+    places = (structure.m - 1).bit_length() if index else 0
+    return structure.n / structure.m * (choice.values.bits + places)
+
+
+def projected(choice: LayerFormat, weight: Tensor) -> Tensor:
+    """The matrix [out, in] as the format would have it, in its own dtype."""
+    if choice.pattern is not None:
+        # N:M states its own sparsity, which project does not take again.
+        nm = choice.pattern.structure.kind == "nm"
+        weight = project(weight, choice.pattern.structure, None if nm else choice.pattern.sparsity)
+    if choice.values.is_integer:
+        return ToIntegers(choice.values)(weight)
+    return weight.to(choice.values.torch_dtype).to(weight.dtype)
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Scored:
     """A candidate and how good it is.
 
     Attributes:
-        configuration: by component, or by matrix from :func:`search_layers`.
-        cost: its compression ratio, or the total of the costs that were given.
+        configuration: by component, or by matrix.
+        cost: its compression ratio, or what a target counts.
         score: of the projected model without training; higher is better.
     """
 
@@ -84,61 +86,153 @@ class Scored:
     score: float
 
 
-class OneShot:
-    """A model whose matrices take on options and give them back.
+@dataclass(frozen=True)
+class Found:
+    """What a search looked at.
 
-    Projected weights are kept: one copy of the matrices for each option that was asked for.
+    Attributes:
+        possible: candidates that there are.
+        fitting: how many of them are within the limit; None where they are too many to count.
+        scored: those that were scored, the best first; equal scores by their cost.
+    """
+
+    possible: int
+    fitting: int | None
+    scored: tuple[Scored, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        rows = [
+            {
+                "formats": {part: str(choice) for part, choice in one.configuration.items()},
+                "cost": one.cost,
+                "score": one.score,
+            }
+            for one in self.scored
+        ]
+        return {"possible": self.possible, "fitting": self.fitting, "candidates": rows}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Found:
+        """Take back :meth:`to_dict`'s form, less how scales are shared."""
+        scored = (
+            Scored(
+                {part: LayerFormat.parse(text) for part, text in row["formats"].items()},
+                row["cost"],
+                row["score"],
+            )
+            for row in data["candidates"]
+        )
+        return cls(data["possible"], data["fitting"], tuple(scored))
+
+
+def best_first(scored: Sequence[Scored]) -> tuple[Scored, ...]:
+    """By score; equal scores by their cost."""
+    return tuple(sorted(scored, key=lambda one: (-one.score, one.cost)))
+
+
+class Scores:
+    """Scores that are known, kept in a file as they come.
+
+    Args:
+        path: of the file, which may be there already; None keeps them in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[str, float] = {}
+        if path is not None and path.is_file():
+            # The last line may have been cut off.
+            lines = [
+                line
+                for line in path.read_text(encoding="utf-8").splitlines(True)
+                if line.endswith("\n")
+            ]
+            path.write_text("".join(lines), encoding="utf-8")
+            self._known = dict(json.loads(line) for line in lines)
+
+    def get(self, key: str, evaluate: Callable[[], float]) -> float:
+        """The score of a key, by evaluation where it is not known."""
+        if key not in self._known:
+            self._known[key] = evaluate()
+            if self._path is not None:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([key, self._known[key]]) + "\n")
+        return self._known[key]
+
+
+class OneShot:
+    """A model whose matrices take on formats and give them back.
+
+    Projected weights are kept: one copy of the matrices for each format that was asked for.
 
     Args:
         linears: by name.
         evaluate: score of the model as it stands, higher is better.
+        scores: those of the same model that are known.
     """
 
-    def __init__(self, linears: Mapping[str, nn.Linear], evaluate: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        linears: Mapping[str, nn.Linear],
+        evaluate: Callable[[], float],
+        scores: Scores | None = None,
+    ) -> None:
         self._weights = {name: original_weight(linear) for name, linear in linears.items()}
         self._dense = {name: weight.detach().clone() for name, weight in self._weights.items()}
-        self._projected: dict[tuple[str, Option], Tensor] = {}
-        self._now: dict[str, Option | None] = dict.fromkeys(self._weights)
+        self._projected: dict[tuple[str, LayerFormat], Tensor] = {}
+        self._now: dict[str, LayerFormat | None] = dict.fromkeys(self._weights)
         self._evaluate = evaluate
+        self._scores = Scores() if scores is None else scores
 
-    def score(self, choice: Mapping[str, Option | None]) -> float:
-        """Score with an option for each matrix; those that ``choice`` lacks are dense.
+    def score(self, choice: Configuration) -> float:
+        """Score with a format for each matrix; those that ``choice`` lacks are dense.
 
         The dense weights are back when it returns, or raises.
         """
-        try:
-            self._become(choice)
-            return self._evaluate()
-        finally:
-            self._become({})
+
+        def evaluate() -> float:
+            try:
+                self._become(choice)
+                return self._evaluate()
+            finally:
+                self._become({})
+
+        said = sorted((name, str(one), one.values.scales) for name, one in choice.items())
+        return self._scores.get(hashlib.sha256(repr(said).encode()).hexdigest(), evaluate)
 
     @torch.no_grad()
-    def _become(self, choice: Mapping[str, Option | None]) -> None:
+    def _become(self, choice: Configuration) -> None:
         for name, weight in self._weights.items():
-            option = choice.get(name)
-            if option == self._now[name]:
+            wanted = choice.get(name)
+            if wanted == self._now[name]:
                 continue
-            if option is not None and (name, option) not in self._projected:
-                self._projected[name, option] = option.project(self._dense[name])
-            weight.copy_(self._dense[name] if option is None else self._projected[name, option])
-            self._now[name] = option
+            if wanted is not None and (name, wanted) not in self._projected:
+                self._projected[name, wanted] = projected(wanted, self._dense[name])
+            weight.copy_(self._dense[name] if wanted is None else self._projected[name, wanted])
+            self._now[name] = wanted
 
 
 def losses_alone(
-    model: OneShot, parts: Mapping[str, str], options: Sequence[Option], progress: bool
-) -> dict[str, dict[Option, float]]:
-    """Part -> option -> what the score falls by when this part alone takes the option.
+    model: OneShot, parts: Mapping[str, str], options: Sequence[LayerFormat], progress: bool | None
+) -> dict[str, dict[LayerFormat, float]]:
+    """Part -> format -> what the score falls by when this part alone takes the format.
 
     Args:
         model: to score.
         parts: name of a matrix -> the part that it belongs to.
         options: to try.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it where stderr is a terminal.
     """
     dense = model.score({})
     pairs = list(itertools.product(dict.fromkeys(parts.values()), options))
-    losses: dict[str, dict[Option, float]] = {part: {} for part, _ in pairs}
-    for part, option in tqdm(pairs, desc="each alone", disable=not progress):
+    losses: dict[str, dict[LayerFormat, float]] = {part: {} for part, _ in pairs}
+    for part, option in tqdm(pairs, desc="each alone", disable=hidden(progress)):
         choice = {name: option for name, its in parts.items() if its == part}
         losses[part][option] = dense - model.score(choice)
     return losses
+
+
+def hidden(progress: bool | None) -> bool | None:
+    """tqdm's word for a bar that is not shown; None hides it where stderr is no terminal."""
+    return None if progress is None else not progress

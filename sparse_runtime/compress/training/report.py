@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
+
+    from .finalists import SearchReport
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class StageReport:
         quantized: names of the matrices whose values are integers times scales.
         new_parameters: parameters that began random, for the checkpoint has none: a head.
         history: the trainer's log, a dict an entry.
+        development: of the recipe's last stage, metrics on the development part, empty where there
+            is none.
     """
 
     name: str
@@ -38,6 +42,7 @@ class StageReport:
     quantized: tuple[str, ...] = ()
     new_parameters: tuple[str, ...] = ()
     history: tuple[dict[str, float], ...] = ()
+    development: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> StageReport:
@@ -99,6 +104,7 @@ class TrainReport:
         stages: one a stage.
         seconds: of everything, evaluation and writing too.
         paper: the result in its paper's own files too, where that was asked for.
+        search: how its formats were found, where that was asked for.
     """
 
     recipe: str
@@ -107,6 +113,7 @@ class TrainReport:
     stages: tuple[StageReport, ...]
     seconds: float
     paper: PaperFiles | None = None
+    search: SearchReport | None = None
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -121,10 +128,13 @@ class TrainReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         paper = None if self.paper is None else self.paper.to_dict()
-        changed = {"out_dir": str(self.out_dir), "paper": paper, "metrics": self.metrics}
-        return {**asdict(self), **changed}
+        search = None if self.search is None else self.search.to_dict()
+        plain = replace(self, paper=None, search=None)
+        changed = {"out_dir": str(self.out_dir), "metrics": self.metrics}
+        return {**asdict(plain), **changed, "paper": paper, "search": search}
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
+        from rich.console import Group
         from rich.table import Table
 
         table = Table(title=f"{self.recipe}, seed {self.seed} -> {self.out_dir}")
@@ -144,4 +154,4 @@ class TrainReport:
                 metrics or "-",
                 *([", ".join(stage.new_parameters) or "-"] if begun else []),
             )
-        return table
+        return Group(*([] if self.search is None else [self.search]), table)

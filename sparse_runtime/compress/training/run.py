@@ -15,6 +15,8 @@ import torch
 
 from ...checkpoints import locate
 from .data import Data, load_data
+from .finalists import check_search, train_found
+from .format_search import FormatSearch
 from .paper_files import check_layout_stated, check_paper_out, place_paper_files
 from .reading import load_recipe
 from .recipe import Pooling, Recipe, Stage
@@ -31,6 +33,7 @@ def train(
     out_dir: str | Path,
     *,
     paper_out: str | Path | None = None,
+    search: FormatSearch | None = None,
     seed: int = 0,
     changes: Iterable[str] = (),
     resume: bool = False,
@@ -53,6 +56,9 @@ def train(
             training runs, lies ``<out_dir>.training``.
         paper_out: for the result in its paper's own files too, in the ``layout`` that the recipe's
             last stage states; must not exist.
+        search: formats to train instead of the recipe's own: the best by their scores without
+            training are trained, and the best of these on the development part is the result.
+            How it was chosen is in its compression.json, all that was scored in search.json.
         seed: of new heads, batches, dropout and masks; the same seed gives the same result on one
             machine.
         changes: "STAGE.KEY=VALUE" texts, see :func:`~.reading.load_recipe`.
@@ -104,13 +110,22 @@ def train(
     runner = StageRunner(source, recipe, data, seed, chosen, directories, paper is not None)
     pace = Pace(save_every, log_every, progress)
     runner.check()
-    plan = {
+    plan: dict[str, Any] = {
         "model": digest(source),
         "given": {stage: digest(place) for stage, place in directories.items()},
         **_trained_by(recipe),
         "seed": seed,
         "data": data.fingerprint(),
     }
+    if search is not None:
+        if paper is not None:
+            raise ValueError(
+                "paper_out (--paper-out): a search has many candidates; leave it out, and train "
+                "what was found once more with `per` as compression.json states it"
+            )
+        check_search(search, runner)
+        # What was found and trained is of the whole recipe: none of it outlives a change.
+        plan |= {"search": search.to_dict(), "recipe": plan.pop("stages")}
     workspace = Workspace(out_dir, plan, resume=resume)
     if workspace.again:
         warnings.warn(
@@ -121,13 +136,20 @@ def train(
     try:
         if paper is not None:
             check_paper_out(paper, recipe, out_dir, workspace)
-        stages = [runner.stage(stage, workspace, pace) for stage in recipe.stages]
+        if search is None:
+            winner = None
+            stages = tuple(runner.stage(stage, workspace, pace) for stage in recipe.stages)
+            result = workspace.model(recipe.stages[-1].name)
+        else:
+            winner = train_found(search, runner, workspace, pace)
+            stages, result = winner.stages, winner.model
     except BaseException:
         workspace.discard_if_empty()
         raise
-    files = _put_in_place(recipe.stages[-1], workspace, out_dir, paper)
+    files = _put_in_place(result, recipe.stages[-1], workspace, out_dir, paper)
     seconds = time.perf_counter() - started
-    return TrainReport(recipe.name, out_dir, seed, tuple(stages), seconds, files)
+    found = None if winner is None else winner.report
+    return TrainReport(recipe.name, out_dir, seed, stages, seconds, files, found)
 
 
 def _trained_by(recipe: Recipe) -> dict[str, Any]:
@@ -139,13 +161,13 @@ def _trained_by(recipe: Recipe) -> dict[str, Any]:
 
 
 def _put_in_place(
-    last: Stage, workspace: Workspace, out_dir: Path, paper: Path | None
+    model: Path, last: Stage, workspace: Workspace, out_dir: Path, paper: Path | None
 ) -> PaperFiles | None:
-    """Move the last stage's model to ``out_dir``, its paper's files before it."""
+    """Move the model to ``out_dir``, its paper's files before it."""
     # The result comes last: once it is there, nothing goes on any more.
     files = None if paper is None else place_paper_files(paper, last, workspace)
     record = workspace.paper_record(last.name) or {}
-    os.replace(workspace.model(last.name), out_dir)
+    os.replace(model, out_dir)
     workspace.remove()
     if paper is not None and files is None:
         raise ValueError(

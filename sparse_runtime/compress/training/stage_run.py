@@ -18,7 +18,7 @@ from ..targets import encoder_linears
 from ..writing import write_checkpoint
 from .before_training import Checks, frozen_parameters, refuse_headless
 from .classes import in_checkpoint_order
-from .data import Data
+from .data import Data, Part
 from .encoding import EncodedTexts
 from .evaluation import evaluate
 from .models import continue_from, load_model, load_tokenizer, sentence_pooling
@@ -210,17 +210,16 @@ class StageRunner:
         seconds: float,
         history: tuple[dict[str, float], ...] = (),
     ) -> StageReport:
-        part = evaluation_texts(stage, self.data.test, self.tokenizer)
+        last = stage is self.recipe.stages[-1]
         # Masked tokens say little of the result, and a vocabulary is slow to predict.
-        skipped = stage.task == "masked_lm" and stage is not self.recipe.stages[-1]
+        skipped = stage.task == "masked_lm" and not last
         return StageReport(
             name=stage.name,
             task=stage.task,
             steps=steps,
             seconds=seconds,
-            metrics={}
-            if part is None or skipped
-            else evaluate(model, part, stage.task, self.pooling),
+            metrics={} if skipped else self._metrics(stage, model, self.data.test),
+            development=self._metrics(stage, model, self.data.dev) if last else {},
             layers={
                 name: sparsity(baked_weight(linear))
                 for name, linear in encoder_linears(model).items()
@@ -229,6 +228,10 @@ class StageRunner:
             new_parameters=tuple(getattr(model, "new_parameters", ())),
             history=history,
         )
+
+    def _metrics(self, stage: Stage, model: nn.Module, rows: Part | None) -> dict[str, float]:
+        part = evaluation_texts(stage, rows, self.tokenizer)
+        return {} if part is None else evaluate(model, part, stage.task, self.pooling)
 
     def _teacher(self, stage: Stage, workspace: Workspace) -> nn.Module | None:
         if stage.teacher is None:

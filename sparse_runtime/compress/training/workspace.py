@@ -14,6 +14,8 @@ from typing import Any
 _PLAN = "plan.json"
 _RESULT = "stage.json"
 _PAPER = "paper.json"
+SCORES, FOUND = "scores.jsonl", "found.json"
+"""Of a search: scores as they come, and what was found in the end."""
 # The trainer writes this file of a checkpoint last.
 _WHOLE = "trainer_state.json"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -133,8 +135,8 @@ class Workspace:
 
     def discard_if_empty(self) -> None:
         """Remove the folder where nothing was kept that a run could go on from."""
-        kept = (_RESULT, _WHOLE)
-        if not any(path.name in kept for path in self.folder.rglob("*.json")):
+        kept = (_RESULT, _WHOLE, SCORES, FOUND)
+        if not any(path.name in kept for path in self.folder.rglob("*.json*")):
             self.remove()
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import sparse_runtime as sr
 from sparse_runtime.compress.patterns import Pattern
+from sparse_runtime.compress.training.reading import load_recipe
 from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.trainer import PrunerCallback
 
@@ -31,6 +33,7 @@ CASES: dict[str, list[str]] = {
     ],
     "group-lasso": ["prune.epochs=2"],
     "nxmiformer": ["compress.epochs=2"],
+    "nxmiformer-sequential": ["prune.epochs=2", "quantize.epochs=2"],
 }
 
 
@@ -161,6 +164,34 @@ def test_variants_of_nxmiformer(checkpoints: Any, labelled: Any, tmp_path: Path)
     key = by_name["bert.encoder.layer.0.attention.self.key"]
     assert by_name["bert.encoder.layer.0.attention.self.query"].structure == "2:4"
     assert key.values == "int4" and key.density > 0.75
+
+
+@pytest.mark.parametrize("values", ["int8", "int4"])
+def test_nxmiformer_in_sequence_keeps_its_mask_and_ends_on_the_grid(
+    values: str, checkpoints: Any, labelled: Any, tmp_path: Path
+) -> None:
+    change = f"quantize.quantization.weights={values}"
+    changes = [*SHORT, *CASES["nxmiformer-sequential"], change]
+    recipe = load_recipe("nxmiformer-sequential", changes)
+    first = replace(recipe, stages=recipe.stages[:2])
+    train(checkpoints["bert"], first, labelled, tmp_path / "pruned")
+    # The same run, stopped after ADMM; the whole recipe goes on from that model.
+    given = {"prune": tmp_path / "pruned"}
+    train(checkpoints["bert"], recipe, labelled, tmp_path / "out", given=given)
+    whole = run("nxmiformer-sequential", checkpoints, labelled, tmp_path / "whole", change)
+    pruned, found = weights(tmp_path / "pruned"), weights(tmp_path / "out")
+    levels = {"int8": 127, "int4": 7}[values]
+    for name, weight in found.items():
+        assert torch.equal(weight, weights(whole)[name]), name
+        # ADMM ends on the pattern, in floats; training goes on inside it.
+        assert ((pruned[name].view(-1, 4) != 0).sum(1) == 2).all()
+        assert not weight[pruned[name] == 0].any(), name
+        assert not torch.equal(weight, pruned[name])
+        for chunk in weight.split(32):
+            steps = chunk / (chunk.abs().max() / levels)
+            torch.testing.assert_close(steps, steps.round(), rtol=0, atol=1e-3)
+    report = sr.convert(tmp_path / "out", tmp_path / "packed")
+    assert {(str(layer.structure), layer.values) for layer in report.layers} == {("2:4", values)}
 
 
 class Interrupted(Exception):

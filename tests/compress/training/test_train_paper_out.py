@@ -36,7 +36,11 @@ CASES: dict[str, tuple[list[str], str | None]] = {
         "CAP structured masks",
     ),
     "nxmiformer": (["compress.quantization=null"], "NxMiFormer"),
+    "nxmiformer-sequential": (["quantize.quantization=null"], "NxMiFormer"),
 }
+
+LAST = {"nxmiformer": "compress", "nxmiformer-sequential": "quantize"}
+MASKED_STE = "{method: masked-ste, structure: '2:4'"
 
 
 def short(recipe: str) -> list[str]:
@@ -104,21 +108,27 @@ def test_a_recipe_that_ends_with_transfer(checkpoints: Any, labelled: Any, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changes", "values"),
+    ("recipe", "changes", "values"),
     [
-        ([], "int8 chunk:32"),
-        (["compress.quantization.weights=int4"], "int4 chunk:32"),
+        ("nxmiformer", [], "int8 chunk:32"),
+        ("nxmiformer", ["compress.quantization.weights=int4"], "int4 chunk:32"),
         # Its mask is that of the beginning, no longer by magnitude in the end; or it moves.
-        (["compress.pruning={method: masked-ste, structure: '2:4'}"], "int8 chunk:32"),
-        (["compress.pruning={method: masked-ste, structure: '2:4', every: 2}"], "int8 chunk:32"),
+        ("nxmiformer", [f"compress.pruning={MASKED_STE}}}"], "int8 chunk:32"),
+        ("nxmiformer", [f"compress.pruning={MASKED_STE}, every: 2}}"], "int8 chunk:32"),
+        ("nxmiformer-sequential", [], "int8 chunk:32"),
     ],
 )
 def test_quantized_nxmiformer_keeps_its_pattern(
-    changes: list[str], values: str, checkpoints: Any, labelled: Any, tmp_path: Path
+    recipe: str,
+    changes: list[str],
+    values: str,
+    checkpoints: Any,
+    labelled: Any,
+    tmp_path: Path,
 ) -> None:
     out, paper = tmp_path / "out", tmp_path / "paper"
-    fast = [*SHORT, "compress.learning_rate=0.01", *changes]
-    report = train(checkpoints["bert"], "nxmiformer", labelled, out, paper_out=paper, changes=fast)
+    fast = [*SHORT, f"{LAST[recipe]}.learning_rate=0.01", *changes]
+    report = train(checkpoints["bert"], recipe, labelled, out, paper_out=paper, changes=fast)
     assert report.paper is not None
     assert report.paper.finalise == {"nxm": str(paper / "nxm_config.json")}
     plain, found = (

@@ -1,0 +1,257 @@
+"""Formats searched for, the best trained by the recipe, the best of these kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sparse_runtime as sr
+from sparse_runtime.compress import FormatSearch
+from sparse_runtime.compress.targets import COMPONENTS, component
+from sparse_runtime.compress.training import finalists
+from sparse_runtime.compress.training.configuration_search import within_ratio
+from sparse_runtime.compress.training.data import Data
+from sparse_runtime.compress.training.format_search import with_formats
+from sparse_runtime.compress.training.one_shot_scores import OneShot
+from sparse_runtime.compress.training.reading import load_recipe
+from sparse_runtime.compress.training.run import train
+from sparse_runtime.compress.training.trainer import PrunerCallback
+from sparse_runtime.tools.layer_latency import Shape, latency_costs
+
+SHORT = ("*.steps=3", "*.batch_size=15")
+FEW = FormatSearch(0.125, top=2, evaluations=3)
+
+
+@pytest.fixture(scope="module")
+def chosen_by(labelled: Data) -> Data:
+    """With a development part."""
+    return replace(labelled, dev=labelled.test)
+
+
+@pytest.fixture(scope="module")
+def tuned(checkpoints: Any, chosen_by: Data, tmp_path_factory: Any) -> Path:
+    """A model with a head: the teacher of each recipe here."""
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    train(checkpoints["bert"], "dense", chosen_by, out, changes=["*.steps=3"])
+    return out
+
+
+@pytest.fixture
+def search(checkpoints: Any, chosen_by: Data, tuned: Path, tmp_path: Path) -> Callable[..., Any]:
+    def run(wanted: FormatSearch, recipe: str = "nxmiformer", **options: Any) -> Any:
+        arguments: dict[str, Any] = {"given": {"teacher": tuned}, "changes": SHORT, **options}
+        data = arguments.pop("data", chosen_by)
+        return train(
+            checkpoints["bert"], recipe, data, tmp_path / "out", search=wanted, **arguments
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_best_by_the_development_part_is_kept(
+    sign: int,
+    search: Callable[..., Any],
+    checkpoints: Any,
+    chosen_by: Data,
+    tuned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rank = finalists.rank
+    monkeypatch.setattr(finalists, "rank", lambda task, one: [sign * x for x in rank(task, one)])
+    report = search(FEW)
+    order = [(-one["accuracy"], one["loss"]) for one in report.search.trained]
+    assert len(set(order)) == 2
+    assert order[report.search.chosen] == (min(order) if sign == 1 else max(order))
+    # What a reader of the result is told.
+    out = tmp_path / "out"
+    said = json.loads((out / "compression.json").read_text())
+    assert said["recipe"] == "nxmiformer" and said["search"] == report.search.to_dict()
+    counts = [said["search"][name] for name in ("possible", "fitting", "scored")]
+    sizes = dict(zip(COMPONENTS, (1, 1, 1, 1, 2, 2), strict=True))
+    assert counts == [5**6, len(within_ratio(sizes, 0.125)), 3]
+    table = json.loads((out / "search.json").read_text())["candidates"]
+    assert len(table) == 3 and all(row["cost"] <= 0.125 for row in table)
+    assert [row["score"] for row in table] == sorted((r["score"] for r in table), reverse=True)
+    assert not out.with_name("out.training").exists()
+    # It is what the recipe alone makes of the formats that were found.
+    chosen = report.search.found.scored[report.search.chosen].configuration
+    recipe = with_formats(load_recipe("nxmiformer", SHORT), chosen)
+    train(checkpoints["bert"], recipe, chosen_by, tmp_path / "alone", given={"teacher": tuned})
+    assert same(out, tmp_path / "alone")
+    integers = {part: one.values.dtype for part, one in chosen.items() if one.values.is_integer}
+    for layer in sr.convert(out, tmp_path / "packed").layers:
+        assert layer.values == integers.get(component(layer.name), layer.values)
+
+
+def test_a_search_goes_on_where_it_was_cut_off(
+    search: Callable[..., Any],
+    checkpoints: Any,
+    chosen_by: Data,
+    tuned: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scored, trained = [0], [0]
+    evaluate, step = OneShot._become, PrunerCallback.on_pre_optimizer_step
+
+    def score(self: OneShot, choice: Any) -> None:
+        scored[0] += bool(choice)
+        if scored[0] == 20:
+            raise KeyboardInterrupt
+        evaluate(self, choice)
+
+    def train_step(self: PrunerCallback, *args: Any, **kwargs: Any) -> None:
+        trained[0] += 1
+        if trained[0] == 5:
+            raise KeyboardInterrupt
+        step(self, *args, **kwargs)
+
+    monkeypatch.setattr(OneShot, "_become", score)
+    monkeypatch.setattr(PrunerCallback, "on_pre_optimizer_step", train_step)
+    with pytest.raises(KeyboardInterrupt):
+        search(FEW)
+    assert (scored[0], trained[0]) == (20, 0)
+    with pytest.raises(ValueError, match="begun with other search"):
+        search(replace(FEW, top=3), resume=True)
+    # Scores and candidates rest on every stage.
+    with pytest.raises(ValueError, match="begun with other recipe"):
+        search(FEW, resume=True, changes=[*SHORT, "compress.learning_rate=1e-3"])
+    with pytest.raises(KeyboardInterrupt):
+        search(FEW, resume=True)
+    # 6 components in 5 formats and 3 candidates, the 20th tried twice.
+    assert (scored[0], trained[0]) == (6 * 5 + 3 + 1, 5)
+    report = search(FEW, resume=True)
+    # The first candidate had its 3 steps, the second begins anew.
+    assert (scored[0], trained[0]) == (34, 8)
+    whole = train(
+        *(checkpoints["bert"], "nxmiformer", chosen_by, tmp_path / "whole"),
+        search=FEW,
+        given={"teacher": tuned},
+        changes=SHORT,
+    )
+    assert report.search == whole.search and same(tmp_path / "out", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("limit", ["size=0.6x", "latency=1x"])
+def test_a_format_for_each_layer_under_a_target(
+    limit: str, search: Callable[..., Any], tmp_path: Path
+) -> None:
+    measure = partial(latency_costs, shape=Shape(2, 8), rounds=2)
+    formats = ("dense int8", "2:4 int8", "2:4 int4")
+    wanted = FormatSearch(limit, top=2, formats=formats, measure=measure)
+    report = search(wanted, "nxmiformer-sequential")
+    found = report.search.found.scored
+    assert len({tuple(one.configuration.items()) for one in found}) == len(found) >= 1
+    assert len(report.search.trained) == min(2, len(found))
+    chosen = found[report.search.chosen].configuration
+    assert len(chosen) == 12
+    if limit.startswith("latency"):
+        # Queries, keys and values run as one product, and cost what it costs.
+        parts = ("query", "key", "value")
+        names = [[n for n in chosen if f"layer.{i}.attention.self" in n] for i in (0, 1)]
+        assert all(len(group) == len(parts) for group in names)
+        assert all(len({str(chosen[name]) for name in group}) == 1 for group in names)
+    else:
+        assert {str(one) for one in chosen.values()} > {"2:4 int4"}
+    packed = {layer.name: layer for layer in sr.convert(tmp_path / "out", tmp_path / "p").layers}
+    for name, choice in chosen.items():
+        assert packed[name].values == choice.values.dtype
+        assert choice.pattern is None or packed[name].structure == "2:4"
+
+
+def test_the_teacher_is_trained_before_the_search(
+    search: Callable[..., Any], tmp_path: Path
+) -> None:
+    report = search(replace(FEW, top=1, rows=10), given={})
+    assert [(stage.name, stage.steps) for stage in report.stages] == [
+        ("teacher", 3),
+        ("compress", 3),
+    ]
+    assert report.to_dict()["search"]["rows"] == 10
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"limit": 0.0}, "expected a share of the size in FP32, above 0 and at most 1"),
+        ({"limit": 1.5}, r"search \(--search\) 1.5: expected a share"),
+        ({"limit": float("nan")}, "expected a share of the size in FP32, above 0"),
+        ({"limit": 0.05}, r"no candidate is that small; the least is 0\.09375"),
+        ({"limit": "small"}, "such as 0.125, or a target: target 'small': expected 'latency=0"),
+        ({"limit": 0.1, "top": 0}, r"top \(--top\) 0: expected 1 or more"),
+        ({"limit": 0.1, "evaluations": 0}, r"evaluations \(--evaluations\) 0: expected 1"),
+        ({"limit": "size=0.5x", "evaluations": 3}, "belongs to a share of the size"),
+        ({"limit": "latency=0.5x"}, "needs measured costs; give measure"),
+        ({"limit": 0.5, "formats": ("unstructured@0.9 int8",)}, "expected dense or N:M under"),
+    ],
+)
+def test_what_cannot_be_searched_for(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FormatSearch(**asked)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("gradual-magnitude", {}, "recipe 'gradual-magnitude' has no stage that quantizes"),
+        ("int8-qat", {}, "has no stage that prunes by a pattern"),
+        (
+            "nxmiformer",
+            {"changes": ["compress.pruning.per={query: null}"]},
+            "stage 'compress' states pruning.per, and a search chooses for every layer itself",
+        ),
+        ("nxmiformer", {"wanted": FormatSearch("size=0.01x")}, "the cheapest formats of all"),
+        (
+            "nxmiformer",
+            {"changes": ["compress.pruning={method: group-lasso, structure: 'block:1x4@0.5'}"]},
+            "group lasso works on groups of weights",
+        ),
+        ("nxmiformer", {"dev": None}, "needs a development part to choose by"),
+        ("nxmiformer", {"paper_out": "paper"}, "a search has many candidates"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before(
+    recipe: str,
+    options: dict[str, Any],
+    message: str,
+    search: Callable[..., Any],
+    chosen_by: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparse_runtime.compress.training.stage_run.StageRunner._train", None)
+    data = replace(chosen_by, dev=options.pop("dev", chosen_by.dev))
+    wanted = options.pop("wanted", FEW)
+    with pytest.raises(ValueError, match=message):
+        search(wanted, recipe, given={}, data=data, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_random_head_is_not_searched_on(search: Callable[..., Any], tmp_path: Path) -> None:
+    stage = {
+        **{"name": "compress", "task": "classification", "steps": 1},
+        "pruning": {"method": "admm", "structure": "2:4"},
+        "quantization": {"weights": "int8"},
+    }
+    with pytest.raises(ValueError, match=r"classifier\.bias would be random"):
+        search(FEW, {"name": "own", "stages": [stage]}, given={}, changes=())
+    assert not list(tmp_path.iterdir())
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same tensors."""
+    first, second = (load_file(place / "model.safetensors") for place in (one, other))
+    return first.keys() == second.keys() and all(
+        torch.equal(tensor, second[name]) for name, tensor in first.items()
+    )
