@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..patterns import Pattern
 from ..targets import encoder_linears
 from .data import Data
-from .layout_checks import check_layout_holds
+from .layout_checks import End, Groups, check_layout_holds
 from .models import continue_from, load_model
 from .pruners import PRUNERS
 from .recipe import MODEL, Recipe, Stage, Task
@@ -77,29 +78,45 @@ class Checks:
             if stage.augment is not None:
                 words = model.get_input_embeddings().weight
                 training_texts(stage, self.data, self.tokenizer, 0, words)
-            groups = (
-                {} if stage.quantization is None else quantized_linears(model, stage.quantization)
-            )
-            if stage.quantization is not None:
-                names = [name for group in groups.values() for name in group]
-                fitting("quantization.outputs", names, stage.quantization.outputs)
-        patterns = self._check_pruning(stage, model)
+            groups = self._check_quantization(stage, model)
+        linears, patterns = self._check_pruning(stage, model)
         if self.paper and stage is self.recipe.stages[-1]:
             with in_stage(stage):
-                check_layout_holds(stage, encoder_linears(model), patterns, groups)
+                end = End(stage, encoder_linears(model), set(linears), patterns, groups)
+                check_layout_holds(end)
 
-    def _check_pruning(self, stage: Stage, model: nn.Module) -> Any:
-        settings = stage.pruning
+    def _check_quantization(self, stage: Stage, model: nn.Module) -> Groups:
+        settings = stage.quantization
         if settings is None:
             return {}
+        groups = quantized_linears(model, settings)
+        names = [name for group in groups.values() for name in group]
+        fitting("quantization.outputs", names, settings.outputs)
+        steps = self._steps(stage)
+        if settings.activations == "static" and round(settings.start * steps) >= steps:
+            raise ValueError(
+                f"quantization.start: expected a share that leaves one of the stage's {steps} "
+                f"steps to train with quantized inputs, got {settings.start:g}; lower it, or give "
+                "the stage more steps"
+            )
+        return groups
+
+    def _check_pruning(
+        self, stage: Stage, model: nn.Module
+    ) -> tuple[Mapping[str, nn.Linear], Mapping[str, Pattern]]:
+        settings = stage.pruning
+        if settings is None:
+            return {}, {}
         kind = PRUNERS[settings.method]
         with in_stage(stage):
             linears, patterns = pruning_targets(model, settings, kind.needs_pattern)
-        copies = 0 if stage.augment is None else stage.augment.copies
-        _, steps = stage.steps_in(len(training_part(stage, self.data)) * (1 + copies))
         with in_stage(stage, "pruning."):
-            kind.check_model(settings, patterns, model, linears, steps)
-        return patterns
+            kind.check_model(settings, patterns, model, linears, self._steps(stage))
+        return linears, patterns
+
+    def _steps(self, stage: Stage) -> int:
+        copies = 0 if stage.augment is None else stage.augment.copies
+        return stage.steps_in(len(training_part(stage, self.data)) * (1 + copies))[1]
 
     def _check_labels(self, stage: Stage) -> None:
         labels = training_part(stage, self.data).labels
@@ -174,7 +191,8 @@ def frozen_parameters(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
                 f"regular expression that is found in a name such as {next(iter(named))}"
             )
         frozen |= hits
-    if len(frozen) == len(named):
+    scored = stage.pruning is not None and PRUNERS[stage.pruning.method].learns_scores
+    if len(frozen) == len(named) and not scored:
         raise ValueError(f"freeze: {list(stage.freeze)} leaves no parameter to train")
     return list(frozen.values())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import get_args
 
@@ -19,15 +19,27 @@ _INTEGERS_TOO = "nxm"
 _ANY_ZEROS = ("lock", "admm-integers")
 """Methods whose zeros are those of the model that they start with, whatever these are."""
 
+_WITHOUT_MASKS = ("admm", "admm-integers")
+"""Methods that leave zeros alone, which are taken for the masks of every matrix."""
+
 Groups = Mapping[ValueSpec, Mapping[str, nn.Linear]]
 
 
 @dataclass(frozen=True)
-class _End:
-    """What a stage will leave."""
+class End:
+    """What a stage will leave.
+
+    Attributes:
+        stage: that states a layout.
+        every: the encoder's linears by name.
+        pruned: names of those that the stage prunes.
+        patterns: name of a linear -> pattern, of those that the stage prunes by one.
+        groups: the quantized linears, by how their values are written.
+    """
 
     stage: Stage
     every: Mapping[str, nn.Linear]
+    pruned: Set[str]
     patterns: Mapping[str, Pattern]
     groups: Groups
 
@@ -36,21 +48,13 @@ class _End:
         return None if self.stage.pruning is None else self.stage.pruning.method
 
 
-def check_layout_holds(
-    stage: Stage, every: Mapping[str, nn.Linear], patterns: Mapping[str, Pattern], groups: Groups
-) -> None:
+def check_layout_holds(end: End) -> None:
     """Refuse before the training what ``export_paper_layout`` would refuse after it.
-
-    Args:
-        stage: that states a layout.
-        every: the encoder's linears by name.
-        patterns: name of a linear -> pattern, of those that the stage prunes by one.
-        groups: the quantized linears, by how their values are written.
 
     Raises:
         WrongValue: key "layout".
     """
-    quantizes = bool(groups)
+    stage, quantizes = end.stage, bool(end.groups)
     if stage.layout != _INTEGERS_TOO and quantizes != (stage.layout == _INTEGERS_ONLY):
         raise WrongValue(
             "layout",
@@ -65,7 +69,7 @@ def check_layout_holds(
         "cap": _cap,
         "cap-structured": _cap_structured,
     }.get(stage.layout or "")
-    expected = None if wanted is None else wanted(_End(stage, every, patterns, groups))
+    expected = None if wanted is None else wanted(end)
     if expected is not None:
         raise WrongValue(
             "layout",
@@ -74,7 +78,7 @@ def check_layout_holds(
         )
 
 
-def _prune_ofa_qat(end: _End) -> str | None:
+def _prune_ofa_qat(end: End) -> str | None:
     settings = end.stage.quantization
     assert settings is not None  # it holds integers
     if set(end.groups) == {ValueSpec("int8", "tensor")} and settings.activations == "static":
@@ -86,13 +90,16 @@ def _prune_ofa_qat(end: _End) -> str | None:
     )
 
 
-def _nxm(end: _End) -> str | None:
+def _nxm(end: End) -> str | None:
     if end.groups:
         values, *others = end.groups
         if others or end.groups[values].keys() != end.every.keys():
             return "every encoder layer quantized alike (no per, include or exclude)"
         if values.granularity not in ("tensor", "chunk"):
             return f"quantization.scales tensor or chunk:R, got {values.scales}"
+    if end.method is None and not end.groups and not end.stage.freeze:
+        # Whatever zeros there were are trained away.
+        return "a pruning or a quantization section, got neither"
     if end.method is None or end.method in _ANY_ZEROS:
         return None
     found = sorted({str(pattern) for pattern in end.patterns.values()})
@@ -102,9 +109,20 @@ def _nxm(end: _End) -> str | None:
     return f"one of {', '.join(NXM_PATTERNS)} in every encoder layer, got {got}"
 
 
-def _cap(end: _End) -> str | None:
+def _cap(end: End) -> str | None:
+    if end.method in (None, *_WITHOUT_MASKS):
+        return None
+    if end.every.keys() != end.pruned:
+        name = min(end.every.keys() ^ end.pruned)
+        return (
+            "every encoder layer pruned and nothing else (no per, include, exclude or pooler), got "
+            f"{name} {'pruned' if name in end.pruned else 'dense'}"
+        )
     if end.method != "movement":
         return None
+    groups = sorted(str(one) for one in end.patterns.values() if one.structure.kind == "nm")
+    if groups:
+        return f"scores that one threshold or share fits, got movement with {groups[0]}"
     blocks = {(one.structure.rows or 1, one.structure.cols or 1) for one in end.patterns.values()}
     (rows, cols), *others = blocks
     shapes = [linear.weight.shape for linear in end.every.values()]
@@ -113,7 +131,7 @@ def _cap(end: _End) -> str | None:
     return None
 
 
-def _cap_structured(end: _End) -> str | None:
+def _cap_structured(end: End) -> str | None:
     if end.method in (None, "structured", *_ANY_ZEROS):
         return None
     return f"whole heads and neurons (pruning.method structured), got {end.method}"

@@ -25,7 +25,8 @@ def check_paper_out(directory: Path, recipe: Recipe, out_dir: Path, workspace: W
     """Refuse before the training what could not be written after it.
 
     Raises:
-        ValueError: the directory is not apart from ``out_dir``; the stage is done, its masks gone.
+        ValueError: the directory is not apart from ``out_dir``; or the stage is done, its masks
+            gone, with no files or those of another layout.
         FileExistsError: the directory exists, with other files than this training has placed.
     """
     last = recipe.stages[-1]
@@ -41,10 +42,20 @@ def check_paper_out(directory: Path, recipe: Recipe, out_dir: Path, workspace: W
         raise FileExistsError(
             f"paper_out {directory}: exists already; give a new directory (--paper-out)"
         )
-    if workspace.result(last.name) is not None and workspace.paper_record(last.name) is None:
+    if workspace.result(last.name) is None:
+        return
+    record = workspace.paper_record(last.name)
+    if record is None:
         raise ValueError(
             f"paper_out {directory}: stage {last.name!r} ended without its paper's files, and its "
             "masks are gone; go on without paper_out (--paper-out)"
+        )
+    if record["layout"] != last.layout:
+        raise ValueError(
+            f"paper_out {directory}: stage {last.name!r} ended with files in layout "
+            f"{record['layout']!r}, and its masks are gone: expected that layout, got "
+            f"{last.layout!r}; go on with --set {last.name}.layout={record['layout']}, or without "
+            "paper_out (--paper-out)"
         )
 
 
@@ -71,14 +82,15 @@ def write_paper_files(
         # Whatever it is, the plain result of a long training must not go with it.
         shutil.rmtree(folder, ignore_errors=True)
         text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        workspace.record_paper(stage.name, {"error": text})
+        workspace.record_paper(stage.name, {"layout": stage.layout, "error": text})
         return
     inside = {
         name: str(Path(value).relative_to(folder))
         for name, value in said.items()
         if isinstance(value, str) and Path(value).is_relative_to(folder)
     }
-    workspace.record_paper(stage.name, {"finalise": said, "inside": inside})
+    record = {"layout": stage.layout, "finalise": said, "inside": inside}
+    workspace.record_paper(stage.name, record)
 
 
 def place_paper_files(directory: Path, stage: Stage, workspace: Workspace) -> PaperFiles | None:

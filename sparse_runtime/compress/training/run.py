@@ -157,6 +157,12 @@ def _trained_by(recipe: Recipe) -> dict[str, Any]:
     said = recipe.to_dict()
     for stage in said["stages"]:
         del stage["layout"]
+        for section in (stage["pruning"], stage["quantization"]):
+            if section is not None:
+                # The first key that fits holds.
+                section["per"] = list(section["per"].items())
+    # It alone is scored on the development part, and says the whole recipe.
+    said["stages"][-1]["last"] = True
     return {key: said[key] for key in ("pooling", "stages")}
 
 

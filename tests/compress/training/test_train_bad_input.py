@@ -107,6 +107,18 @@ ON_THE_MODEL: list[tuple[str, dict[str, Any], str, str]] = [
         "quantization.outputs: 'nosuch'",
         "fits none",
     ),
+    (
+        "quantization",
+        {"activations": "static", "start": 0.9, "freeze": 1},
+        "quantization.start",
+        "one of the stage's 2 steps to train with quantized inputs, got 0.9",
+    ),
+    (
+        "pruning",
+        {"method": "obert", "fisher_block": 100_000},
+        "pruning.fisher_block",
+        "at most the 2048 weights of the largest matrix",
+    ),
     ("", {"task": "masked_lm"}, "teacher: 'teacher'", "a stage of that task"),
     ("", {"task": "regression"}, "teacher: 'teacher'", "a stage of that task"),
     ("", {"teacher": "model"}, "teacher: 'model' has no head", "id2label"),

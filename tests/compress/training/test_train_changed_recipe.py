@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,57 @@ def test_a_wrong_correction_costs_nothing(cut, steps, checkpoints, labelled, tmp
         train(*arguments, changes=wrong, resume=True)
     train(*arguments, changes=SHORT, resume=True)
     assert steps == ["quantize"]
+
+
+STAGE = {"task": "classification", "steps": 1, "batch_size": 16}
+
+
+def cut_before_the_last(monkeypatch, stages: list[Any], *arguments: Any) -> None:
+    stage = StageRunner.stage
+
+    def last_fails(self: StageRunner, one: Any, *more: Any) -> Any:
+        if one is self.recipe.stages[-1]:
+            raise Gone
+        return stage(self, one, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRunner, "stage", last_fails)
+        with pytest.raises(Gone):
+            train(arguments[0], {"name": "own", "stages": stages}, *arguments[1:])
+
+
+@pytest.mark.parametrize(
+    ("key", "per"),
+    [
+        ("pruning", {"query": "1:4", ".": "2:4"}),
+        ("quantization", {"query": "int4", ".": "int8"}),
+    ],
+)
+def test_the_order_of_per_is_part_of_the_recipe(
+    key, per, monkeypatch, checkpoints, labelled, tmp_path
+) -> None:
+    def stages(per: dict[str, str]) -> list[Any]:
+        section = {"per": per} if key == "quantization" else {"per": per, "method": "magnitude"}
+        return [{"name": "first", **STAGE, key: section}, {"name": "last", **STAGE}]
+
+    arguments = (checkpoints["bert"], labelled, tmp_path / "out")
+    cut_before_the_last(monkeypatch, stages(per), *arguments)
+    other = {"name": "own", "stages": stages(dict(reversed(per.items())))}
+    with pytest.warns(UserWarning, match="begins again with stage 'first'"):
+        train(arguments[0], other, *arguments[1:], resume=True)
+
+
+def test_a_recipe_that_ends_earlier_ends_with_its_own_last_stage(
+    monkeypatch, steps, checkpoints, labelled, tmp_path
+) -> None:
+    data = replace(labelled, dev=labelled.test)
+    stages = [{"name": name, **STAGE} for name in "abc"]
+    arguments = (checkpoints["bert"], data, tmp_path / "out")
+    cut_before_the_last(monkeypatch, stages, *arguments)
+    shorter = {"name": "own", "stages": stages[:2]}
+    with pytest.warns(UserWarning, match="begins again with stage 'b'"):
+        report = train(arguments[0], shorter, *arguments[1:], resume=True)
+    assert steps == ["a", "b", "b"]
+    said = json.loads((tmp_path / "out" / "compression.json").read_text())
+    assert [stage["name"] for stage in said["arguments"]["stages"]] == ["a", "b"]
+    assert report.stages[-1].development

@@ -216,6 +216,27 @@ def test_a_wrong_layout_is_refused_on_reading() -> None:
             "int8, scales tensor and activations static, got int8 with scales row",
         ),
         ("movement", ["prune.pruning.structure='block:5x4@0.5'"], "paper", "divide every matrix"),
+        ("movement", ["prune.pruning.structure='2:4'"], "paper", "fits, got movement with 2:4"),
+        (
+            "movement",
+            ["prune.pruning.per={query: null}"],
+            "paper",
+            "every encoder layer pruned .*, got .*layer.0.attention.self.query dense; change",
+        ),
+        ("movement", ["prune.pruning.pooler=true"], "paper", "got bert.pooler.dense pruned"),
+        ("soft-movement", ["prune.pruning.exclude=query"], "paper", "every encoder layer pruned"),
+        (
+            "sparsebert",
+            ["prune.pruning.per={query: null}", "prune.layout=cap"],
+            "paper",
+            "every encoder layer pruned",
+        ),
+        (
+            "dense",
+            ["teacher.layout=nxm"],
+            "paper",
+            "'nxm': expected a pruning or a quantization section, got neither",
+        ),
         ("cap-structured", ["prune.pruning={method: lock}", "prune.layout=cap"], "taken", "taken:"),
         (
             "gradual-magnitude",

@@ -124,3 +124,18 @@ def test_masks_that_are_gone(
     with pytest.raises(ValueError, match="'prune' ended without its paper's files"):
         train(*arguments, paper_out=tmp_path / "paper", changes=SHORT, resume=True)
     assert train(*arguments, changes=SHORT, resume=True).paper is None
+
+
+def test_files_of_another_layout(
+    checkpoints: Any, labelled: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (checkpoints["bert"], "movement", labelled, tmp_path / "out")
+    paper, other = tmp_path / "paper", [*SHORT, "prune.layout=sparsebert"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_put_in_place", gone)
+        with pytest.raises(Gone):
+            train(*arguments, paper_out=paper, changes=SHORT)
+    with pytest.raises(ValueError, match=r"in layout 'cap'.* got 'sparsebert'.*prune\.layout=cap"):
+        train(*arguments, paper_out=paper, changes=other, resume=True)
+    report = train(*arguments, paper_out=paper, changes=SHORT, resume=True)
+    assert report.paper is not None and report.paper.layout == "cap"

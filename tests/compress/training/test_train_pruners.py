@@ -126,6 +126,18 @@ def test_a_lock_keeps_the_zeros_and_trains_the_rest(checkpoints, labelled, tmp_p
     assert lock.metrics()["sparsity"] == pytest.approx(0.6, abs=0.01)
 
 
+def test_scores_are_learned_on_a_frozen_model(checkpoints, labelled, tmp_path) -> None:
+    pruning = {"method": "movement", "structure": "unstructured@0.5", "schedule": {"begin": 0.2}}
+    arguments = {"freeze": ["."], "pruning": pruning, "steps": 4}
+    training, pruner = prepared(checkpoints["bert"], labelled, tmp_path, **arguments)
+    before = {name: original_weight(one).detach().clone() for name, one in pruner.linears.items()}
+    trained(training, pruner, tmp_path / "run", lambda _: None)
+    for name, linear in pruner.linears.items():
+        assert torch.equal(original_weight(linear), before[name])
+        assert pruner.masks[name].scores.abs().max() > 0
+        assert sparsity(linear.weight.detach()) == pytest.approx(0.5, abs=0.01)
+
+
 def test_patterns_may_differ_by_component(checkpoints, labelled, tmp_path) -> None:
     per = {"ffn_in": "block:1x4@0.5", r"layer\.1\.attention": None}
     _, pruner = prepared(

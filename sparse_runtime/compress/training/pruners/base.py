@@ -57,6 +57,7 @@ class Pruner:
         settings: the stage's ``pruning`` section, with ``settings.options`` an ``Options``.
         needs_pattern: whether its sections state patterns; others may not.
         ranks_together: whether it can rank all matrices together (scope global).
+        learns_scores: whether it trains parameters of its own, which no ``freeze`` reaches.
         patterns: name of a linear -> the pattern it is to have; empty for methods without
             a pattern (lock).
         model: the student, from ``attach`` on.
@@ -67,6 +68,7 @@ class Pruner:
     Options: ClassVar[type[Any]] = NoOptions
     needs_pattern: ClassVar[bool] = True
     ranks_together: ClassVar[bool] = False
+    learns_scores: ClassVar[bool] = False
 
     model: nn.Module
     linears: dict[str, nn.Linear]

@@ -122,6 +122,7 @@ class MovementOptions:
 class ScorePruner(Pruner):
     """What pruners with learned scores have in common."""
 
+    learns_scores = True
     masks: dict[str, ScoredMask]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:

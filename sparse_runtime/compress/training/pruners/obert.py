@@ -79,6 +79,26 @@ class ObertPruner(Pruner):
                     f" expected one, for example {size * max(1, 32 // size)}",
                 )
 
+    @classmethod
+    def check_model(
+        cls,
+        settings: Pruning,
+        patterns: Mapping[str, Pattern],
+        model: nn.Module,
+        linears: Mapping[str, nn.Linear],
+        steps: int,
+    ) -> None:
+        """A Fisher block is at most a matrix."""
+        super().check_model(settings, patterns, model, linears, steps)
+        block = settings.options.fisher_block
+        largest = max(linears[name].weight.numel() for name in patterns)
+        if block > largest:
+            raise WrongValue(
+                "fisher_block",
+                f"expected at most the {largest} weights of the largest matrix, got {block}; "
+                "memory is its square, for example 50",
+            )
+
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:
