@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -121,7 +120,8 @@ def format_search(
     from ...compress.training.format_search import FormatSearch
     from ...tools.layer_latency import latency_costs
 
-    if shape is not None and not search.strip().startswith("latency"):
+    timed = search.strip().startswith("latency")
+    if shape is not None and not timed:
         raise ValueError(
             "--shape: belongs to --search latency=...; leave it out, or give such a target"
         )
@@ -130,7 +130,8 @@ def format_search(
         top=5 if top is None else top,
         evaluations=evaluations,
         formats=tuple(read_formats(formats)),
-        measure=partial(latency_costs, shape=read_shape(shape)),
+        measure=latency_costs,
+        shape=read_shape(shape) if timed else None,
     )
 
 
@@ -152,5 +153,17 @@ def read_shape(text: str | None) -> Shape:
 
 
 def read_formats(text: str | None) -> list[str]:
-    """Read "dense int8,2:4 int8"."""
-    return [] if text is None else [part.strip() for part in text.split(",") if part.strip()]
+    """Read "dense int8,2:4 int8"; None is an empty list.
+
+    Raises:
+        ValueError: none is named.
+    """
+    if text is None:
+        return []
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise ValueError(
+            f"--formats {text!r}: expected one or more, such as 'dense int8,2:4 int8'; leave it "
+            "out for the usual ones"
+        )
+    return found

@@ -9,7 +9,7 @@ from .allocation import Allocation
 from .layer_format import LayerFormat
 from .sensitivity import Sensitivity
 
-_ROWS = "sensitivity.jsonl"
+ROWS = "sensitivity.jsonl"
 _ALLOCATION = "allocation.json"
 
 
@@ -25,9 +25,9 @@ class PlanState:
 
     def rows(self) -> list[Sensitivity]:
         """What the sweep has measured."""
-        if self._directory is None or not (self._directory / _ROWS).is_file():
+        if self._directory is None or not (self._directory / ROWS).is_file():
             return []
-        path = self._directory / _ROWS
+        path = self._directory / ROWS
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]
         if len(whole) != len(lines):  # stopped while it was written
@@ -39,7 +39,7 @@ class PlanState:
         """Keep a row."""
         if self._directory is None:
             return
-        with (self._directory / _ROWS).open("a", encoding="utf-8") as file:
+        with (self._directory / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps([row.unit, str(row.format), row.error]) + "\n")
 
     def allocation(self) -> Allocation | None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..oneshot.allocation import CostTable
+from ..oneshot.layer_format import LayerFormat
 from ..targets import COMPONENTS
 from ..writing import RECORD_FILE
 from .format_search import FormatSearch, rank, search_formats, searched_stages, with_formats
 from .layer_mixes import mix_costs
 from .models import load_model
 from .one_shot_scores import Configuration, Found, Scored
-from .recipe import MODEL, Recipe
+from .recipe import MODEL, Recipe, Stage
 from .report import StageReport
 from .stage_run import Pace, StageRunner
 from .task_data import evaluation_texts, training_texts
-from .workspace import FOUND, SCORES, Workspace, is_unfinished, write_text
+from .workspace import FOUND, Workspace, is_unfinished, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -102,16 +105,22 @@ def check_search(wanted: FormatSearch, runner: StageRunner) -> None:
         ValueError: the recipe cannot train what is found, or the data has no development part
             that says how good a model is.
     """
-    first = _first(runner.recipe)
-    for stage in (runner.recipe.stages[first], runner.recipe.stages[-1]):
+    recipe = runner.recipe
+    first = _first(recipe)
+    _check_given(runner, recipe.stages[first:])
+    _check_head(runner, recipe.stages[first])
+    for stage in (recipe.stages[first], recipe.stages[-1]):
         if evaluation_texts(stage, runner.data.dev, runner.tokenizer) is None:
             raise ValueError(
                 f"search (--search): needs a development part to choose by, with what task "
                 f"{stage.task} is scored on; add dev.csv to the data's folder, or give a share of "
                 "the training part with --dev 0.1"
             )
-    for choice in wanted.options:
-        _runner(runner, dict.fromkeys(COMPONENTS, choice), runner.given).check()
+    each: list[Configuration] = [{part: choice for part in COMPONENTS} for choice in wanted.options]
+    mixed: Configuration = dict[str, LayerFormat](
+        zip(COMPONENTS, itertools.cycle(wanted.options), strict=False)
+    )
+    _check_all([*each, mixed], runner, runner.given)
 
 
 def train_found(
@@ -122,7 +131,7 @@ def train_found(
     Each step that is done already is taken as it is.
 
     Raises:
-        ValueError: nothing is within the limit, or the model to search on has a random head.
+        ValueError: nothing is within the limit, or the recipe cannot train what is the best.
     """
     recipe, first = runner.recipe, _first(runner.recipe)
     before = recipe.stages[:first]
@@ -137,6 +146,7 @@ def train_found(
     found = Found.from_dict(json.loads(file.read_text(encoding="utf-8")))
     given = {stage.name: _model(stage.name, runner, workspace) for stage in before}
     best = found.scored[: wanted.top]
+    _check_all([one.configuration for one in best], runner, given)
     trained = [
         _train(number, one, given, runner, workspace, pace) for number, one in enumerate(best)
     ]
@@ -153,6 +163,43 @@ def train_found(
 def _first(recipe: Recipe) -> int:
     names = searched_stages(recipe)
     return min(i for i, stage in enumerate(recipe.stages) if stage.name in names)
+
+
+def _check_given(runner: StageRunner, searched: Sequence[Stage]) -> None:
+    for stage in searched:
+        if stage.name in runner.given:
+            raise ValueError(
+                f"search (--search): a model is given for stage {stage.name!r} (--stage), which is "
+                f"trained anew for each candidate; expected models for stages before "
+                f"{searched[0].name!r} alone: leave it out"
+            )
+
+
+def _check_head(runner: StageRunner, stage: Stage) -> None:
+    """Scores of a random head say nothing."""
+    start = runner.recipe.start_of(stage)
+    if start == MODEL or start in runner.given:
+        model = load_model(runner.given.get(start, runner.source), stage.task, runner.data)
+        lacking = list(model.new_parameters)
+    else:
+        (earlier,) = (one for one in runner.recipe.stages if one.name == start)
+        lacking = ["its head"] if stage.task not in (earlier.task, "embedding") else []
+    if lacking:
+        raise ValueError(
+            f"search (--search): stage {stage.name!r} starts from {start!r}, without a head for "
+            f"task {stage.task} ({lacking[0]} would be random), whose scores say nothing; give a "
+            "model of that task, or a recipe that trains one before"
+        )
+
+
+def _check_all(
+    configurations: Iterable[Configuration], runner: StageRunner, given: dict[str, Path]
+) -> None:
+    for one in configurations:
+        try:
+            _runner(runner, one, given).check()
+        except ValueError as error:
+            raise ValueError(f"search (--search): with {_in_words(one)}: {error}") from None
 
 
 def _costs(wanted: FormatSearch, runner: StageRunner, pace: Pace) -> CostTable | None:
@@ -175,12 +222,6 @@ def _search(
     model = load_model(
         _model(runner.recipe.start_of(stage), runner, workspace), stage.task, runner.data
     )
-    if model.new_parameters:
-        raise ValueError(
-            f"search (--search): stage {stage.name!r} starts from a model without a head for task "
-            f"{stage.task} ({model.new_parameters[0]} would be random), whose scores say nothing; "
-            "give a model of that task, or a recipe that trains one before"
-        )
     part = evaluation_texts(stage, runner.data.dev, runner.tokenizer)
     assert part is not None  # as check_search has seen
     texts = training_texts(replace(stage, augment=None), runner.data, runner.tokenizer, runner.seed)
@@ -193,7 +234,7 @@ def _search(
         pooling=runner.pooling,
         calibration=texts.first(_CALIBRATION),
         costs=costs,
-        scores=workspace.folder / SCORES,
+        state=workspace.folder,
         progress=pace.progress,
     )
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..oneshot.allocation import CostTable, Target
 from ..oneshot.layer_format import LayerFormat
-from ..oneshot.plans import CANDIDATES, Measure, SearchPlan
+from ..oneshot.plan_state import PlanState
+from ..oneshot.plans import CANDIDATES, SearchPlan
 from ..targets import COMPONENTS, encoder_linears
 from .configuration_search import refuse_smaller_than_all, search
 from .encoding import EncodedTexts
@@ -22,6 +24,10 @@ from .one_shot_scores import OPTIONS, Configuration, Found, Scores
 from .pruners import PRUNERS
 from .recipe import Recipe, Stage, Task
 from .sections import Pruning, Quantization
+from .workspace import SCORES
+
+if TYPE_CHECKING:
+    from ...tools.layer_latency import Shape
 
 _BATCH = 32
 _BEST: dict[Task, tuple[str, float]] = {
@@ -45,7 +51,8 @@ class FormatSearch:
         rows: of the development part that candidates are scored on, from the first; None is all.
         formats: to choose from, such as "2:4 int8"; none takes the paper's five under a share,
             dense and 2:4 in INT8 and INT4 under a target.
-        measure: costs for a latency target; ``partial(latency_costs, shape=Shape(8, 128))``.
+        measure: costs for a latency target; ``latency_costs`` of ``tools.layer_latency``.
+        shape: of the batches that a latency is of; ``Shape(8, 128)`` of the same.
     """
 
     limit: float | str
@@ -53,7 +60,8 @@ class FormatSearch:
     evaluations: int | None = None
     rows: int | None = None
     formats: tuple[str, ...] = ()
-    measure: Measure | None = None
+    measure: Callable[..., CostTable] | None = None
+    shape: Shape | None = None
 
     def __post_init__(self) -> None:
         for name in ("top", "evaluations", "rows"):
@@ -61,7 +69,13 @@ class FormatSearch:
             if value is not None and value < 1:
                 raise ValueError(f"{name} (--{name}) {value}: expected 1 or more")
         if self.ratio is None:
-            self.plan()
+            plan = self.plan()
+            assert plan.target is not None
+            if (self.shape is None) == (plan.target.kind == "latency"):
+                raise ValueError(
+                    f"shape (--shape) {self.shape}: expected Shape(BATCH, TOKENS) under a latency "
+                    "target, and none under another"
+                )
             if self.evaluations is not None:
                 raise ValueError(
                     "evaluations (--evaluations): belongs to a share of the size, such as "
@@ -103,9 +117,8 @@ class FormatSearch:
                 f"search (--search): expected a share of the size in FP32, such as 0.125, or a "
                 f"target: {error}"
             ) from None
-        return SearchPlan(
-            target=target, candidates=self.options, measure=self.measure, progress=progress
-        )
+        given = None if self.measure is None else partial(self.measure, shape=self.shape)
+        return SearchPlan(target=target, candidates=self.options, measure=given, progress=progress)
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for."""
@@ -115,6 +128,7 @@ class FormatSearch:
             "evaluations": self.evaluations,
             "rows": self.rows,
             "formats": [str(choice) for choice in self.options],
+            "shape": None if self.shape is None else f"{self.shape.batch}x{self.shape.seq}",
         }
 
 
@@ -127,7 +141,7 @@ def search_formats(
     pooling: str = "mean",
     calibration: EncodedTexts | None = None,
     costs: CostTable | None = None,
-    scores: Path | None = None,
+    state: Path | None = None,
     progress: bool | None = None,
 ) -> Found:
     """Score formats on a trained model without training any.
@@ -140,7 +154,7 @@ def search_formats(
         pooling: of an embedding task.
         calibration: under a target, what layers are solved for; None takes ``part``.
         costs: of ``wanted`` under a target; None takes them now.
-        scores: file that keeps scores as they come, and those that are known.
+        state: a directory of this search alone, which keeps what is measured as it comes.
         progress: show progress bars; None shows them where stderr is a terminal.
 
     Raises:
@@ -154,7 +168,7 @@ def search_formats(
         found = evaluate(model, rows, task, pooling)
         return -found["loss"] if "loss" in found else found["spearman"]
 
-    known = Scores(scores)
+    known = Scores(None if state is None else state / SCORES)
     if wanted.ratio is not None:
         return search(
             encoder_linears(model),
@@ -169,7 +183,15 @@ def search_formats(
     costs = mix_costs(model, plan) if costs is None else costs
     batches = _batches(rows.texts if calibration is None else calibration)
     return search_layers(
-        model, batches, _batches(rows.texts), score, plan, costs, top=wanted.top, scores=known
+        model,
+        batches,
+        _batches(rows.texts),
+        score,
+        plan,
+        costs,
+        top=wanted.top,
+        scores=known,
+        state=PlanState(state),
     )
 
 
@@ -208,11 +230,13 @@ def searched_stages(recipe: Recipe) -> list[str]:
         )
     for stage in recipe.stages:
         for key, section in _sections(stage):
-            stated = [name for name in ("per", "include", "exclude") if getattr(section, name)]
+            names = ("per", "include", "exclude", "outputs")
+            stated = [name for name in names if getattr(section, name, None)]
             if stated:
                 raise ValueError(
                     f"search (--search): stage {stage.name!r} states {key}.{stated[0]}, and a "
-                    "search chooses for every layer itself; leave one of the two out"
+                    "search chooses for every layer itself, and may leave it dense or float; leave "
+                    "one of the two out"
                 )
     return [stage.name for stage in recipe.stages if stage.name in (*pruning, *quantizing)]
 
@@ -222,13 +246,18 @@ def with_formats(recipe: Recipe, configuration: Configuration) -> Recipe:
     pruning, quantization = recipe_sections(configuration)
 
     def changed(stage: Stage) -> Stage:
-        pruned, quantized = stage.pruning, stage.quantization
+        pruned, quantized, rates = stage.pruning, stage.quantization, stage.lr_schedule
         if pruned is not None and _by_pattern(stage):
-            # A pruner of nothing has nothing to do.
-            pruned = replace(pruned, per=pruning) if any(pruning.values()) else None
+            if any(pruning.values()):
+                # ``per`` says it all, but of the pooler.
+                structure = pruned.structure if pruned.pooler else None
+                pruned = replace(pruned, structure=structure, per=pruning)
+            else:
+                # A pruner of nothing has nothing to do, and nothing to rewind at.
+                pruned, rates = None, "linear" if rates == "rewinding" else rates
         if quantized is not None:
             quantized = replace(quantized, per=quantization) if any(quantization.values()) else None
-        return replace(stage, pruning=pruned, quantization=quantized)
+        return replace(stage, pruning=pruned, quantization=quantized, lr_schedule=rates)
 
     return replace(recipe, stages=tuple(map(changed, recipe.stages)))
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..oneshot.allocation import Allocation, CostTable, Target, affordable, allocate
-from ..oneshot.plans import SearchPlan, compared
+from ..oneshot.plan_state import PlanState
+from ..oneshot.plans import NOWHERE, SearchPlan, compared
 from ..oneshot.sensitivity import SensitivityTable, sensitivity, units_of
 from ..targets import encoder_linears
 from .one_shot_scores import Found, OneShot, Scored, Scores, best_first, hidden
@@ -41,6 +42,7 @@ def search_layers(
     *,
     top: int,
     scores: Scores | None = None,
+    state: PlanState = NOWHERE,
 ) -> Found:
     """Choose a format for every layer: there are too many candidates to score.
 
@@ -58,6 +60,7 @@ def search_layers(
         costs: of :func:`mix_costs`.
         top: how many mixes are wanted; some more are scored.
         scores: those that are known.
+        state: keeps the changes of single layers as they come.
     """
     assert plan.target is not None
     units = units_of(model, fused=plan.target.kind == "latency")
@@ -67,6 +70,8 @@ def search_layers(
         plan.candidates,
         units=units,
         evaluation=compared(evaluation),
+        known=state.rows(),
+        keep=state.add,
         progress=plan.progress,
     )
     mixes = {tuple(one.formats.items()): one for one in _mixes(table, costs, plan.target, top)}

@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from ..oneshot.plan_state import ROWS
+
 _PLAN = "plan.json"
 _RESULT = "stage.json"
 _PAPER = "paper.json"
@@ -135,7 +137,7 @@ class Workspace:
 
     def discard_if_empty(self) -> None:
         """Remove the folder where nothing was kept that a run could go on from."""
-        kept = (_RESULT, _WHOLE, SCORES, FOUND)
+        kept = (_RESULT, _WHOLE, SCORES, ROWS, FOUND)
         if not any(path.name in kept for path in self.folder.rglob("*.json*")):
             self.remove()
 

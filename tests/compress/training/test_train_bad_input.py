@@ -55,7 +55,6 @@ READ: list[tuple[str, dict[str, Any], str, str]] = [
     ("pruning", {"method": "movement", "score_learning_rate": 0}, "score_learning_rate", "above 0"),
     ("pruning", {"method": "admm", "scales": "bogus"}, "pruning.scales: 'bogus'", "chunk:32"),
     ("pruning", {"method": "admm", "values": "int9"}, "pruning.values", "int8, int4 or null"),
-    ("pruning", {"scope": "global", "per": {"key": "1:4"}}, "pruning.scope", "say scope uniform"),
     ("pruning", {"schedule": {"begin": 0.9}}, "pruning.schedule", "0 <= begin <= end"),
     ("distillation", {"temperature": 0}, "distillation.temperature", "above 0"),
     ("distillation", {"logits": -1}, "distillation.logits", "0 or more"),
@@ -91,6 +90,12 @@ ON_THE_MODEL: list[tuple[str, dict[str, Any], str, str]] = [
     ("pruning", {"per": {"nosuch": "2:4"}}, "pruning.per: 'nosuch'", "fits none"),
     ("pruning", {"per": {".": None}}, "pruning.per", "a pattern for some"),
     ("pruning", {"structure": "block:64x64@0.5"}, "pruning.structure", "no larger than it"),
+    (
+        "pruning",
+        {"scope": "global", "per": {"key": "1:4"}},
+        "pruning.scope",
+        "for one pattern, got 1:4, 2:4; say uniform",
+    ),
     ("pruning", {**GLOBAL, "floor": 0.5}, "pruning.floor", "a smaller share"),
     (
         "pruning",

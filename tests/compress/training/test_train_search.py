@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import sparse_runtime as sr
 from sparse_runtime.compress import FormatSearch
+from sparse_runtime.compress.oneshot.allocation import CostTable, Target
 from sparse_runtime.compress.targets import COMPONENTS, component
 from sparse_runtime.compress.training import finalists
 from sparse_runtime.compress.training.configuration_search import within_ratio
@@ -144,13 +145,29 @@ def test_a_search_goes_on_where_it_was_cut_off(
 
 @pytest.mark.parametrize("limit", ["size=0.6x", "latency=1x"])
 def test_a_format_for_each_layer_under_a_target(
-    limit: str, search: Callable[..., Any], tmp_path: Path
+    limit: str, search: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measure = partial(latency_costs, shape=Shape(2, 8), rounds=2)
+    costs: list[CostTable] = []
+    counted = finalists.mix_costs
+    monkeypatch.setattr(
+        finalists, "mix_costs", lambda *told: costs.append(counted(*told)) or costs[-1]
+    )
+    measure = partial(latency_costs, rounds=2)
     formats = ("dense int8", "2:4 int8", "2:4 int4")
-    wanted = FormatSearch(limit, top=2, formats=formats, measure=measure)
+    shape = Shape(2, 8) if limit.startswith("latency") else None
+    wanted = FormatSearch(limit, top=2, formats=formats, measure=measure, shape=shape)
     report = search(wanted, "nxmiformer-sequential")
     found = report.search.found.scored
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    (table,) = costs
+    for one in found:
+        chosen = {unit: one.configuration[unit.split(" + ")[0]] for unit in table.units}
+        total = table.fixed + sum(table.units[unit][choice] for unit, choice in chosen.items())
+        assert one.cost == pytest.approx(total)
+        dense = sum(row[table.reference] for row in table.units.values())
+        assert total <= Target.parse(limit).amount * (table.fixed + dense) * (1 + 1e-9)
+    said = json.loads((tmp_path / "out" / "compression.json").read_text())["search"]
+    assert said["shape"] == (shape and "2x8")
     assert len({tuple(one.configuration.items()) for one in found}) == len(found) >= 1
     assert len(report.search.trained) == min(2, len(found))
     chosen = found[report.search.chosen].configuration
@@ -192,6 +209,8 @@ def test_the_teacher_is_trained_before_the_search(
         ({"limit": 0.1, "evaluations": 0}, r"evaluations \(--evaluations\) 0: expected 1"),
         ({"limit": "size=0.5x", "evaluations": 3}, "belongs to a share of the size"),
         ({"limit": "latency=0.5x"}, "needs measured costs; give measure"),
+        ({"limit": "latency=0.5x", "measure": latency_costs}, r"shape \(--shape\) None: expected"),
+        ({"limit": "size=0.5x", "shape": Shape(1, 8)}, "and none under another"),
         ({"limit": 0.5, "formats": ("unstructured@0.9 int8",)}, "expected dense or N:M under"),
     ],
 )
@@ -216,6 +235,36 @@ def test_what_cannot_be_searched_for(asked: dict[str, Any], message: str) -> Non
             {"changes": ["compress.pruning={method: group-lasso, structure: 'block:1x4@0.5'}"]},
             "group lasso works on groups of weights",
         ),
+        (
+            "nxmiformer",
+            {
+                "changes": [
+                    "compress.quantization.activations=static",
+                    "compress.quantization.outputs=[query]",
+                ]
+            },
+            "stage 'compress' states quantization.outputs, and a search chooses",
+        ),
+        (
+            "nxmiformer-sequential",
+            {"given": ("prune",)},
+            r"a model is given for stage 'prune' \(--stage\), .* stages before 'prune' alone",
+        ),
+        (
+            "nxmiformer",
+            {"changes": ["compress.start=model"]},
+            r"stage 'compress' starts from 'model', .* \(classifier\.bias would be random",
+        ),
+        (
+            "nxmiformer",
+            {"changes": ["teacher.task=masked_lm"]},
+            r"starts from 'teacher', .* \(its head would be random",
+        ),
+        (
+            "distilled",
+            {"wanted": replace(FEW, formats=("2:4 int4", "1:4 int8"))},
+            r"\(--search\): with 2:4 int4: query, .* pruning.scope: .* got 1:4, 2:4; say uniform",
+        ),
         ("nxmiformer", {"dev": None}, "needs a development part to choose by"),
         ("nxmiformer", {"paper_out": "paper"}, "a search has many candidates"),
     ],
@@ -226,6 +275,7 @@ def test_what_cannot_be_trained_is_refused_before(
     message: str,
     search: Callable[..., Any],
     chosen_by: Data,
+    tuned: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -233,8 +283,9 @@ def test_what_cannot_be_trained_is_refused_before(
     monkeypatch.setattr("sparse_runtime.compress.training.stage_run.StageRunner._train", None)
     data = replace(chosen_by, dev=options.pop("dev", chosen_by.dev))
     wanted = options.pop("wanted", FEW)
+    given = dict.fromkeys(options.pop("given", ()), tuned)
     with pytest.raises(ValueError, match=message):
-        search(wanted, recipe, given={}, data=data, **options)
+        search(wanted, recipe, given=given, data=data, **options)
     assert not list(tmp_path.iterdir())
 
 

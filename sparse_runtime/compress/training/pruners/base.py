@@ -100,16 +100,9 @@ class Pruner:
                 "structure",
                 f"method {settings.method} needs a structure, for example 2:4 or unstructured@0.9",
             )
-        if settings.scope != "global":
-            return
-        if not cls.ranks_together:
+        if settings.scope == "global" and not cls.ranks_together:
             raise WrongValue(
                 "scope", f"method {settings.method} takes each matrix by itself; say uniform"
-            )
-        if len(set(patterns.values())) > 1:
-            raise WrongValue(
-                "scope",
-                "global ranks all matrices for one pattern; 'per' gives several: say scope uniform",
             )
 
     @classmethod
@@ -145,6 +138,13 @@ class Pruner:
                     "blocks no larger than it, for example 2:4 or block:1x4@0.8",
                 )
         if settings.scope == "global" and patterns:
+            stated = sorted({str(pattern) for pattern in patterns.values()})
+            if len(stated) > 1:
+                raise WrongValue(
+                    "scope",
+                    f"global ranks all matrices for one pattern, got {', '.join(stated)}; say "
+                    "uniform, or give all matrices one",
+                )
             _check_floor(settings.options.floor, patterns, linears)
 
     def attach(
