@@ -108,6 +108,10 @@ def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
         (("--recipe", "nxmiformer", "--search", "2"), "expected a share of the size in FP32"),
         (("--recipe", "nxmiformer", "--search", "0.2"), "needs a development part to choose by"),
         (
+            ("--recipe", "nxmiformer", "--search", "0.2", "--formats", ","),
+            "--formats ',': expected one or more",
+        ),
+        (
             ("--recipe", "nxmiformer", "--search", "0.2", "--shape", "1x8"),
             "--shape: belongs to --search latency",
         ),

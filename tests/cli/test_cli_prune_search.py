@@ -48,6 +48,7 @@ def test_everything_before_one_format(
     [
         (["--formats", "2:4 int8", "--to", "2:4"], "--formats: belongs to --target"),
         (["--target", "size=0.5x", "--to", "2:4"], "leave to (--to)"),
+        (["--target", "size=0.5x", "--formats", " ,"], "--formats ' ,': expected one or more"),
         (["--target", "speed=2x"], "expected 'latency=0.6x'"),
         (["--target", "latency=1x", "--shape", "8"], "--shape '8'"),
         (["--to", "2:4", "--shape", "8x16"], "--shape: belongs to --target latency"),

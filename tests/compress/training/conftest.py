@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +118,38 @@ def scored_pairs() -> Data:
     ]
     test = Part(tuple(firsts[40:]), tuple(seconds[40:]), tuple(scores[40:]))
     return Data(Part(tuple(firsts[:40])), test=test)
+
+
+@pytest.fixture(scope="session")
+def chosen_by(labelled: Data) -> Data:
+    """With a development part."""
+    return replace(labelled, dev=labelled.test)
+
+
+@pytest.fixture(scope="session")
+def tuned(checkpoints: Any, chosen_by: Data, tmp_path_factory: Any) -> Path:
+    """A model with a head: the teacher of each recipe here."""
+    from sparse_runtime.compress.training.run import train
+
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    train(checkpoints["bert"], "dense", chosen_by, out, changes=["*.steps=3"])
+    return out
+
+
+@pytest.fixture
+def search(checkpoints: Any, chosen_by: Data, tuned: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Trains with a search, by default of nxmiformer with its teacher given."""
+    from sparse_runtime.compress.training.run import train
+
+    def run(wanted: Any, recipe: Any = "nxmiformer", **options: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "given": {"teacher": tuned},
+            "changes": ("*.steps=3", "*.batch_size=15"),
+            **options,
+        }
+        data = arguments.pop("data", chosen_by)
+        return train(
+            checkpoints["bert"], recipe, data, tmp_path / "out", search=wanted, **arguments
+        )
+
+    return run

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import sparse_runtime as sr
 from sparse_runtime.compress import FormatSearch
 from sparse_runtime.compress.oneshot.allocation import CostTable, Target
+from sparse_runtime.compress.oneshot.layer_format import LayerFormat
 from sparse_runtime.compress.targets import COMPONENTS, component
 from sparse_runtime.compress.training import finalists
 from sparse_runtime.compress.training.configuration_search import within_ratio
@@ -24,37 +25,13 @@ from sparse_runtime.compress.training.format_search import with_formats
 from sparse_runtime.compress.training.one_shot_scores import OneShot
 from sparse_runtime.compress.training.reading import load_recipe
 from sparse_runtime.compress.training.run import train
+from sparse_runtime.compress.training.stage_run import StageRunner
 from sparse_runtime.compress.training.trainer import PrunerCallback
+from sparse_runtime.compress.training.workspace import FOUND
 from sparse_runtime.tools.layer_latency import Shape, latency_costs
 
 SHORT = ("*.steps=3", "*.batch_size=15")
 FEW = FormatSearch(0.125, top=2, evaluations=3)
-
-
-@pytest.fixture(scope="module")
-def chosen_by(labelled: Data) -> Data:
-    """With a development part."""
-    return replace(labelled, dev=labelled.test)
-
-
-@pytest.fixture(scope="module")
-def tuned(checkpoints: Any, chosen_by: Data, tmp_path_factory: Any) -> Path:
-    """A model with a head: the teacher of each recipe here."""
-    out = tmp_path_factory.mktemp("tuned") / "out"
-    train(checkpoints["bert"], "dense", chosen_by, out, changes=["*.steps=3"])
-    return out
-
-
-@pytest.fixture
-def search(checkpoints: Any, chosen_by: Data, tuned: Path, tmp_path: Path) -> Callable[..., Any]:
-    def run(wanted: FormatSearch, recipe: str = "nxmiformer", **options: Any) -> Any:
-        arguments: dict[str, Any] = {"given": {"teacher": tuned}, "changes": SHORT, **options}
-        data = arguments.pop("data", chosen_by)
-        return train(
-            checkpoints["bert"], recipe, data, tmp_path / "out", search=wanted, **arguments
-        )
-
-    return run
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -186,6 +163,65 @@ def test_a_format_for_each_layer_under_a_target(
         assert choice.pattern is None or packed[name].structure == "2:4"
 
 
+def test_layers_that_are_measured_are_kept(
+    search: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    solved = [0]
+    solve = LayerFormat.solve
+
+    def cut(self: LayerFormat, *args: Any, **options: Any) -> Any:
+        solved[0] += 1
+        if solved[0] == 10:
+            raise KeyboardInterrupt
+        return solve(self, *args, **options)
+
+    monkeypatch.setattr(LayerFormat, "solve", cut)
+    wanted = FormatSearch("size=0.8x", top=1, formats=("dense int8", "2:4 int8"))
+    with pytest.raises(KeyboardInterrupt):
+        search(wanted)
+    search(wanted, resume=True)
+    # 12 matrices in 2 formats, the 10th tried twice.
+    assert solved[0] == 12 * 2 + 1
+
+
+def test_the_best_are_checked_before_one_is_trained(
+    search: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = StageRunner.check
+
+    def late(self: StageRunner) -> None:
+        if (tmp_path / "out.training" / FOUND).is_file():
+            raise ValueError("not this one")
+        check(self)
+
+    monkeypatch.setattr(StageRunner, "check", late)
+    monkeypatch.setattr(StageRunner, "_train", None)
+    with pytest.raises(ValueError, match=r"search \(--search\): with .*: not this one"):
+        search(FEW)
+
+
+def test_the_shape_is_part_of_the_search() -> None:
+    one, other = (
+        FormatSearch("latency=1x", measure=latency_costs, shape=Shape(batch, 8)) for batch in (1, 2)
+    )
+    assert (one.to_dict()["shape"], other.to_dict()["shape"]) == ("1x8", "2x8")
+    assert one.plan().measure.keywords == {"shape": Shape(1, 8)}
+
+
+def test_recipes_whose_own_words_do_not_fit_what_is_found(search: Callable[..., Any]) -> None:
+    # All matrices ranked together at 90 %: of what is found, only 2:4 is pruned.
+    found = FormatSearch(0.2, top=1, evaluations=2, formats=("2:4 int8", "dense int8"))
+    report = search(found, "distilled")
+    assert {str(one) for one in report.search.found.scored[0].configuration.values()} == {
+        *found.formats
+    }
+    # A rate that goes back at pruning events, where none is left.
+    recipe = load_recipe("prune-once-for-all", SHORT)
+    dense = with_formats(recipe, dict.fromkeys(COMPONENTS, LayerFormat.parse("dense int8")))
+    assert [stage.lr_schedule for stage in recipe.stages][1] == "rewinding"
+    assert (dense.stages[1].pruning, dense.stages[1].lr_schedule) == (None, "linear")
+
+
 def test_the_teacher_is_trained_before_the_search(
     search: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -195,109 +231,6 @@ def test_the_teacher_is_trained_before_the_search(
         ("compress", 3),
     ]
     assert report.to_dict()["search"]["rows"] == 10
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ({"limit": 0.0}, "expected a share of the size in FP32, above 0 and at most 1"),
-        ({"limit": 1.5}, r"search \(--search\) 1.5: expected a share"),
-        ({"limit": float("nan")}, "expected a share of the size in FP32, above 0"),
-        ({"limit": 0.05}, r"no candidate is that small; the least is 0\.09375"),
-        ({"limit": "small"}, "such as 0.125, or a target: target 'small': expected 'latency=0"),
-        ({"limit": 0.1, "top": 0}, r"top \(--top\) 0: expected 1 or more"),
-        ({"limit": 0.1, "evaluations": 0}, r"evaluations \(--evaluations\) 0: expected 1"),
-        ({"limit": "size=0.5x", "evaluations": 3}, "belongs to a share of the size"),
-        ({"limit": "latency=0.5x"}, "needs measured costs; give measure"),
-        ({"limit": "latency=0.5x", "measure": latency_costs}, r"shape \(--shape\) None: expected"),
-        ({"limit": "size=0.5x", "shape": Shape(1, 8)}, "and none under another"),
-        ({"limit": 0.5, "formats": ("unstructured@0.9 int8",)}, "expected dense or N:M under"),
-    ],
-)
-def test_what_cannot_be_searched_for(asked: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        FormatSearch(**asked)
-
-
-@pytest.mark.parametrize(
-    ("recipe", "options", "message"),
-    [
-        ("gradual-magnitude", {}, "recipe 'gradual-magnitude' has no stage that quantizes"),
-        ("int8-qat", {}, "has no stage that prunes by a pattern"),
-        (
-            "nxmiformer",
-            {"changes": ["compress.pruning.per={query: null}"]},
-            "stage 'compress' states pruning.per, and a search chooses for every layer itself",
-        ),
-        ("nxmiformer", {"wanted": FormatSearch("size=0.01x")}, "the cheapest formats of all"),
-        (
-            "nxmiformer",
-            {"changes": ["compress.pruning={method: group-lasso, structure: 'block:1x4@0.5'}"]},
-            "group lasso works on groups of weights",
-        ),
-        (
-            "nxmiformer",
-            {
-                "changes": [
-                    "compress.quantization.activations=static",
-                    "compress.quantization.outputs=[query]",
-                ]
-            },
-            "stage 'compress' states quantization.outputs, and a search chooses",
-        ),
-        (
-            "nxmiformer-sequential",
-            {"given": ("prune",)},
-            r"a model is given for stage 'prune' \(--stage\), .* stages before 'prune' alone",
-        ),
-        (
-            "nxmiformer",
-            {"changes": ["compress.start=model"]},
-            r"stage 'compress' starts from 'model', .* \(classifier\.bias would be random",
-        ),
-        (
-            "nxmiformer",
-            {"changes": ["teacher.task=masked_lm"]},
-            r"starts from 'teacher', .* \(its head would be random",
-        ),
-        (
-            "distilled",
-            {"wanted": replace(FEW, formats=("2:4 int4", "1:4 int8"))},
-            r"\(--search\): with 2:4 int4: query, .* pruning.scope: .* got 1:4, 2:4; say uniform",
-        ),
-        ("nxmiformer", {"dev": None}, "needs a development part to choose by"),
-        ("nxmiformer", {"paper_out": "paper"}, "a search has many candidates"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused_before(
-    recipe: str,
-    options: dict[str, Any],
-    message: str,
-    search: Callable[..., Any],
-    chosen_by: Data,
-    tuned: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sparse_runtime.compress.training.stage_run.StageRunner._train", None)
-    data = replace(chosen_by, dev=options.pop("dev", chosen_by.dev))
-    wanted = options.pop("wanted", FEW)
-    given = dict.fromkeys(options.pop("given", ()), tuned)
-    with pytest.raises(ValueError, match=message):
-        search(wanted, recipe, given=given, data=data, **options)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_random_head_is_not_searched_on(search: Callable[..., Any], tmp_path: Path) -> None:
-    stage = {
-        **{"name": "compress", "task": "classification", "steps": 1},
-        "pruning": {"method": "admm", "structure": "2:4"},
-        "quantization": {"weights": "int8"},
-    }
-    with pytest.raises(ValueError, match=r"classifier\.bias would be random"):
-        search(FEW, {"name": "own", "stages": [stage]}, given={}, changes=())
-    assert not list(tmp_path.iterdir())
 
 
 def same(one: Path, other: Path) -> bool:
