@@ -166,7 +166,7 @@ def test_patterns_may_differ_by_component(checkpoints, labelled, tmp_path) -> No
                 "scope": "global",
                 "per": {"query": "1:4"},
             },
-            "say scope uniform",
+            "scope: global ranks all matrices for one pattern, got 1:4, 2:4; say uniform",
         ),
     ],
 )

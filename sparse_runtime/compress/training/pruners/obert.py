@@ -35,7 +35,7 @@ class ObertOptions:
 
     Attributes:
         fisher_block: neighbouring weights whose interplay is known; memory is weights * this * 4
-            bytes while an event lasts. For blocks a multiple of their size.
+            bytes while an event lasts. For blocks a multiple of their size; at most a matrix.
         gradients: batches whose gradients make up the Fisher matrix.
         batch_size: examples of each.
         damp: added to its diagonal.
