@@ -38,16 +38,19 @@ def pack_model(
     model: nn.Module,
     formats: Mapping[str, LayerFormat],
     inputs: ActivationSpec | Mapping[str, ActivationSpec | None] | None = BY_TOKEN,
+    *,
+    solved: bool = True,
 ) -> PackedModel:
     """Pack a transformers encoder in memory, each layer in its format, as ``convert`` crops it.
 
-    Weights that do not fit their format are pruned by magnitude and rounded: for timing before
-    anything is solved, and exact after.
+    Weights that do not fit their format are pruned by magnitude and rounded.
 
     Args:
         model: a transformers encoder.
         formats: name of every linear layer of the stack -> format.
         inputs: how those of integer values are quantized, of all layers or by name.
+        solved: whether the weights are final; others are packed as full as solving may leave them,
+            to be timed only.
     """
     linears = encoder_linears(model)
     missing = sorted(linears.keys() - formats.keys())
@@ -63,7 +66,8 @@ def pack_model(
         bias = state.pop(f"{name}.bias", None)
         left = live.get(name, ALL)
         how = inputs.get(name) if isinstance(inputs, Mapping) else inputs
-        packed[name] = PackedLinear(formats[name].pack(left.of(weight), how), left.of_bias(bias))
+        pack = formats[name].pack if solved else formats[name].pack_unsolved
+        packed[name] = PackedLinear(pack(left.of(weight), how), left.of_bias(bias))
     settings: Any = model.config
     config = {**settings.to_dict(), "architectures": [type(model).__name__]}
     return PackedModel(config, packed, state, head_size=head_size_of(model))
@@ -104,7 +108,12 @@ def latency_costs(
     named = {name for members in units.values() for name in members}
     models = {
         choice: SparseModel.from_packed(
-            pack_model(model, {n: choice if n in named else reference for n in linears}, inputs),
+            pack_model(
+                model,
+                {n: choice if n in named else reference for n in linears},
+                inputs,
+                solved=False,
+            ),
             backend="cpu",
         )
         for choice in every

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ..compress.oneshot.activation_ranges import RangeMethod
@@ -148,6 +149,13 @@ def prune_to_target(
         measure=measure,
         seed=base.seed,
         progress=base.progress,
+        conditions={
+            "shape": [shape.batch, shape.seq],
+            "rounds": rounds,
+            "threads": torch.get_num_threads(),
+        }
+        if wanted.kind == "latency"
+        else {},
     )
     report = prune(
         source,
@@ -166,7 +174,9 @@ def prune_to_target(
     stated = {name: one.activations for name, one in watching.stated.items()}
     models = {
         "chosen": pack_model(watching.model, chosen, stated),
-        "reference": pack_model(watching.model, dict.fromkeys(chosen, REFERENCE), inputs),
+        "reference": pack_model(
+            watching.model, dict.fromkeys(chosen, REFERENCE), inputs, solved=False
+        ),
     }
     ready = {name: SparseModel.from_packed(one, backend="cpu") for name, one in models.items()}
     seconds = measure_latency(ready, shape, rounds=rounds)

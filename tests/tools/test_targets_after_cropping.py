@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, BertTokenizer, DistilBertConfig, DistilBertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertModel,
+    MPNetConfig,
+    MPNetModel,
+)
 
 import sparse_runtime as sr
 from sparse_runtime import SparseModel
@@ -51,6 +59,18 @@ def distilbert() -> nn.Module:
     )
 
 
+def mpnet() -> nn.Module:
+    return MPNetModel(
+        MPNetConfig(
+            vocab_size=60,
+            num_hidden_layers=2,
+            hidden_size=32,
+            intermediate_size=48,
+            num_attention_heads=2,
+        )
+    )
+
+
 def made(make: Callable[[], nn.Module]) -> nn.Module:
     torch.manual_seed(0)
     return make().eval()
@@ -81,21 +101,49 @@ def test_the_predicted_size_is_the_packed_one(
     assert {name: linear.packed.spec.shape for name, linear in again.items()} == left
 
 
-def test_a_pattern_is_one_of_what_is_left(tmp_path: Path) -> None:
-    plan = SearchPlan(keep_flops=0.6, progress=False)
+@pytest.mark.parametrize("make", [bert, mpnet])
+@pytest.mark.parametrize("scales", ["row", "tensor", "chunk:4", "group:8"])
+def test_a_pattern_is_one_of_what_is_left(
+    tmp_path: Path, make: Callable[[], nn.Module], scales: str
+) -> None:
+    model, plan = made(make), SearchPlan(keep_flops=0.6, progress=False)
     prune(
-        made(bert),
+        model,
         tmp_path / "out",
         to="2:4",
         values="int8",
+        scales=scales,
         calibration=TEXTS,
         tokenizer=tokenizer(),
         plan=plan,
         progress=False,
     )
-    found = sr.convert(tmp_path / "out", tmp_path / "packed", progress=False)
-    assert {layer.structure for layer in found.layers} == {"2:4"}
-    assert any(layer.shape[0] < 48 for layer in found.layers if "intermediate" in layer.name)
+    sr.convert(tmp_path / "out", tmp_path / "packed", progress=False)
+    packed = SparseModel.from_pretrained(tmp_path / "packed").packed.linears
+    assert {one.packed.spec.values.scales for one in packed.values()} == {scales}
+    assert plan.removed is not None
+    removed = plan.removed.layers
+    assert any(not units.heads.all() for units in removed)
+    for layer, units in zip(sr.compress.layers(model), removed, strict=True):
+        for part, name in layer.names.items():
+            one, weight = packed[name].packed, layer.linears[part].weight.detach()
+            assert one.dequantize().count_nonzero() == weight.count_nonzero() > 0
+            # Every head of MPNet has its own column of distances: none goes, and zeros stay zeros.
+            whole = make is mpnet and not part.startswith("ffn")
+            kept = units.neurons if part.startswith("ffn") else units.heads
+            rows = part not in ("attention_output", "ffn_out")
+            channels = weight.shape[0 if rows else 1]
+            at = kept.repeat_interleave(channels // len(kept))
+            assert not (weight[~at] if rows else weight[:, ~at]).any()
+            if scales in ("chunk:4", "group:8"):
+                # Solved at full size, since rows and columns that go are counted.
+                assert int((weight != 0).unflatten(1, (-1, 4)).sum(-1).max()) == 2
+            elif not whole:
+                assert one.spec.shape[0 if rows else 1] == int(at.sum())
+                assert str(one.spec.structure) == "2:4"
+            else:
+                assert one.spec.shape == tuple(weight.shape)
+                assert torch.equal(one.dequantize(), weight)
 
 
 @needs_extension
@@ -164,8 +212,8 @@ def test_latency_is_that_of_inputs_as_they_are_quantized(
     timed: list[dict[str, ActivationSpec | None]] = []
     whole = layer_latency.pack_model
 
-    def watched(*arguments: Any) -> Any:
-        packed = whole(*arguments)
+    def watched(*arguments: Any, **options: Any) -> Any:
+        packed = whole(*arguments, **options)
         timed.append({n: x.packed.spec.activations for n, x in packed.linears.items()})
         return packed
 

@@ -16,6 +16,7 @@ from sparse_runtime.compress.oneshot.allocation import CostTable
 from sparse_runtime.compress.oneshot.layer_format import LayerFormat
 from sparse_runtime.compress.oneshot.prune import prune
 from sparse_runtime.tools import targets
+from sparse_runtime.tools.layer_latency import Shape
 from sparse_runtime.tools.targets import prune_to_target
 
 WORDS = [f"word{i}" for i in range(20)]
@@ -61,7 +62,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         )
 
     monkeypatch.setattr(targets, "latency_costs", costs)
-    monkeypatch.setattr(targets, "pack_model", lambda *arguments: None)
+    monkeypatch.setattr(targets, "pack_model", lambda *a, **o: None)
     monkeypatch.setattr(targets.SparseModel, "from_packed", lambda *a, **o: None)
     monkeypatch.setattr(
         targets, "measure_latency", lambda *a, **o: {"chosen": 1.0, "reference": 2.0}
@@ -117,6 +118,33 @@ def test_a_foreign_state_is_refused_before_the_search(
     plain = {name: given[name] for name in ("calibration", "tokenizer", "state_dir", "progress")}
     prune(model(), None, to="2:4", **plain)
     monkeypatch.setattr(plans, "sensitivity", None)
-    with pytest.raises(ValueError, match="another run, which differs in plan, to"):
+    with pytest.raises(
+        ValueError, match=r"differs in plan \(held None, asked .*; to \(held '2:4', asked None\)"
+    ):
         prune_to_target(model(), None, **given)
     assert timed == []
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"shape": Shape(1, 8)}, "plan.conditions.shape"),
+        ({"rounds": 2}, "plan.conditions.rounds"),
+        ({"target": "latency=0.9000001x"}, "plan.target"),
+        ({"threads": 1}, "plan.conditions.threads"),
+    ],
+)
+def test_a_choice_for_other_conditions_is_refused(
+    tmp_path: Path,
+    timed: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+    other: dict[str, Any],
+    differs: str,
+) -> None:
+    prune_to_target(model(), None, **arguments(tmp_path))
+    given = {**arguments(tmp_path), **other}
+    threads = torch.get_num_threads() + given.pop("threads", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    with pytest.raises(ValueError, match="another run") as refused:
+        prune_to_target(model(), None, **given)
+    assert differs in str(refused.value) and timed == [True]

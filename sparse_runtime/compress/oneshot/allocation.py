@@ -68,10 +68,10 @@ class Target:
 
     def __str__(self) -> str:
         if self.relative:
-            return f"{self.kind}={self.amount:g}x"
+            return f"{self.kind}={self.amount:.15g}x"
         if self.kind == "size":
-            return f"size={self.amount / 1e6:g}MB"
-        return f"{self.kind}={self.amount * 1e3:g}ms"
+            return f"size={self.amount / 1e6:.15g}MB"
+        return f"{self.kind}={self.amount * 1e3:.15g}ms"
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,10 @@ def size_costs(
     formats: Sequence[LayerFormat],
     reference: LayerFormat,
 ) -> CostTable:
-    """Bytes of the packed weights as ``convert`` crops them: values, index, scales; no biases."""
+    """Bytes of the packed weights as ``convert`` crops them: values, index, scales; no biases.
+
+    At most: zeros of the source that solving may fill are counted as filled.
+    """
     return _static_costs(model, units, formats, reference, "size")
 
 
@@ -231,7 +234,7 @@ def _static_costs(
         names = unit.split(" + ")
         weights = [live.get(n, ALL).of(model.get_parameter(f"{n}.weight")) for n in names]
         if kind == "size":
-            return float(sum(choice.pack(weight.detach()).size().total for weight in weights))
+            return float(sum(choice.pack_unsolved(one.detach()).size().total for one in weights))
         return sum(2.0 * choice.density * weight.numel() for weight in weights)
 
     priced = dict.fromkeys([*formats, reference])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from ...formats import Compression, project
@@ -65,6 +66,15 @@ class LayerFormat:
             policy = replace(policy, activations=inputs)
         return policy.apply(weight)[0]
 
+    def pack_unsolved(
+        self, weight: Tensor, inputs: ActivationSpec | None = BY_TOKEN
+    ) -> PackedWeight:
+        """As :meth:`pack`, with as many weights as solving may leave: for sizes and times alone.
+
+        A solver fills zeros that the source happens to have, wherever the pattern allows it.
+        """
+        return self.pack(_without_zeros(weight), inputs)
+
     @property
     def wanted(self) -> Format:
         """What the solver is asked for; float values stay as they are."""
@@ -84,3 +94,13 @@ class LayerFormat:
         return solve_linear(
             name, linear, statistics, self.wanted, left, method=method, options=options
         )
+
+
+def _without_zeros(weight: Tensor) -> Tensor:
+    """A weight whose largest are where they were, and of which no rounding makes a zero."""
+    size = weight.detach().float().abs()
+    mean = float(size.mean()) or 1.0
+    # At random, for ties fall on neighbours, which would look like blocks.
+    drawn = torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) * mean
+    size = torch.where(size == 0, drawn, size)
+    return torch.where(weight < 0, -1.0, 1.0) * (size + size.max())

@@ -82,6 +82,8 @@ class SearchPlan:
         target: what the layers may cost; None leaves the formats that were asked for.
         candidates: formats to choose from for a target.
         measure: costs for a latency target.
+        conditions: under which ``measure`` measures, as JSON; a state directory holds a choice for
+            the same ones alone.
         seed: of the searches.
         progress: show progress bars; None shows them where stderr is a terminal.
         removed: afterwards, what is left of each layer.
@@ -98,6 +100,7 @@ class SearchPlan:
     target: Target | None = None
     candidates: tuple[LayerFormat, ...] = tuple(map(LayerFormat.parse, CANDIDATES))
     measure: Measure | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     progress: bool | None = None
     removed: StructuredReport | None = field(default=None, init=False)
@@ -129,6 +132,7 @@ class SearchPlan:
             "smooth": self.smooth,
             "target": None if self.target is None else str(self.target),
             "candidates": [str(choice) for choice in self.candidates],
+            "conditions": dict(self.conditions),
             "seed": self.seed,
         }
 
