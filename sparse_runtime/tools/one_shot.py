@@ -90,13 +90,15 @@ def solve_checkpoint(
         )
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint.directory)
     names = _names(list(encoder_linears(model)), modules)
+    length = longest(model, tokenizer, _LENGTH)
+    batches = calibration_batches(tokenizer, texts, max_length=length)
     states = None
     if state_dir is not None:
         made = fingerprint(model, texts, convert=str(wanted), method=chosen)
         states = LayerStates(state_dir, made)
     result = compress_layers(
         model,
-        calibration_batches(tokenizer, texts, max_length=longest(model, tokenizer, _LENGTH)),
+        batches,
         dict.fromkeys(names, wanted),
         method=chosen,
         states=states,

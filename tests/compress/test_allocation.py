@@ -170,6 +170,19 @@ def test_a_sweep_leaves_the_model_and_ranks_formats(make_model: MakeModel) -> No
     assert float((cleared - dense).square().sum() / dense.square().sum()) > found.error(unit, HALF)
 
 
+@pytest.mark.parametrize("stop", ["metric", "keep"])
+def test_a_sweep_that_is_stopped_leaves_the_model(make_model: MakeModel, stop: str) -> None:
+    model = make_model("bert")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def stopping(*given: object) -> float:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity(model, batches(), [HALF], progress=False, **{stop: stopping})  # type: ignore[arg-type]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_fused_units_are_decided_on_together(make_model: MakeModel, tmp_path: Path) -> None:
     model = make_model("distilbert")
     units = units_of(model, fused=True)

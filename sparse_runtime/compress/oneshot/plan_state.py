@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from .allocation import Allocation
 from .layer_format import LayerFormat
 from .sensitivity import Sensitivity
+from .state import LayerStates
 
 ROWS = "sensitivity.jsonl"
 _ALLOCATION = "allocation.json"
@@ -18,10 +20,16 @@ class PlanState:
 
     Args:
         directory: one that holds this run alone; None keeps nothing.
+        begin: called before something is written.
     """
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path | None, begin: Callable[[], None] = lambda: None) -> None:
+        self._directory, self._begin = directory, begin
+
+    @classmethod
+    def of(cls, states: LayerStates | None) -> PlanState:
+        """In a run's directory, which begins with the first thing kept."""
+        return cls(None) if states is None else cls(states.directory, states.begin)
 
     def rows(self) -> list[Sensitivity]:
         """What the sweep has measured."""
@@ -39,6 +47,7 @@ class PlanState:
         """Keep a row."""
         if self._directory is None:
             return
+        self._begin()
         with (self._directory / ROWS).open("a", encoding="utf-8") as file:
             file.write(json.dumps([row.unit, str(row.format), row.error]) + "\n")
 
@@ -53,6 +62,7 @@ class PlanState:
         """Keep the formats: what is measured varies, and another run would choose otherwise."""
         if self._directory is None:
             return
+        self._begin()
         staging = self._directory / f"{_ALLOCATION}.partial"
         staging.write_text(json.dumps(allocation.to_dict(), indent=2) + "\n", encoding="utf-8")
         staging.replace(self._directory / _ALLOCATION)

@@ -140,7 +140,7 @@ def prune(
     if state_dir is not None:
         states = LayerStates(state_dir, fingerprint(opened.model, texts, **arguments))
     if plan is not None:
-        searched = PlanState(None if states is None else states.directory)
+        searched = PlanState.of(states)
         formats = plan(opened.model, batches, formats, searched)
     result = compress_layers(
         opened.model,

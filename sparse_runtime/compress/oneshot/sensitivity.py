@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,27 +161,36 @@ def sensitivity(
             for choice in formats:
                 if (unit, choice) in done:
                     continue
-                before = [clone_parameters(linear) for linear in linears.values()]
-                for name, linear in linears.items():
-                    solved = choice.solve(
-                        name,
-                        linear,
-                        statistics,
-                        live.get(name, ALL),
-                        method=method,
-                        options=options,
-                    )
-                    install(linear, solved)
-                row = done[unit, choice] = Sensitivity(unit, choice, compare())
+                with _restored(linears.values()):
+                    for name, linear in linears.items():
+                        solved = choice.solve(
+                            name,
+                            linear,
+                            statistics,
+                            live.get(name, ALL),
+                            method=method,
+                            options=options,
+                        )
+                        install(linear, solved)
+                    row = done[unit, choice] = Sensitivity(unit, choice, compare())
                 if keep is not None:
                     keep(row)
-                for linear, state in zip(linears.values(), before, strict=True):
-                    linear.load_state_dict(state)
 
     if not all((unit, choice) in done for unit in members for choice in formats):
         compare = _Comparison(model, batches if evaluation is None else evaluation, metric)
         walk(model, batches, visit, resume=finished, progress=progress)
     return SensitivityTable(tuple(done[unit, choice] for unit in members for choice in formats))
+
+
+@contextmanager
+def _restored(linears: Iterable[nn.Linear]) -> Iterator[None]:
+    """Give layers their weights and biases back, whatever ends the block."""
+    before = [(linear, clone_parameters(linear)) for linear in linears]
+    try:
+        yield
+    finally:
+        for linear, state in before:
+            linear.load_state_dict(state)
 
 
 def clone_parameters(linear: nn.Linear) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,18 @@ class SensitivityReport:
         return table
 
 
+@contextmanager
+def _modes_kept(source: str | Path | nn.Module) -> Iterator[None]:
+    """A model given as such trains again afterwards, where it did."""
+    modules = source.modules() if isinstance(source, nn.Module) else ()
+    modes = [(module, module.training) for module in modules]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def measure_sensitivity(
     source: str | Path | nn.Module,
     *,
@@ -119,35 +132,36 @@ def measure_sensitivity(
         raise ValueError("formats (--formats): expected at least one, such as 'dense int8'")
     if method not in METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
-    hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    opened = open_source(source, tokenizer, local_files_only=local_files_only, **hub)
-    arguments: dict[str, Any] = {
-        "formats": [str(choice) for choice in choices],
-        "method": method,
-        "options": asdict(options or SolverOptions()),
-        "fused": fused,
-        "max_length": max_length,
-        "batch_size": batch_size,
-    }
-    length = longest(opened.model, opened.tokenizer, max_length)
-    batches = calibration_batches(
-        opened.tokenizer, calibration, max_length=length, batch_size=batch_size
-    )
-    state = PlanState(None)
-    if state_dir is not None:
-        made = fingerprint(opened.model, calibration, sensitivity=arguments)
-        state = PlanState(LayerStates(state_dir, made).directory)
-    table = sensitivity(
-        opened.model,
-        batches,
-        choices,
-        units=units_of(opened.model, fused=fused),
-        method=method,
-        options=options,
-        evaluation=compared(batches),
-        known=state.rows(),
-        keep=state.add,
-        progress=progress,
-    )
+    with _modes_kept(source):
+        hub = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        opened = open_source(source, tokenizer, local_files_only=local_files_only, **hub)
+        arguments: dict[str, Any] = {
+            "formats": [str(choice) for choice in choices],
+            "method": method,
+            "options": asdict(options or SolverOptions()),
+            "fused": fused,
+            "max_length": max_length,
+            "batch_size": batch_size,
+        }
+        length = longest(opened.model, opened.tokenizer, max_length)
+        batches = calibration_batches(
+            opened.tokenizer, calibration, max_length=length, batch_size=batch_size
+        )
+        state = PlanState(None)
+        if state_dir is not None:
+            made = fingerprint(opened.model, calibration, sensitivity=arguments)
+            state = PlanState.of(LayerStates(state_dir, made))
+        table = sensitivity(
+            opened.model,
+            batches,
+            choices,
+            units=units_of(opened.model, fused=fused),
+            method=method,
+            options=options,
+            evaluation=compared(batches),
+            known=state.rows(),
+            keep=state.add,
+            progress=progress,
+        )
     seconds = time.perf_counter() - start
     return SensitivityReport(opened.name, arguments, table, len(calibration), seconds)

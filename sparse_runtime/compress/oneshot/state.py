@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,40 @@ from ..targets import EncoderLayer
 
 _RUN_FILE = "run.json"
 _SCALES = ".scales"
+_HASHES = ("weights", "texts")
+_NONE = object()
+"""Of a key that is not there."""
 
 
 class LayerStates:
     """A directory with one file a finished encoder layer.
 
+    It is made, and says which run it holds, when there is something to keep: a run that is refused
+    before leaves nothing that would stand in the way of the next.
+
     Args:
-        directory: made where it is missing.
+        directory: may be missing.
         run: what makes two runs the same, see :func:`fingerprint`.
 
     Raises:
-        ValueError: the directory holds the layers of another run.
+        ValueError: the directory holds another run.
+        FileExistsError: there is a file instead.
     """
 
     def __init__(self, directory: str | Path, run: Mapping[str, Any]) -> None:
         self._directory = Path(directory).expanduser()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        check_folder(self._directory, "state_dir (--state)", directory)
+        self._run = json.dumps(dict(run), indent=2, sort_keys=True) + "\n"
         path = self._directory / _RUN_FILE
-        wanted = json.dumps(dict(run), indent=2, sort_keys=True) + "\n"
         if path.is_file():
-            _check_same(path, wanted)
-        else:
-            _write(path, wanted)
+            _check_same(path, self._run)
+
+    def begin(self) -> None:
+        """Make the directory this run's, before the first of its files is written."""
+        path = self._directory / _RUN_FILE
+        if not path.is_file():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            _write(path, self._run)
 
     @property
     def directory(self) -> Path:
@@ -53,6 +65,7 @@ class LayerStates:
         self, layer: EncoderLayer, rows: Sequence[Mapping[str, Any]], scales: Mapping[str, Tensor]
     ) -> None:
         """Write a finished layer: weights, biases, scales and its rows of the report."""
+        self.begin()
         tensors = {f"{name}{_SCALES}": scale for name, scale in scales.items()}
         for part, name in layer.names.items():
             for key, value in layer.linears[part].state_dict().items():
@@ -106,11 +119,46 @@ def fingerprint(model: nn.Module, texts: Sequence[str], **arguments: Any) -> dic
 def _check_same(path: Path, wanted: str) -> None:
     held = json.loads(path.read_text(encoding="utf-8"))
     asked = json.loads(wanted)
-    other = sorted(key for key in held.keys() | asked.keys() if held.get(key) != asked.get(key))
+    other = list(_differences("", held, asked))
     if other:
         raise ValueError(
-            f"state {path.parent}: holds the layers of another run, which differs in "
-            f"{', '.join(other)}; give another directory, or remove this one"
+            f"state_dir (--state) {path.parent}: holds another run, which differs in "
+            f"{'; '.join(other)}; give another directory, or remove this one"
+        )
+
+
+def _differences(key: str, held: Any, asked: Any) -> Iterator[str]:
+    """ "a.b (held 1, asked 2)" of everything that two runs do not share."""
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for inner in sorted(held.keys() | asked.keys()):
+            name = f"{key}.{inner}" if key else inner
+            yield from _differences(name, held.get(inner, _NONE), asked.get(inner, _NONE))
+    elif held != asked and key in _HASHES:
+        yield key
+    elif held != asked:
+        yield f"{key} (held {_shown(held)}, asked {_shown(asked)})"
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is _NONE else repr(value)
+
+
+def check_folder(path: Path, argument: str, given: str | Path) -> None:
+    """Refuse what cannot become a directory: it, or what it would lie in, is a file.
+
+    Args:
+        path: to be a directory.
+        argument: that it was given as, or lies in.
+        given: the argument's value.
+
+    Raises:
+        FileExistsError: there is a file.
+    """
+    found = next(one for one in (path, *path.parents) if one.exists())
+    if not found.is_dir():
+        raise FileExistsError(
+            f"{argument} {given}: expected {path} to be a directory or new, but {found} is a file; "
+            "give another path"
         )
 
 
