@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from sparse_runtime.compress import Pattern, encoder_linears, layers
-from sparse_runtime.compress.oneshot import calibrate, hidden_states
+from sparse_runtime.compress.oneshot import calibrate, hidden_states, layerwise
 from sparse_runtime.compress.oneshot.calibrate import Stage, walk
+from sparse_runtime.compress.oneshot.factors import Factors
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
 from sparse_runtime.compress.oneshot.hidden_states import TextBatch, advance, first_states
 from sparse_runtime.compress.oneshot.layerwise import Format, compress_layers
+from sparse_runtime.compress.oneshot.solvers import METHODS, Method
+from sparse_runtime.spec import ValueSpec
 
 MakeModel = Callable[[str], nn.Module]
 FAMILIES = ["bert", "roberta", "electra", "mpnet", "distilbert"]
 TEXTS, TOKENS, HIDDEN = 12, 24, 32
+INT4 = ValueSpec.parse("int4")
 
 
 def batches() -> list[dict[str, Tensor]]:
@@ -127,3 +131,53 @@ def test_layers_that_nothing_is_asked_of_are_passed_through(
     assert set(collected) == {1}
     for other, linear in encoder_linears(model).items():
         assert torch.equal(linear.weight, before[other]) == (other != name)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "exact_obs"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_decompositions_are_bounded(
+    make_model: MakeModel, method: Method, crop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[float, float]] = []
+    visit = layerwise._Run.visit
+
+    def watched(self: Any, stage: Stage, statistics: InputStatistics) -> None:
+        visit(self, stage, statistics)
+        square = statistics.features**2 * 8
+        parts = list(statistics._parts.values())
+        factors = [f for one in (statistics, *parts) for f in one._factors.values()]
+        few = sum(part.gram.untyped_storage().nbytes() for part in parts)
+        kept.append((sum(map(factor_bytes, factors)) / square, few / square))
+
+    monkeypatch.setattr(layerwise._Run, "visit", watched)
+    model = make_model("bert")
+    if crop:
+        with torch.no_grad():
+            for layer in layers(model):
+                layer.linears["ffn_in"].weight[:8] = 0
+                layer.linears["ffn_in"].bias[:8] = 0
+    formats = dict.fromkeys(encoder_linears(model), Format(Pattern.parse("2:4"), INT4))
+    compress_layers(model, batches(), formats, method=method, crop=crop, progress=False)
+    most = {"alps": 4, "obs": 3.5}.get(method, 2)
+    # Two numbers a row besides: eigenvalues.
+    assert len(kept) == 8 and 0.5 < max(factors for factors, _ in kept) < most + 0.02
+    assert max(few for _, few in kept) <= 1 and any(few > 0 for _, few in kept) == crop
+
+
+def factor_bytes(factors: Factors) -> int:
+    tensors = [factors.hessian, vars(factors).get("lower"), *factors._inverse.values()]
+    tensors += [tensor for pair in factors._spectrum.values() for tensor in pair]
+    return sum(t.untyped_storage().nbytes() for t in tensors if t is not None)
+
+
+def test_cropped_readers_share_their_decompositions() -> None:
+    statistics = InputStatistics(8)
+    statistics.add(torch.randn(64, 8), missing={"a": torch.randn(64, 3), "b": torch.randn(64, 3)})
+    columns = torch.tensor([0, 2, 3, 7])
+    one, other = (statistics.narrowed(name, None, columns.clone()) for name in ("a", "b"))
+    assert one.factors(0.01) is other.factors(0.01) and one.gram is other.gram
+    assert torch.equal(one.gram, statistics.gram[columns][:, columns])
+    assert one.cross.keys() == {"a"} and other.cross.keys() == {"b"}
+    statistics.add(torch.randn(64, 8))
+    later = statistics.narrowed("a", None, columns)
+    assert later.count == 128 and not torch.equal(later.gram, one.gram)

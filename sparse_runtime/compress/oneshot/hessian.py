@@ -31,6 +31,8 @@ class InputStatistics:
         self.cross: dict[str, Tensor] = {}
         self.shift: dict[str, Tensor] = {}
         self._factors: dict[tuple[float, bool], Factors] = {}
+        # By columns: those that narrowed() has left some of.
+        self._parts: dict[tuple[int, ...], InputStatistics] = {}
 
     @property
     def features(self) -> int:
@@ -62,6 +64,7 @@ class InputStatistics:
                 "damaged, or overflows in its dtype: load it in float32"
             )
         self._factors.clear()
+        self._parts.clear()
         # Products in the inputs' dtype: float64 ones cost several times as much and a batch is
         # short enough for float32; the sums over batches are what needs the digits.
         self.count += tokens.shape[0]
@@ -134,17 +137,24 @@ class InputStatistics:
         """
         if rows is None and columns is None:
             return self
+        of = self if columns is None else self._part(columns)
         few = InputStatistics(0)
-        few.count, few.gram, few.total = self.count, self.gram, self.total
-        if columns is None:
-            few._factors = self._factors  # of the same hessian
-        else:
-            few.gram, few.total = self.gram[columns][:, columns], self.total[columns]
+        few.count, few.gram, few.total = of.count, of.gram, of.total
+        few._factors = of._factors  # of the same hessian
         if name in self.cross:
             cross = self.cross[name] if columns is None else self.cross[name][columns]
             few.cross[name] = cross if rows is None else cross[:, rows]
             few.shift[name] = self.shift[name] if rows is None else self.shift[name][rows]
         return few
+
+    def _part(self, columns: Tensor) -> InputStatistics:
+        """Sums of some inputs, made once."""
+        key = tuple(columns.tolist())
+        if key not in self._parts:
+            part = self._parts[key] = InputStatistics(0)
+            part.count = self.count
+            part.gram, part.total = self.gram[columns][:, columns], self.total[columns]
+        return self._parts[key]
 
     def _require_tokens(self) -> None:
         if self.count == 0:

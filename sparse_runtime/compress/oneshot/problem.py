@@ -79,7 +79,13 @@ class Solution:
 
 
 def make_problem(
-    name: str, weight: Tensor, statistics: InputStatistics, *, damping: float, centred: bool
+    name: str,
+    weight: Tensor,
+    statistics: InputStatistics,
+    *,
+    damping: float,
+    centred: bool,
+    corrected: bool = True,
 ) -> Problem:
     """The quadratic of one layer, whose target makes up for what its inputs have lost.
 
@@ -93,10 +99,11 @@ def make_problem(
         statistics: of the layer's inputs.
         damping: share of the hessian's mean diagonal.
         centred: whether the bias is free to follow (see :func:`bias_shift`).
+        corrected: False aims at the weight itself in any case, and decomposes nothing.
     """
     factors = statistics.factors(damping, centred=centred)
     target = weight.detach().float()
-    if name in statistics.cross:
+    if corrected and name in statistics.cross:
         cross = statistics.cross[name] / statistics.count
         if centred:
             cross = cross - torch.outer(statistics.mean, statistics.shift[name] / statistics.count)

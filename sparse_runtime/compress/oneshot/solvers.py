@@ -113,9 +113,14 @@ def solve(
         raise ValueError(f"method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
     chosen = (options or SolverOptions()).of(method)
     centred = has_bias and chosen.correct_bias and bool(chosen.update)
-    problem = make_problem(name, weight, statistics, damping=chosen.damping, centred=centred)
-    if not chosen.update:
-        problem = problem.aimed_at(weight.detach().float())
+    problem = make_problem(
+        name,
+        weight,
+        statistics,
+        damping=chosen.damping,
+        centred=centred,
+        corrected=bool(chosen.update),
+    )
     pruned = _prune(problem, pattern, method, statistics, chosen)
     solution = _quantize(problem, pruned, values, chosen)
     # Rounding and masking negative weights leaves -0.0, which is no zero in a bit pattern.
