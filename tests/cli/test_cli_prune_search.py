@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import Result
+
+from sparse_runtime.compress.oneshot.layer_format import LayerFormat
+from sparse_runtime.compress.oneshot.sensitivity import Sensitivity, SensitivityTable
 
 Command = Callable[..., Result]
 Make = Callable[[str], Path]
@@ -78,6 +82,7 @@ def test_sensitivities_alone(command: Command, source: Make, texts: str, tmp_pat
     figure, state = tmp_path / "figures" / "layers.svg", tmp_path / "state"
     arguments = ["prune", "--model", str(source("labels")), "--data", texts, "--quiet"]
     options = ["--sensitivity", str(figure), "--formats", "dense int8,2:4 int4"]
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
     result = command(*arguments, *options, "--state", str(state), "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -87,7 +92,9 @@ def test_sensitivities_alone(command: Command, source: Make, texts: str, tmp_pat
     assert all(0 <= row["dense int8"] < row["2:4 int4"] for row in saved.values())
     assert "<svg" in figure.read_text() and "2:4 int4" in figure.read_text()
     assert len((state / "sensitivity.jsonl").read_text().splitlines()) == 2 * len(saved)
-    assert not list(tmp_path.glob("**/model.safetensors.index.json"))
+    written = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+    kept = {state / "run.json", state / "sensitivity.jsonl"}
+    assert written == {figure, figure.with_suffix(".json"), *kept}  # nothing is pruned
     again = command(*arguments, *options)
     assert again.exit_code != 0 and "is there already" in " ".join(again.stderr.split())
 
@@ -110,6 +117,11 @@ def test_sensitivities_of_a_target(
     [
         ([], "--out: expected a new directory"),
         (["--recipe", "x"], "--out: expected a new directory"),
+        (["--recipe", "x", "--sensitivity", "a.svg"], "--sensitivity: measures without training"),
+        (["--sensitivity", "texts.txt/a.svg"], "texts.txt is a file; give another path"),
+        (["--sensitivity", "texts.txt/b/a.svg"], "texts.txt is a file; give another path"),
+        (["--sensitivity", "s/run.svg", "--state", "s"], "outside of the state directory s"),
+        (["--sensitivity", "a.svg", "--state", "texts.txt"], "state_dir (--state) texts.txt"),
         (["--sensitivity", "a.svg", "--to", "2:4"], "--to: nothing is pruned without --out"),
         (["--sensitivity", "a.txt"], "expected a name that ends in .svg"),
         (["--sensitivity", "a.svg", "--formats", "2:4"], "expected a pattern and values"),
@@ -132,3 +144,23 @@ def test_sensitivities_that_are_refused(
     assert result.exit_code != 0
     assert message in " ".join(result.stderr.split())
     assert not (tmp_path / "o").exists()
+
+
+def test_a_figure_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = "encoder.layer.0.attention.self.query"
+    row = Sensitivity(unit, LayerFormat.parse("dense int8"), 0.1)
+    table = SensitivityTable((row,))
+
+    def failing(self: Figure, path: Path, **options: object) -> None:
+        Path(path).write_text("half")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", failing)
+        with pytest.raises(OSError, match="disk full"):
+            table.save(tmp_path / "a.svg")
+    assert list(tmp_path.iterdir()) == []
+    table.save(tmp_path / "a.svg")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "a.svg"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
@@ -288,6 +290,24 @@ def test_ranges_of_floats_are_refused_before_anything_is_solved(
                 plan=made,
             )
     assert not (tmp_path / "out").exists()
+
+
+def test_ranges_that_a_target_has_no_use_for_are_said(
+    model: nn.Module, tokenizer: Any, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"calibration": TEXTS, "tokenizer": tokenizer, "progress": False}
+    formats = ["dense int8", "2:4 fp32"]
+    report = prune_to_target(
+        model, None, target="flops=0.5x", formats=formats, ranges="mse", **arguments
+    )
+    assert {str(choice) for choice in report.allocation.formats.values()} == {"2:4 fp32"}
+    (note,) = report.to_dict()["notes"]
+    assert note.startswith("ranges 'mse' (--ranges): not used, for every layer")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report)
+    assert "(--ranges): not used" in console.export_text()
+    used = prune_to_target(model, None, target="flops=1x", ranges="mse", **arguments)
+    assert used.prune.notes == ()
 
 
 @pytest.mark.parametrize("text", ["8", "0x8", "8x", "8x8x8"])

@@ -30,7 +30,7 @@ from .prune_search import (
 _ONE_SHOT = (
     *("to", "method", "values", "target", "permute", "keep_flops", "smooth"),
     *("ranges", "scales", "activations", "damping", "include", "exclude", "texts", "max_length"),
-    *("batch_size", "state", "sensitivity"),
+    *("batch_size", "state"),
 )
 # What has no meaning where nothing is pruned.
 _PRUNING = (
@@ -174,6 +174,7 @@ def prune(
     quiet_transformers(bars=not quiet)
     progress = False if quiet else None
     if recipe is not None:
+        _refuse(context, ("sensitivity",), "measures without training; leave it or --recipe out")
         alone = _ONE_SHOT if search is not None else (*_ONE_SHOT, *_SEARCHED)
         _refuse(context, alone, "a recipe says this itself; --set STAGE.KEY=VALUE changes it")
         trained = by_recipe(

@@ -67,7 +67,7 @@ def one_shot(
     from ...tools.targets import prune_to_target
 
     if sensitivity is not None:
-        check_figure(sensitivity)
+        check_figure(sensitivity, options.get("state_dir"))
     report = prune_to_target(
         model, out, target=target, formats=read_formats(formats), shape=read_shape(shape), **options
     )
@@ -107,7 +107,7 @@ def only_measure(
     from ...compress.oneshot.sensitivity_run import measure_sensitivity
     from ...compress.oneshot.solvers import SolverOptions
 
-    check_figure(figure)
+    check_figure(figure, options.get("state_dir"))
     if formats is not None:
         options["formats"] = read_formats(formats)
     if method is not None:

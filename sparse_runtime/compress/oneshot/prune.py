@@ -154,7 +154,13 @@ def prune(
         progress=progress,
     )
     stated = statements(result, formats, inputs)
-    if ranges is not None:
+    notes = []
+    if ranges is not None and not stated:
+        notes.append(
+            f"ranges {ranges!r} (--ranges): not used, for every layer has become floats, whose "
+            "inputs are not quantized"
+        )
+    elif ranges is not None:
         read = {name: linears[name] for name in stated}
         specs = activation_ranges(opened.model, read, batches, method=ranges, progress=progress)
         stated = {name: replace(one, activations=specs[name]) for name, one in stated.items()}
@@ -177,6 +183,7 @@ def prune(
         texts=len(texts),
         tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
         seconds=time.perf_counter() - start,
+        notes=tuple(notes),
     )
 
 

@@ -24,6 +24,7 @@ class PruneReport:
         texts: calibration texts.
         tokens: their tokens, padding excluded.
         seconds: wall time.
+        notes: arguments that came to nothing, and why.
     """
 
     source: str
@@ -33,6 +34,7 @@ class PruneReport:
     texts: int
     tokens: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def error(self) -> float:
@@ -74,6 +76,7 @@ class PruneReport:
             f"{self.error:.3f}, by magnitude {self.magnitude_error:.3f}; {self.texts:,} texts, "
             f"{self.tokens:,} tokens",
             f"{written}, {self.seconds:.1f} s",
+            *self.notes,
         )
 
     def _table(self) -> list[tuple[str, ...]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..targets import Component, component
+from .state import check_folder
 
 if TYPE_CHECKING:
     from .sensitivity import SensitivityTable
@@ -17,12 +18,16 @@ _LEAST = 1e-12
 """What a logarithmic axis shows for nothing."""
 
 
-def check_figure(path: str | Path) -> tuple[Path, Path]:
+def check_figure(path: str | Path, state_dir: str | Path | None = None) -> tuple[Path, Path]:
     """Where the figure and its numbers go; what would be refused after minutes is refused here.
 
+    Args:
+        path: of the figure.
+        state_dir: of the same run, whose files are none of ours.
+
     Raises:
-        ValueError: the name ends otherwise than figures do.
-        FileExistsError: one of the two is there.
+        ValueError: the name ends otherwise than figures do, or lies in ``state_dir``.
+        FileExistsError: one of the two is there, or a file where their directory should be.
         ImportError: matplotlib is not installed (extra "plot").
     """
     figure = Path(path).expanduser()
@@ -30,6 +35,12 @@ def check_figure(path: str | Path) -> tuple[Path, Path]:
         raise ValueError(
             f"sensitivity (--sensitivity) {path}: expected a name that ends in "
             f"{', '.join(FIGURES)}, got {figure.suffix or 'no ending'!r}"
+        )
+    check_folder(figure.parent, "sensitivity (--sensitivity)", path)
+    if state_dir is not None and figure.parent.resolve() == Path(state_dir).expanduser().resolve():
+        raise ValueError(
+            f"sensitivity (--sensitivity) {path}: expected a figure outside of the state directory "
+            f"{state_dir} (--state), whose files its numbers could overwrite; give another path"
         )
     numbers = figure.with_suffix(".json")
     for one in (figure, numbers):
@@ -51,8 +62,16 @@ def save_sensitivity(table: SensitivityTable, path: str | Path) -> None:
     figure, numbers = check_figure(path)
     figure.parent.mkdir(parents=True, exist_ok=True)
     data = {"error": AXIS, "units": table.to_dict()}
-    numbers.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    draw_sensitivity(table, figure)
+    # Both or none: what is there blocks a second try.
+    drawn, written = (one.with_stem(f"{one.stem}.partial") for one in (figure, numbers))
+    try:
+        draw_sensitivity(table, drawn)
+        written.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+        drawn.replace(figure)
+        written.replace(numbers)
+    finally:
+        drawn.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
 
 
 def draw_sensitivity(table: SensitivityTable, path: str | Path) -> None:
