@@ -30,8 +30,11 @@ class Job:
 
 
 def plan(experiments: Iterable[Experiment], tasks: Sequence[str], seeds: int) -> list[Job]:
-    """All runs, seed by seed: a suite that is stopped early has every experiment once."""
-    found = list(experiments)
+    """All runs, seed by seed: a suite that is stopped early has every experiment once.
+
+    What is trained comes first: it takes longest, and what is short fills the end.
+    """
+    found = sorted(experiments, key=lambda one: one.recipe is None)
     return [
         Job(experiment, task, seed)
         for seed in range(seeds)
