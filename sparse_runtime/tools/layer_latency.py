@@ -26,6 +26,10 @@ _WARMUP = 3
 _Key = TypeVar("_Key")
 
 
+_ATTENTION = "attention"
+"""Label of the backend's stages that attend, which name no layer."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Of the batches that are timed: full sequences, no padding."""
@@ -87,7 +91,8 @@ def latency_costs(
 
     For each format the whole model is packed in it and run, the formats in turns, and the stages
     of every layer are timed where they run: with the layers before and after them, the model's
-    caches and threads. What is left of a pass, the median over all formats, is the fixed part.
+    caches and threads; attention with the queries, keys and values before it. What is left of a
+    pass, the median over all formats, is the fixed part.
 
     Args:
         model: a transformers encoder.
@@ -165,11 +170,18 @@ def _timed(model: SparseModel, shape: Shape) -> float:
 def _by_unit(
     times: Sequence[tuple[str, float]], units: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Seconds of each unit's stages, whose labels begin with its name."""
+    """Seconds of each unit's stages, whose labels begin with its name.
+
+    Attention counts with the queries, keys and values that it follows: of few tokens the backend
+    computes them and attends in one stage, in one format and not in another.
+    """
     found = dict.fromkeys(units, 0.0)
     seen = set()
+    unit = None
     for label, seconds in times:
-        unit = label if label in found else label.partition(" (")[0]
+        name = label.partition(" (")[0]
+        if name != _ATTENTION:
+            unit = name.removesuffix(f" + {_ATTENTION}")
         if unit in found:
             found[unit] += seconds
             seen.add(unit)

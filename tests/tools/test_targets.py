@@ -24,7 +24,7 @@ from sparse_runtime.compress.oneshot.sensitivity import units_of
 from sparse_runtime.compress.targets import encoder_linears
 from sparse_runtime.encoders import SparseModel
 from sparse_runtime.ops.native import unavailable
-from sparse_runtime.tools.layer_latency import Shape, latency_costs, pack_model
+from sparse_runtime.tools.layer_latency import Shape, _by_unit, latency_costs, pack_model
 from sparse_runtime.tools.targets import prune_to_target
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "saw", "one", "dog", "run", "home", "past", "two")
@@ -68,6 +68,26 @@ def test_costs_cover_every_unit_and_the_rest(model: nn.Module) -> None:
     assert costs.fixed > 0
     with pytest.raises(ValueError, match="fused=True"):
         latency_costs(model, units_of(model), [HALF], DENSE, Shape(2, 8), rounds=1)
+
+
+@needs_extension
+def test_attention_counts_with_its_inputs_whether_it_is_a_stage_or_not() -> None:
+    # 12 heads of 32 in one panel of tokens: where the backend has heads as tasks, here it does.
+    config = BertConfig(
+        vocab_size=24, hidden_size=384, num_hidden_layers=2, num_attention_heads=12,
+        intermediate_size=384,
+    )  # fmt: skip
+    wide = BertModel(config).eval()
+    units = units_of(wide, fused=True)
+    costs = latency_costs(wide, units, [HALF], DENSE, Shape(1, 16), rounds=2)
+    assert costs.units.keys() == units.keys()
+    first = "a.query + a.key"
+    apart = [("embed", 9.0), (first, 1.0), ("attention", 2.0), ("attention (quantize)", 4.0)]
+    joined = [("embed", 9.0), (f"{first} + attention", 3.0), ("attention (quantize)", 4.0)]
+    other = [("b (quantize)", 0.5), ("b", 0.25), ("to rows", 8.0)]
+    for stages in (apart, joined):
+        assert _by_unit(stages + other, {first: [], "b": []}) == {first: 7.0, "b": 0.75}
+    assert _by_unit(apart + other, {"b": []}) == {"b": 0.75}
 
 
 def test_packing_in_memory_needs_every_layer(model: nn.Module) -> None:
