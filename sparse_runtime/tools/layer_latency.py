@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from ..compress.oneshot.allocation import CostTable
+from ..compress.oneshot.allocation import CostTable, Shape
 from ..compress.oneshot.channels import ALL, live_channels
 from ..compress.oneshot.layer_format import BY_TOKEN, LayerFormat
 from ..compress.oneshot.permutation import head_size_of
@@ -21,6 +20,8 @@ from ..encoders import SparseModel
 from ..spec import ActivationSpec
 from ..store import PackedLinear, PackedModel
 
+__all__ = ["ROUNDS", "Shape", "latency_costs", "measure_latency", "pack_model"]
+
 ROUNDS = 30
 _WARMUP = 3
 _Key = TypeVar("_Key")
@@ -28,14 +29,6 @@ _Key = TypeVar("_Key")
 
 _ATTENTION = "attention"
 """Label of the backend's stages that attend, which name no layer."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of the batches that are timed: full sequences, no padding."""
-
-    batch: int
-    seq: int
 
 
 def pack_model(

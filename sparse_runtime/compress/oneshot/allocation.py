@@ -75,6 +75,14 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """Of the batches that are timed: full sequences, no padding."""
+
+    batch: int
+    seq: int
+
+
+@dataclass(frozen=True)
 class CostTable:
     """What each choice costs.
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from ..oneshot.allocation import CostTable, Target
+from ..oneshot.allocation import CostTable, Shape, Target
 from ..oneshot.layer_format import LayerFormat
 from ..oneshot.plan_state import PlanState
 from ..oneshot.plans import CANDIDATES, SearchPlan
@@ -25,9 +25,6 @@ from .pruners import PRUNERS
 from .recipe import Recipe, Stage, Task
 from .sections import Pruning, Quantization
 from .workspace import SCORES
-
-if TYPE_CHECKING:
-    from ...tools.layer_latency import Shape
 
 _BATCH = 32
 _BEST: dict[Task, tuple[str, float]] = {
