@@ -50,6 +50,26 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def choose(options: argparse.Namespace) -> int:
+    """Train one variant of an experiment, and measure it on the rows that are set aside."""
+    from sparse_runtime.benchmarks.repro.catalogue import EXPERIMENTS
+    from sparse_runtime.benchmarks.repro.choosing import append_choice, choose
+    from sparse_runtime.benchmarks.repro.making import Bench
+
+    names = [one for one in EXPERIMENTS if options.task in one.tasks]
+    found = next((one for one in names if one.name == options.experiment), None)
+    if found is None:
+        known = ", ".join(one.name for one in names if one.recipe is not None)
+        sys.exit(f"experiment {options.experiment!r}: expected one of {known}")
+    bench = Bench(_model(options), options.dir, "full", options.device)
+    try:
+        made = choose(bench, found, options.task, options.seed, options.label, options.set)
+    except ValueError as error:
+        sys.exit(str(error))
+    append_choice(made, options.results)
+    return 0
+
+
 def smoke(options: argparse.Namespace) -> int:
     """The whole way on a model of a few thousand weights and forty sentences."""
     from sparse_runtime.benchmarks.repro.smoke import run_smoke
@@ -77,6 +97,11 @@ def view(options: argparse.Namespace) -> int:
     """Print the table as Markdown, and draw the plot."""
     from sparse_runtime.benchmarks.repro.view import plot, table
 
+    if options.choices:
+        from sparse_runtime.benchmarks.repro.choosing import choices_table
+
+        print(choices_table(options.results, options.task))
+        return 0
     print(table(options.results, options.scale, options.task, timed=options.timed))
     if options.plot:
         plot(options.results, options.scale, options.plot)
@@ -103,7 +128,10 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument(
         "--dir", type=Path, default=Path("repro_output"), help="for checkpoints and packed models"
     )
-    command = commands.add_parser("run", parents=[shared], help=run.__doc__)
+    training = argparse.ArgumentParser(add_help=False)
+    training.add_argument("--device", default="cpu", help="to train on, such as cuda")
+    training.add_argument("--model", help="directory of the encoder; all-MiniLM-L6-v2 without it")
+    command = commands.add_parser("run", parents=[shared, training], help=run.__doc__)
     scales = command.add_mutually_exclusive_group()
     for scale, meaning in (
         ("quick", "one seed, short, few experiments"),
@@ -113,15 +141,23 @@ def _parser() -> argparse.ArgumentParser:
             f"--{scale}", dest="scale", action="store_const", const=scale, default="full",
             help=meaning,
         )  # fmt: skip
-    command.add_argument("--device", default="cpu", help="to train on, such as cuda")
     command.add_argument("--only", default="", help="regular expression of experiments' names")
     command.add_argument("--task", action="append", choices=TASKS, help="can be repeated")
     command.add_argument("--seeds", type=int, default=3)
-    command.add_argument("--model", help="directory of the encoder; all-MiniLM-L6-v2 without it")
     command.add_argument(
         "--jobs", type=int, help="runs at a time; as many as processors, or 1 on another device"
     )
     command.set_defaults(command=run)
+    command = commands.add_parser("choose", parents=[shared, training], help=choose.__doc__)
+    command.add_argument("experiment", help="its name in the table of experiments")
+    command.add_argument("--label", required=True, help="what differs, in words")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="STAGE.KEY=VALUE",
+        help="change of the recipe; can be repeated",
+    )  # fmt: skip
+    command.add_argument("--task", default="mr", choices=CLASSIFICATION)
+    command.add_argument("--seed", type=int, default=0)
+    command.set_defaults(command=choose)
     command = commands.add_parser("smoke", help=smoke.__doc__)
     command.add_argument("--jobs", type=int, default=1, help="runs at a time")
     command.set_defaults(command=smoke)
@@ -135,6 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--scale", default="full", choices=("full", "long", "quick"))
     command.add_argument("--task", default="banking77", choices=(*TASKS, TINY))
     command.add_argument("--timed", action="store_true", help="what has latencies, fewer columns")
+    command.add_argument(
+        "--choices", action="store_true", help="what was chosen among, on the rows set aside"
+    )
     command.add_argument("--plot", type=Path, help="picture to write")
     command.set_defaults(command=view)
     return parser

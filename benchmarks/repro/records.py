@@ -96,9 +96,14 @@ class Latency:
 def append(record: Run | Latency, path: Path) -> None:
     """Add a line."""
     kind = KIND if isinstance(record, Run) else f"{KIND}-latency"
+    append_line({"kind": kind, **asdict(record)}, path)
+
+
+def append_line(line: dict[str, Any], path: Path) -> None:
+    """Add a line of any kind."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"kind": kind, **asdict(record)}, allow_nan=False) + "\n")
+        file.write(json.dumps(line, allow_nan=False) + "\n")
 
 
 def read(path: Path) -> tuple[list[Run], list[Latency]]:
@@ -109,7 +114,7 @@ def read(path: Path) -> tuple[list[Run], list[Latency]]:
     runs: dict[Any, Run] = {}
     latencies: dict[Any, Latency] = {}
     machine: str | None = None
-    for line in _lines(path):
+    for line in lines(path):
         kind = line.pop("kind", None)
         if kind == KIND:
             run = Run(**_known(line, Run))
@@ -123,7 +128,8 @@ def read(path: Path) -> tuple[list[Run], list[Latency]]:
     ]
 
 
-def _lines(path: Path) -> Iterable[dict[str, Any]]:
+def lines(path: Path) -> Iterable[dict[str, Any]]:
+    """Every line of a file, of whatever kind; none where there is no file."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.strip():

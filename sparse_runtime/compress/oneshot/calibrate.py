@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -101,11 +102,15 @@ def calibration_batches(
 
 def longest(model: nn.Module, tokenizer: Any, wanted: int) -> int:
     """Tokens that a text may have: what is wanted, as far as model and tokenizer go."""
-    config = getattr(model, "config", None)
-    positions = getattr(config, "max_position_embeddings", wanted)
+    return min(wanted, positions(getattr(model, "config", None)), tokenizer.model_max_length)
+
+
+def positions(config: Any) -> int:
+    """Tokens that a model's position embeddings reach; where it has none, no limit."""
+    found: int = getattr(config, "max_position_embeddings", sys.maxsize)
     if getattr(config, "model_type", "") in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1  # type: ignore[union-attr]
-    return min(wanted, positions, tokenizer.model_max_length)
+        found -= config.pad_token_id + 1
+    return found
 
 
 def walk(

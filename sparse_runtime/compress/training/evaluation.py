@@ -56,7 +56,7 @@ def evaluate(model: nn.Module, part: EvaluationTexts, task: Task, pooling: str) 
         return _masked_lm(model, texts)
     if texts.labels is None:
         raise ValueError(f"evaluate: task {task} needs labels, the data has none")
-    logits = _predict(model, texts)
+    logits = predict(model, texts)
     labels = texts.labels.to(logits.device)
     loss = float(task_loss(task, logits, labels))
     if task == "regression":
@@ -82,7 +82,8 @@ def _rank_correlation(first: Tensor, second: Tensor) -> float:
     return 0.0 if math.isnan(found) else found
 
 
-def _predict(model: nn.Module, texts: EncodedTexts) -> Tensor:
+def predict(model: nn.Module, texts: EncodedTexts) -> Tensor:
+    """Logits [rows, classes] of all texts, float32."""
     device = next(model.parameters()).device
     rows, order = [], []
     with evaluating(model):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...checkpoints import locate
+from ..oneshot.calibrate import positions
 from ..oneshot.loading import load_tokenizer as tokenizer_beside
 from .classes import checkpoint_classes, fit_head
 from .recipe import Task
@@ -148,12 +149,18 @@ def sentence_pooling(source: str | Path, wanted: str) -> str:
 
 
 def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """The tokenizer of a checkpoint; its limit is no longer than the model's positions.
 
     Raises:
         CheckpointError: there is none.
     """
-    return tokenizer_beside(locate(source))
+    from transformers import AutoConfig
+
+    directory = locate(source)
+    tokenizer = tokenizer_beside(directory)
+    reach = positions(AutoConfig.from_pretrained(directory))
+    tokenizer.model_max_length = min(tokenizer.model_max_length, reach)
+    return tokenizer
 
 
 def _model_class(task: Task) -> Any:

@@ -43,7 +43,7 @@ class Stage:
         batch_size: examples of an optimizer step.
         accumulation: parts that a batch is cut into, to save memory.
         clip: largest norm of the gradient; 0 leaves it as it is.
-        max_length: tokens a text is cut to; null leaves it at the tokenizer's limit.
+        max_length: tokens a text is cut to, at most what tokenizer and model take; null is that.
         dropout: of hidden states and attention; null leaves the model's own.
         length_grouping: put texts of like length into a batch.
         bf16: autocast to bfloat16 while training; evaluation is always float32.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,25 @@ def test_a_model_without_a_tokenizer_is_refused(checkpoints, labelled, tmp_path)
     )
     with pytest.raises(ValueError, match=r"bare: no tokenizer \(tokenizer.json, "):
         train(tmp_path / "bare", "dense", labelled, tmp_path / "out", changes=SHORT)
+
+
+# 64 positions, of RoBERTa's 66 the first is the padding's (whose number is 0); recipes ask for 128.
+@pytest.mark.parametrize(("family", "most"), [("bert", 64), ("roberta", 65)])
+def test_texts_are_cut_to_what_the_model_reads(
+    family, most, checkpoints, labelled, tmp_path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoints[family], model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    part = labelled.train
+    long = tuple(f"{text} {'w9 ' * 100}" for text in part.texts)
+    data = replace(labelled, train=replace(part, texts=long), test=None)
+    report = train(model, "dense", data, tmp_path / "out", changes=SHORT)
+    assert report.stages[-1].steps == 2
+    written = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert written["model_max_length"] == most
 
 
 def test_bars_are_on_stderr_and_only_where_asked(checkpoints, labelled, tmp_path, capsys) -> None:
