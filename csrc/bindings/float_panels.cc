@@ -1,15 +1,13 @@
 #include "bindings/float_panels.h"
 
-#include <algorithm>
 #include <array>
-#include <chrono>
-#include <limits>
 #include <memory>
 #include <random>
 #include <string>
 
 #include "bindings/checks.h"
 #include "bindings/gil.h"
+#include "bindings/panel_calls.h"
 #include "core/panels.h"
 #include "cpu/float_panels/float_panels.h"
 
@@ -23,20 +21,8 @@ using float_panels::Weight;
 using std::int64_t;
 using std::uintptr_t;
 
-constexpr int64_t kMaxInputs = 65535;  // indices are 16 bits wide
-constexpr int64_t kMaxOutputs = int64_t{1} << 31;
-
 constexpr std::array<const char*, float_panels::kLayouts> kNames = {"dense32", "sparse32",
                                                                     "dense16", "tiles16"};
-
-Layout layout_of(const Checks& checks, const std::string& name) {
-  std::string known;
-  for (std::size_t i = 0; i < kNames.size(); ++i) {
-    if (name == kNames[i]) return static_cast<Layout>(i);
-    known += (i == 0 ? "" : ", ") + std::string(kNames[i]);
-  }
-  checks.fail("layout", "one of " + known, "\"" + name + "\"");
-}
 
 const float* weight_at(const Checks& checks, uintptr_t w_ptr, int64_t n, int64_t k) {
   checks.range("n", n, 0, kMaxOutputs);
@@ -47,7 +33,7 @@ const float* weight_at(const Checks& checks, uintptr_t w_ptr, int64_t n, int64_t
 std::shared_ptr<Weight> pack(uintptr_t w_ptr, int64_t n, int64_t k, const std::string& layout) {
   const Checks checks("float_panels_pack");
   const float* w = weight_at(checks, w_ptr, n, k);
-  const Layout chosen = layout_of(checks, layout);
+  const Layout chosen = layout_of<Layout>(checks, kNames, layout);
   const WithoutGil without_gil;
   return float_panels::pack(w, n, k, chosen);
 }
@@ -67,7 +53,8 @@ py::dict count(uintptr_t w_ptr, int64_t n, int64_t k) {
 
 bool runs(const std::string& layout, const std::string& isa) {
   const Checks checks("float_panels_runs");
-  return float_panels::accumulate_for(resolve_isa(isa), layout_of(checks, layout)) != nullptr;
+  return float_panels::accumulate_for(resolve_isa(isa),
+                                      layout_of<Layout>(checks, kNames, layout)) != nullptr;
 }
 
 void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr,
@@ -76,12 +63,7 @@ void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr
   const Checks checks("float_panels_accumulate");
   const int64_t padded = float_panels::padded_rows(weight.n);
   const int64_t group = float_panels::row_group(weight.layout, padded, weight.k);
-  checks.range("row", row, 0, padded);
-  checks.range("rows", rows, 0, padded - row);
-  if (row % group != 0 || (rows % group != 0 && row + rows != padded)) {
-    checks.fail("rows", "whole groups of " + std::to_string(group),
-                std::to_string(row) + " and " + std::to_string(rows));
-  }
+  check_rows(checks, row, rows, padded, group);
   checks.range("panels", panels, 1, 1 << 20);
   checks.range("last_vectors", last_vectors, 1, panels::kVectors);
   const int64_t stride = float_panels::reads_pairs(weight.layout)
@@ -124,14 +106,7 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
   AlignedVector<float> acc(static_cast<std::size_t>(padded * panels * panels::kSlots));
   const float_panels::Call call = {
       0, padded, reinterpret_cast<const char*>(x.data()), stride, panels, last_vectors, acc.data()};
-  using Clock = std::chrono::steady_clock;
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < repeats; ++i) {
-    const Clock::time_point begin = Clock::now();
-    kernel(weight.view(), call);
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
-  }
-  return best;
+  return shortest(repeats, [&] { kernel(weight.view(), call); });
 }
 
 }  // namespace

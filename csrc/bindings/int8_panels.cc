@@ -1,15 +1,13 @@
 #include "bindings/int8_panels.h"
 
-#include <algorithm>
 #include <array>
-#include <chrono>
-#include <limits>
 #include <memory>
 #include <random>
 #include <string>
 
 #include "bindings/checks.h"
 #include "bindings/gil.h"
+#include "bindings/panel_calls.h"
 #include "core/panels.h"
 #include "cpu/int8_panels/int8_panels.h"
 
@@ -23,21 +21,9 @@ using int8_panels::Weight;
 using std::int64_t;
 using std::uintptr_t;
 
-constexpr int64_t kMaxInputs = 65535;  // indices are 16 bits wide
-constexpr int64_t kMaxOutputs = int64_t{1} << 31;
-
 constexpr std::array<const char*, int8_panels::kLayouts> kNames = {
     "dense",          "band4_grouped", "band4_gathered", "band1_grouped",
     "band1_gathered", "tiles",         "tile_bits"};
-
-Layout layout_of(const Checks& checks, const std::string& name) {
-  std::string known;
-  for (std::size_t i = 0; i < kNames.size(); ++i) {
-    if (name == kNames[i]) return static_cast<Layout>(i);
-    known += (i == 0 ? "" : ", ") + std::string(kNames[i]);
-  }
-  checks.fail("layout", "one of " + known, "\"" + name + "\"");
-}
 
 const std::int8_t* weight_at(const Checks& checks, uintptr_t w_ptr, int64_t n, int64_t k) {
   checks.range("n", n, 0, kMaxOutputs);
@@ -48,7 +34,7 @@ const std::int8_t* weight_at(const Checks& checks, uintptr_t w_ptr, int64_t n, i
 std::shared_ptr<Weight> pack(uintptr_t w_ptr, int64_t n, int64_t k, const std::string& layout) {
   const Checks checks("int8_panels_pack");
   const std::int8_t* w = weight_at(checks, w_ptr, n, k);
-  const Layout chosen = layout_of(checks, layout);
+  const Layout chosen = layout_of<Layout>(checks, kNames, layout);
   const WithoutGil without_gil;
   return int8_panels::pack(w, n, k, chosen);
 }
@@ -68,7 +54,8 @@ py::dict count(uintptr_t w_ptr, int64_t n, int64_t k) {
 
 bool runs(const std::string& layout, const std::string& isa) {
   const Checks checks("int8_panels_runs");
-  return int8_panels::accumulate_for(resolve_isa(isa), layout_of(checks, layout)) != nullptr;
+  return int8_panels::accumulate_for(resolve_isa(isa), layout_of<Layout>(checks, kNames, layout)) !=
+         nullptr;
 }
 
 void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr,
@@ -77,12 +64,7 @@ void accumulate(const Weight& weight, int64_t row, int64_t rows, uintptr_t x_ptr
   const Checks checks("int8_panels_accumulate");
   const int64_t padded = int8_panels::padded_rows(weight.n);
   const int64_t group = int8_panels::row_group(weight.layout, padded, weight.k);
-  checks.range("row", row, 0, padded);
-  checks.range("rows", rows, 0, padded - row);
-  if (row % group != 0 || (rows % group != 0 && row + rows != padded)) {
-    checks.fail("rows", "whole groups of " + std::to_string(group),
-                std::to_string(row) + " and " + std::to_string(rows));
-  }
+  check_rows(checks, row, rows, padded, group);
   checks.range("panels", panels, 1, 1 << 20);
   checks.range("last_vectors", last_vectors, 1, panels::kVectors);
   const int64_t stride = panels::bytes_in_panel(weight.k);
@@ -120,14 +102,7 @@ double seconds(const Weight& weight, int panels, int last_vectors, int repeats,
   AlignedVector<char> scratch(int8_panels::kScratchBytes);
   const int8_panels::Call call = {0,      padded,       x.data(),   stride,
                                   panels, last_vectors, acc.data(), scratch.data()};
-  using Clock = std::chrono::steady_clock;
-  double best = std::numeric_limits<double>::infinity();
-  for (int i = 0; i < repeats; ++i) {
-    const Clock::time_point begin = Clock::now();
-    kernel(weight.view(), call);
-    best = std::min(best, std::chrono::duration<double>(Clock::now() - begin).count());
-  }
-  return best;
+  return shortest(repeats, [&] { kernel(weight.view(), call); });
 }
 
 }  // namespace
