@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparse_runtime.compress.oneshot.fisher import RandomProjection, mask_gradients
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
 from sparse_runtime.compress.oneshot.structured import prune_structured
-from sparse_runtime.compress.oneshot.unit_search import dropped_loss, rearrange, search_masks
+from sparse_runtime.compress.oneshot.unit_search import rearrange, search_masks
 from sparse_runtime.compress.oneshot.unit_tuning import tune_columns, tune_scales
 from sparse_runtime.compress.targets import layers
 
@@ -97,6 +97,11 @@ def test_search_refuses_a_budget_that_empties_layers() -> None:
         search_masks(
             [torch.ones(2)] * 2, [torch.ones(3)] * 2, head_cost=1.5, neuron_cost=1, budget=4
         )
+
+
+def dropped_loss(mask: Tensor, gradients: Tensor) -> float:
+    """Mean over the examples of the square of what the dropped units' gradients sum up to."""
+    return float(gradients[:, ~mask].double().sum(1).square().mean())
 
 
 def test_rearrangement_keeps_one_of_two_that_stand_for_each_other() -> None:

@@ -88,11 +88,6 @@ def rearrange(mask: Tensor, gradients: Tensor) -> Tensor:
     return mask
 
 
-def dropped_loss(mask: Tensor, gradients: Tensor) -> float:
-    """What :func:`rearrange` lowers."""
-    return float(gradients[:, ~mask].double().sum(1).square().mean())
-
-
 def _ranked(importance: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Units by importance, each layer's best first, and what is lost with the first k of them."""
     flat = torch.cat([layer.double() for layer in importance])

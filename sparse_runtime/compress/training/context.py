@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -113,6 +113,3 @@ class LossTerm:
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Take back a state; called after ``attach``."""
-
-
-TermFactory = Callable[[Mapping[str, object]], list[LossTerm]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -54,11 +53,6 @@ class StageReport:
     def sparsity(self) -> float:
         """Share of zeros, mean over the matrices of the encoder."""
         return sum(self.layers.values()) / len(self.layers)
-
-    @property
-    def steps_per_second(self) -> float:
-        """Speed of the training; NaN where nothing was trained."""
-        return self.steps / self.seconds if self.seconds else math.nan
 
 
 @dataclass(frozen=True)
