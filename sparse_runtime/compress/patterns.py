@@ -211,8 +211,13 @@ def _with_floor(scores: Tensor, floor: float) -> Tensor:
     """Scores in which the largest ``floor`` of them cannot lose."""
     if not floor:
         return scores
-    least = keep_largest(scores, math.ceil(floor * scores.numel()))
+    least = keep_largest(scores, floor_units(floor, scores.numel()))
     return torch.where(least, math.inf, scores)
+
+
+def floor_units(floor: float, units: int) -> int:
+    """How many of a matrix's weights or blocks a floor keeps: rounded down, and at least one."""
+    return max(1, math.floor(floor * units))
 
 
 def _split(keep: Tensor, units: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -138,6 +138,14 @@ def test_global_two_of_four_ends_in_two_of_four_everywhere() -> None:
     assert [int((~mask).sum()) for mask in halfway.values()] == [8, 16]
 
 
+def test_a_floor_of_all_that_the_pattern_keeps_fits_it() -> None:
+    # 1 % of 64 x 64 are 40.96: rounded up, two such matrices would keep more than 99 % leave.
+    scores = {"a": torch.rand(64, 64), "b": torch.rand(64, 64) + 1, "c": torch.rand(1, 5)}
+    masks = global_masks(scores, Pattern.parse("unstructured@0.99"), floor=0.01)
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert kept == {"a": 40, "b": 82 - 41, "c": 1}
+
+
 def test_a_floor_above_the_pattern_is_refused() -> None:
     with pytest.raises(ValueError, match=r"keeps 1 of 10, but floor=0.5 alone keeps 5"):
         global_masks({"a": torch.rand(1, 10)}, Pattern.parse("unstructured@0.9"), floor=0.5)

@@ -23,13 +23,13 @@ weight after ``finish``, together with fake quantization, which comes after them
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from ...patterns import floor_units
 from ...schedules import CubicSparsity
 from ..schema import WrongValue
 
@@ -215,7 +215,7 @@ def _check_floor(
         return
     units = [pattern.units(*linears[name].weight.shape) for name in patterns]
     kept = sum(units) - round(pattern.final_sparsity * sum(units))
-    least = sum(math.ceil(floor * count) for count in units)
+    least = sum(floor_units(floor, count) for count in units)
     if least > kept:
         raise WrongValue(
             "floor",
