@@ -74,14 +74,20 @@ def linear_factor(step: int, *, total: int, warmup: int = 0) -> float:
 def rewinding_factor(
     step: int, *, total: int, begin: int, end: int, every: int, warmup: int = 0
 ) -> float:
-    """Linear decay whose clock goes back to ``begin`` at each pruning event until ``end``.
+    """Linear decay in which pruning takes no time: at each event the clock goes back to ``begin``.
 
-    Behind ``end`` the clock is the step itself again. Source: Zafrir et al., "Prune Once for All",
-    arXiv 2111.05754.
+    Behind ``end`` it goes on from ``begin``, so that the whole decay is left for the pruned model:
+    it spans ``total - (end - begin)`` steps. Warm-up comes once, by the step itself. Source: Zafrir
+    et al., "Prune Once for All", arXiv 2111.05754, as its authors' code has it.
     """
-    if begin <= step < end:
-        step = begin + (step - begin) % every
-    return linear_factor(step, total=total, warmup=warmup)
+    if step < warmup:
+        return step / warmup
+    span = total - (end - begin)
+    if step >= end:
+        clock = step - (end - begin)
+    else:
+        clock = step if step < begin else begin + (step - begin) % every
+    return max(0.0, (span - clock) / max(1, span - warmup))
 
 
 def sawtooth_factor(step: int, *, total: int, every: int, low: float, end: int) -> float:

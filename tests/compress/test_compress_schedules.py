@@ -73,10 +73,19 @@ def test_linear_rates_warm_up_and_reach_zero_behind_the_last_step() -> None:
 
 
 def test_rewinding_goes_back_to_the_start_at_each_event() -> None:
-    seen = rates(rewinding_schedule, 10, total=10, prune_begin=2, prune_end=8, every=3, warmup=0)
-    plain = [2 * (10 - step) / 10 for step in range(10)]
-    # Events at 2 and 5 set the clock to 2; from 8 on it is the step's own again.
-    assert seen == pytest.approx(plain[:2] + plain[2:5] + plain[2:5] + plain[8:])
+    seen = rates(rewinding_schedule, 14, total=14, prune_begin=2, prune_end=8, every=3, warmup=0)
+    # 14 steps, 6 of them of pruning: the decay spans 8. Events at 2 and 5 set the clock to 2.
+    plain = [2 * (8 - clock) / 8 for clock in range(8)]
+    assert seen == pytest.approx(plain[:2] + plain[2:5] + plain[2:5] + plain[2:])
+
+
+def test_rewinding_warms_up_once() -> None:
+    seen = rates(rewinding_schedule, 20, total=20, prune_begin=0, prune_end=8, every=2, warmup=4)
+    # The decay spans 12 steps, the 4 of the warm-up among them; each event is at its start.
+    high, next_to_high = 2 * 12 / 8, 2 * 11 / 8
+    assert seen[:4] == pytest.approx([0.0, 0.5, 1.0, 1.5])
+    assert seen[4:8] == pytest.approx([high, next_to_high] * 2)
+    assert seen[8:] == pytest.approx([2 * (12 - clock) / 8 for clock in range(12)])
 
 
 def test_sawtooth_falls_to_low_in_each_tooth() -> None:

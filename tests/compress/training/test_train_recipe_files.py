@@ -127,8 +127,14 @@ def test_schedules_in_steps() -> None:
 
     steps = cubic(Schedule(begin=0.1, end=0.5, stop=1.0, updates=9), 0.9, 100)
     # The last update comes before the last step, or it would never be made.
-    assert (steps.begin, steps.end, steps.last, steps.every) == (10, 50, 99, 9)
+    assert (steps.begin, steps.end, steps.last, steps.every) == (10, 50, 99, 10)
     assert steps.is_update(99) and not steps.is_update(98)
+    assert sum(map(steps.is_update, range(100))) == 1 + 9  # where it begins, and 9 more
+    # More updates than steps: one at every step.
+    assert cubic(Schedule(begin=0, end=0.5, stop=0.8, updates=100), 0.9, 50).every == 1
+    # Few more steps than updates: not twice as many updates.
+    close = cubic(Schedule(begin=0, end=0.5, stop=1.0, updates=100), 0.9, 200)
+    assert sum(map(close.is_update, range(200))) == 101
     assert cubic(Schedule(begin=0, end=0, stop=0), 0.5, 7).value(0) == 0.5
 
 

@@ -236,7 +236,7 @@ def cubic(schedule: Schedule, final: float, total: int) -> CubicSparsity:
         min(round(share * total), total - 1)
         for share in (schedule.begin, schedule.end, schedule.stop)
     )
-    every = max(1, (stop - begin) // schedule.updates)
+    every = max(1, -(-(stop - begin) // schedule.updates))
     return CubicSparsity(min(schedule.initial, final), final, begin, end, stop, every)
 
 
