@@ -131,6 +131,16 @@ class StaticFakeQuant(ActivationFakeQuant):
             raise ValueError("freeze: no batch was observed yet; run training batches first")
         self.frozen.fill_(True)
 
+    def end_delay(self) -> None:
+        """Quantize from the next batch on, however many were observed.
+
+        Raises:
+            ValueError: nothing has been observed.
+        """
+        if self.delay and not int(self.batches):
+            raise ValueError("end_delay: no batch was observed yet; run training batches first")
+        self.batches.clamp_(min=self.delay)
+
     @property
     def is_on(self) -> bool:
         """Whether values are quantized, and not only observed."""

@@ -147,6 +147,17 @@ def _quantize_output(linear: nn.Module, inputs: tuple[Any, ...], output: Tensor)
     return left
 
 
+def end_delay(model: nn.Module) -> None:
+    """Quantize by every static range from the next batch on.
+
+    Raises:
+        ValueError: one has observed nothing yet.
+    """
+    for module in model.modules():
+        if isinstance(module, StaticFakeQuant):
+            module.end_delay()
+
+
 def freeze_ranges(model: nn.Module) -> int:
     """Keep every static range from now on, as the last part of a training does.
 

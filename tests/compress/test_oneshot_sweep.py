@@ -10,10 +10,12 @@ from torch import Tensor
 
 from sparse_runtime.compress import Pattern
 from sparse_runtime.compress.oneshot.alps import alps_mask
+from sparse_runtime.compress.oneshot.hessian import InputStatistics
 from sparse_runtime.compress.oneshot.problem import Problem
 from sparse_runtime.compress.oneshot.quantizer import Grid, fit_grid
 from sparse_runtime.compress.oneshot.refine import polish, refit
 from sparse_runtime.compress.oneshot.selection import chooser
+from sparse_runtime.compress.oneshot.solvers import solve
 from sparse_runtime.compress.oneshot.sweep import fixed, sweep
 from sparse_runtime.formats import cast_values
 from sparse_runtime.spec import ValueSpec
@@ -162,6 +164,18 @@ def test_alps_of_a_diagonal_hessian_is_weighted_magnitude() -> None:
         assert torch.equal(alps_mask(problem, pattern), pattern.mask(scores))
 
 
+def test_wanda_ranks_the_weights_of_one_output_alone() -> None:
+    problem = make(4, 10)
+    weight = problem.target * torch.tensor([[1.0], [10.0], [100.0], [1000.0]])
+    inputs = InputStatistics(10)
+    inputs.add(torch.randn(50, 10) * torch.arange(1, 11))
+    pattern = Pattern.parse("unstructured@0.7")
+    solved = solve("layer", weight.float(), inputs, pattern=pattern, method="wanda")
+    assert solved.mask.sum(1).tolist() == [3, 3, 3, 3]
+    scores = weight.abs() * inputs.norms
+    assert torch.equal(solved.mask, scores >= scores.sort(1).values[:, 7:8])
+
+
 # Scales of every granularity: one for all, one a row, one for two rows, one for five columns.
 @pytest.mark.parametrize("scales", ["tensor", "row", "chunk:2", "group:5"])
 def test_grid_without_search_is_that_of_the_formats(scales: str) -> None:
@@ -171,7 +185,7 @@ def test_grid_without_search_is_that_of_the_formats(scales: str) -> None:
     integers, expected = cast_values(weight, spec)
     assert expected is not None
     assert torch.equal(grid.scales, expected)
-    assert torch.equal(grid.integers(grid.round(weight)), integers)
+    assert torch.equal((grid.round(weight) / grid.expanded).round().to(torch.int8), integers)
 
 
 @pytest.mark.parametrize("scales", ["tensor", "row", "chunk:2", "group:5"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...formats.quantize import symmetric_scales, to_integers
+from ...formats.quantize import symmetric_scales
 from ...spec import INTEGER_RANGES, ValueSpec
 
 _PERCENTS = range(100, 40, -2)
@@ -33,14 +33,9 @@ class Grid:
         """Largest integer; the smallest is its negative, as ``formats.cast_values`` rounds."""
         return INTEGER_RANGES[self.spec.dtype][1]
 
-    def round(self, weight: Tensor, columns: slice = slice(None)) -> Tensor:
-        """The nearest grid points of weights [out, columns]."""
-        scale = self.expanded[:, columns]
-        return (weight / scale).round().clamp(-self.limit, self.limit) * scale
-
-    def integers(self, weight: Tensor) -> Tensor:
-        """int8 [out, in] of a weight on the grid."""
-        return to_integers(weight, self.scales.to(weight.dtype), self.spec).to(torch.int8)
+    def round(self, weight: Tensor) -> Tensor:
+        """The nearest grid points of a weight [out, in]."""
+        return (weight / self.expanded).round().clamp(-self.limit, self.limit) * self.expanded
 
 
 def fit_grid(

@@ -143,7 +143,7 @@ def _prune(
         scores = target.abs()
         if method == "wanda":
             scores = scores * statistics.norms.to(scores)
-        mask = pattern.mask(scores)
+        mask = _by_row(pattern, scores) if method == "wanda" else pattern.mask(scores)
         found = Solution(target * mask, mask)
     elif method == "obs":
         found = sweep(problem, *chooser(pattern, options.step))
@@ -156,6 +156,13 @@ def _prune(
         return found
     weight = refit(problem, found.weight, found.mask, steps=options.refit_steps)
     return Solution(weight, found.mask)
+
+
+def _by_row(pattern: Pattern, scores: Tensor) -> Tensor:
+    """Wanda compares the weights of one output alone; N:M and blocks have their own places."""
+    if pattern.structure.kind != "unstructured":
+        return pattern.mask(scores)
+    return torch.cat([pattern.mask(row.unsqueeze(0)) for row in scores])
 
 
 def _quantize(

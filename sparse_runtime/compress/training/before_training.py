@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..patterns import Pattern
-from ..targets import encoder_linears
+from ..targets import component, encoder_linears
 from .data import Data
 from .layout_checks import End, Groups, check_layout_holds
 from .models import continue_from, load_model
@@ -110,6 +110,7 @@ class Checks:
         kind = PRUNERS[settings.method]
         with in_stage(stage):
             linears, patterns = pruning_targets(model, settings, kind.needs_pattern)
+            _check_gradients(stage, model, linears)
         with in_stage(stage, "pruning."):
             kind.check_model(settings, patterns, model, linears, self._steps(stage))
         return linears, patterns
@@ -124,6 +125,11 @@ class Checks:
             raise ValueError(
                 f"task: {stage.task} needs labels, and the data has none; give labelled data, or "
                 "set distillation.task to 0"
+            )
+        if stage.task == "regression" and self.data.label_names is not None:
+            raise ValueError(
+                "task: regression needs scores, and the data has classes; name the column score, "
+                "or take the task classification"
             )
         section = None if stage.distillation is None else stage.distillation.contrastive
         if section is None or not section.label_weight:
@@ -195,6 +201,19 @@ def frozen_parameters(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
     if len(frozen) == len(named) and not scored:
         raise ValueError(f"freeze: {list(stage.freeze)} leaves no parameter to train")
     return list(frozen.values())
+
+
+def _check_gradients(stage: Stage, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+    """A frozen weight has no gradient to choose by."""
+    assert stage.pruning is not None  # as who calls has seen
+    method = stage.pruning.method
+    frozen = {id(parameter) for parameter in frozen_parameters(model, stage)}
+    for name, linear in linears.items():
+        if id(linear.weight) in frozen and component(name) in PRUNERS[method].reads_gradients:
+            raise ValueError(
+                f"freeze: fits {name}.weight, whose gradients pruning.method {method} chooses by; "
+                "leave it out of freeze, or out of the pruning (pruning.exclude)"
+            )
 
 
 def refuse_headless(teacher: Any, stage: Stage) -> None:

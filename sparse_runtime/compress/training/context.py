@@ -59,10 +59,6 @@ class Training(Protocol):
         """
         ...
 
-    def evaluate(self, rows: int | None = None) -> dict[str, float]:
-        """Metrics of the student as it is on the development part, or its first ``rows`` rows."""
-        ...
-
 
 @dataclass(frozen=True)
 class Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -56,17 +56,15 @@ class ContrastiveTerm(LossTerm):
             ValueError: the finetuned bank is wanted and there is no teacher.
         """
         self._training = training
-        names = {field.name for field in fields(ContrastiveSettings)}
-        settings = ContrastiveSettings(**{name: getattr(self.section, name) for name in names})
         labels = training.labels if self.section.label_weight else None
         if labels is not None and labels.is_floating_point():
             labels = None
         self.banks = ContrastiveBanks(
-            training.examples, settings, labels=labels, seed=training.seed
+            training.examples, self.section, labels=labels, seed=training.seed
         )
-        if "pretrained" in settings.banks:
+        if "pretrained" in self.section.banks:
             self.banks.fill("pretrained", training.encode(training.model, self.section.pooling))
-        if "finetuned" in settings.banks:
+        if "finetuned" in self.section.banks:
             if training.teacher is None:
                 raise ValueError(
                     "contrastive.banks: 'finetuned' holds the teacher's vectors, and this stage "

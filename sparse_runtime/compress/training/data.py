@@ -97,8 +97,9 @@ def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
         test: the same for the test part.
 
     Raises:
-        ValueError: no training part, missing columns, labels in some parts only, a label in dev or
-            test that training lacks, or a share for a part that is there.
+        ValueError: no training part, missing columns, a labelled training part with others of
+            other columns, labels in these alone, a label in dev or test that training lacks, or a
+            share for a part that is there.
         OSError: there is no such file, or it cannot be read.
     """
     path = Path(path).expanduser()
@@ -117,6 +118,8 @@ def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
             f"{path}: expected train.csv, train.tsv, train.jsonl or {_UNLABELLED}, found none"
         )
     names = _label_names(train)
+    for name, part in raw.items():
+        _check_alike(train, part, f"{path}: {name}")
     parts = {name: _numbered(part, names, f"{path}: {name}") for name, part in raw.items()}
     data = Data(
         train=_numbered(train, names, f"{path}: train"),
@@ -181,6 +184,13 @@ class _Raw:
     labels: tuple[str, ...] | None = None
     scores: bool = False
 
+    @property
+    def columns(self) -> str:
+        """In words."""
+        texts = "texts" if self.seconds is None else "pairs of texts"
+        labels = "scores" if self.scores else "labels"
+        return f"{texts} without labels" if self.labels is None else f"{texts} with {labels}"
+
 
 def _find(path: Path) -> dict[str, Path]:
     if not path.is_dir():
@@ -232,6 +242,14 @@ def _label_names(train: _Raw) -> tuple[str, ...] | None:
     if all(name.isdecimal() for name in names):
         return tuple(sorted(names, key=int))
     return tuple(sorted(names))
+
+
+def _check_alike(train: _Raw, part: _Raw, where: str) -> None:
+    """What is learnt from labels is measured by such labels, on texts or pairs like these."""
+    if train.labels is not None and train.columns != part.columns:
+        raise ValueError(
+            f"{where}: expected {train.columns} as in the training part, got {part.columns}"
+        )
 
 
 def _numbered(raw: _Raw, names: tuple[str, ...] | None, where: str) -> Part:

@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MASKED_SCORE = -100.0
-"""Scores at or below it are those of masked keys, whatever number a model writes there."""
-
 
 def soft_labels(
     student: Tensor, teacher: Tensor, temperature: float = 1.0, mask: Tensor | None = None
@@ -83,32 +80,26 @@ def squarehead(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tenso
     return torch.stack(errors).sum()
 
 
-def attention_scores(
-    student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor | None = None
-) -> Tensor:
+def attention_scores(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Squared error of attention scores before the softmax, summed over layers.
 
-    Scores of -100 and less count as 0 on both sides. Source: TinyBERT, arXiv 1909.10351, as
-    SparseBERT, arXiv 2104.08682, uses it.
+    Source: TinyBERT, arXiv 1909.10351, as SparseBERT, arXiv 2104.08682, uses it; there the mean is
+    over padding too.
 
     Args:
         student: float [batch, heads, tokens, tokens] of each layer.
         teacher: the same.
-        mask: bool [batch, tokens]; only pairs of real tokens count. None: the mean over all, as in
-            the papers, which makes the loss depend on the padding.
+        mask: bool [batch, tokens]; only pairs of real tokens count.
 
     Raises:
         ValueError: the two differ in depth or heads.
     """
     _same_shape("attention", student, teacher)
+    real = (mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1).float()
     errors = []
     for s, t in _pairs(student, teacher):
-        s, t = _without_masked(s), _without_masked(t)
-        if mask is None:
-            errors.append(F.mse_loss(s, t))
-            continue
-        real = (mask.unsqueeze(1) & mask.unsqueeze(2)).unsqueeze(1).to(s.dtype)
-        errors.append(((s - t).square() * real).sum() / (real.sum() * s.shape[1]))
+        squares = (s.float() - t.float()).square()
+        errors.append((squares * real).sum() / (real.sum() * s.shape[1]))
     return torch.stack(errors).sum()
 
 
@@ -133,11 +124,6 @@ def similarity_matrices(student: Tensor, teacher: Tensor) -> Tensor:
     s, t = (F.normalize(x.float(), dim=1) for x in (student, teacher))
     error = (s @ s.T - t @ t.T).square()
     return (error.sum() - error.diagonal().sum()) / (count * (count - 1))
-
-
-def _without_masked(scores: Tensor) -> Tensor:
-    scores = scores.float()
-    return torch.where(scores <= MASKED_SCORE, torch.zeros_like(scores), scores)
 
 
 def _pairs(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

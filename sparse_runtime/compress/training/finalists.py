@@ -208,7 +208,8 @@ def _costs(wanted: FormatSearch, runner: StageRunner, pace: Pace) -> CostTable |
         return None
     stage = runner.recipe.stages[_first(runner.recipe)]
     model = load_model(runner.source, stage.task, runner.data).eval()
-    return mix_costs(model, wanted.plan(pace.progress))
+    (*_, quantization) = (one.quantization for one in runner.recipe.stages if one.quantization)
+    return mix_costs(model, wanted.plan(pace.progress, quantization.measured_as))
 
 
 def _search(

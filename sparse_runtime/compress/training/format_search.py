@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...spec import ActivationSpec
 from ..oneshot.allocation import CostTable, Shape, Target
-from ..oneshot.layer_format import LayerFormat
+from ..oneshot.layer_format import BY_TOKEN, LayerFormat
 from ..oneshot.plan_state import PlanState
 from ..oneshot.plans import CANDIDATES, SearchPlan
 from ..targets import COMPONENTS, encoder_linears
@@ -48,7 +49,8 @@ class FormatSearch:
         rows: of the development part that candidates are scored on, from the first; None is all.
         formats: to choose from, such as "2:4 int8"; none takes the paper's five under a share,
             dense and 2:4 in INT8 and INT4 under a target.
-        measure: costs for a latency target; ``latency_costs`` of ``tools.layer_latency``.
+        measure: costs for a latency target; ``latency_costs`` of ``tools.layer_latency``, which is
+            told the shape and how the recipe quantizes inputs.
         shape: of the batches that a latency is of; ``Shape(8, 128)`` of the same.
     """
 
@@ -64,7 +66,8 @@ class FormatSearch:
         for name in ("top", "evaluations", "rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} (--{name}) {value}: expected 1 or more")
+                option = "" if name == "rows" else f" (--{name})"
+                raise ValueError(f"{name}{option} {value}: expected 1 or more")
         if self.ratio is None:
             plan = self.plan()
             assert plan.target is not None
@@ -101,8 +104,14 @@ class FormatSearch:
             return OPTIONS
         return tuple(dict.fromkeys(map(LayerFormat.parse, self.formats or CANDIDATES)))
 
-    def plan(self, progress: bool | None = None) -> SearchPlan:
+    def plan(
+        self, progress: bool | None = None, inputs: ActivationSpec | None = BY_TOKEN
+    ) -> SearchPlan:
         """Of a target.
+
+        Args:
+            progress: as of the plan.
+            inputs: how those of integer values are quantized, where a latency is measured.
 
         Raises:
             ValueError: ``limit`` is none.
@@ -114,7 +123,9 @@ class FormatSearch:
                 f"search (--search): expected a share of the size in FP32, such as 0.125, or a "
                 f"target: {error}"
             ) from None
-        given = None if self.measure is None else partial(self.measure, shape=self.shape)
+        given = (
+            None if self.measure is None else partial(self.measure, shape=self.shape, inputs=inputs)
+        )
         return SearchPlan(target=target, candidates=self.options, measure=given, progress=progress)
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _INTEGERS_TOO = "nxm"
 _ANY_ZEROS = ("lock", "admm-integers")
 """Methods whose zeros are those of the model that they start with, whatever these are."""
 
-_WITHOUT_MASKS = ("admm", "admm-integers")
+_WITHOUT_MASKS = ("admm",)
 """Methods that leave zeros alone, which are taken for the masks of every matrix."""
 
 Groups = Mapping[ValueSpec, Mapping[str, nn.Linear]]

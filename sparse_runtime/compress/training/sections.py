@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ...spec import INTEGER_RANGES, ValueSpec
+from ...spec import DYNAMIC_ACTIVATIONS, INTEGER_RANGES, ActivationSpec, ValueSpec
 from ..patterns import Pattern
 from .contrastive_term import ContrastiveSection
 from .schema import WrongValue, regular_expression, require
@@ -153,6 +153,13 @@ class Quantization:
     include: str | None = None
     exclude: str | None = None
     per: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def measured_as(self) -> ActivationSpec | None:
+        """How inputs are quantized where times are taken, whatever a static range will be."""
+        if self.activations == "static":
+            return ActivationSpec("static", "uint8", 1.0, 128)
+        return DYNAMIC_ACTIVATIONS.get(self.activations)
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.freeze <= 1:

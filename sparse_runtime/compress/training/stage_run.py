@@ -144,7 +144,6 @@ class StageRunner:
             stage,
             models,
             self._texts(stage, models.teacher),
-            evaluation_texts(stage, self.data.dev, self.tokenizer),
             terms,
             self.seed,
         )
@@ -179,9 +178,8 @@ class StageRunner:
         if pruner is not None:
             pruner.finish()
         history = tuple(dict(entry) for entry in trainer.state.log_history)
-        report = self._report(stage, model, training.total_steps, seconds, history)
-        self._write(model, stage, workspace)
-        return report
+        self._write(model, stage, workspace)  # first: what evaluation meets must not cost the model
+        return self._report(stage, model, training.total_steps, seconds, history)
 
     def _texts(self, stage: Stage, teacher: Any) -> EncodedTexts:
         embeddings = None if stage.augment is None else teacher.get_input_embeddings().weight.cpu()

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..fake_quant import attach_fake_quant, freeze_ranges
+from ..fake_quant import attach_fake_quant, end_delay, freeze_ranges
 from .batches import passes
 from .context import Batch, LossTerm
 from .encoding import EncodedTexts
-from .evaluation import EvaluationTexts, evaluate
 from .forward import Outputs, evaluating, run
 from .recipe import Stage
 from .selection import fitting, quantized_linears
@@ -36,6 +35,27 @@ class Models:
     pooling: str
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What terms look at inside a model.
+
+    Attributes:
+        hidden: its hidden states.
+        attention: its attention scores.
+    """
+
+    hidden: bool
+    attention: bool
+
+    @classmethod
+    def of(cls, terms: Iterable[LossTerm]) -> Needs:
+        """All that one of the terms asks for."""
+        listed = list(terms)
+        return cls(
+            any(term.needs_hidden for term in listed), any(term.needs_attention for term in listed)
+        )
+
+
 class StageTraining:
     """The running stage; :class:`~.context.Training` says what others may use of it."""
 
@@ -44,7 +64,6 @@ class StageTraining:
         stage: Stage,
         models: Models,
         texts: EncodedTexts,
-        development: EvaluationTexts | None,
         terms: Sequence[LossTerm],
         seed: int,
     ) -> None:
@@ -54,17 +73,17 @@ class StageTraining:
         self.teacher = models.teacher
         self.linears: Mapping[str, nn.Linear] = {}
         self.texts = texts
-        self.development = development
         self.terms = list(terms)
         self.seed = seed
         self.examples = len(texts)
         self.labels = texts.labels
         self.steps_per_epoch, self.total_steps = stage.steps_in(len(texts.epoch_lengths))
+        self.quantize_at: int | None = None
         self.freeze_at: int | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self.last_parts: dict[str, Tensor] = {}
-        self._hidden = any(term.needs_hidden for term in self.terms)
-        self._attention = any(term.needs_attention for term in self.terms)
+        self._student = Needs.of(self.terms)
+        self._teacher = Needs.of(term for term in self.terms if term.needs_teacher)
         self._kept: dict[str, Tensor] = {}
 
     @property
@@ -89,7 +108,7 @@ class StageTraining:
         for term in self.terms:
             term.attach(self)
         needed = any(term.needs_teacher for term in self.terms)
-        inside = self._hidden or self._attention
+        inside = self._teacher.hidden or self._teacher.attention
         changing = self.stage.task == "masked_lm" or self.stage.augment is not None
         if needed and not inside and not changing:
             self._kept = self._teacher_answers()
@@ -109,14 +128,18 @@ class StageTraining:
                 weights=values,
                 activations=settings.activations,
                 outputs=outputs & linears.keys(),
+                # As many as there are at most: ``begin_step`` ends it.
                 delay=delay * self.stage.accumulation,
             )
         if settings.activations == "static":
+            self.quantize_at = delay
             # One step at least is trained with quantized inputs, and read with a known range.
             self.freeze_at = max(round(settings.freeze * self.total_steps), delay + 1)
 
     def begin_step(self, step: int) -> None:
-        """Static ranges stop moving where the stage says so."""
+        """Static ranges begin to quantize, and stop moving, where the stage says so."""
+        if step == self.quantize_at:
+            end_delay(self.model)
         if step == self.freeze_at:
             freeze_ranges(self.model)
 
@@ -126,8 +149,8 @@ class StageTraining:
             student = run(
                 self.model,
                 inputs,
-                hidden=self._hidden,
-                attention=self._attention,
+                hidden=self._student.hidden,
+                attention=self._student.attention,
                 pooling=self.pooling,
             )
             teacher = self._ask_teacher(inputs, indices)
@@ -177,17 +200,6 @@ class StageTraining:
             for module, mode in modes:
                 module.training = mode
 
-    def evaluate(self, rows: int | None = None) -> dict[str, float]:
-        """Metrics on the development part; see ``Training``."""
-        if self.development is None:
-            raise ValueError(
-                f"stage {self.stage.name!r}: needs a development part to choose by; the data has "
-                "none: add dev.csv to its folder, or give a share of the training part with "
-                "--dev 0.1"
-            )
-        part = self.development if rows is None else self.development.first(rows)
-        return evaluate(self.model, part, self.stage.task, self.models.pooling)
-
     def state_dict(self) -> dict[str, object]:
         """States of the terms, in their order."""
         return {"terms": [term.state_dict() for term in self.terms]}
@@ -217,8 +229,8 @@ class StageTraining:
             return run(
                 self.teacher,
                 inputs,
-                hidden=self._hidden,
-                attention=self._attention,
+                hidden=self._teacher.hidden,
+                attention=self._teacher.attention,
                 pooling=self.pooling,
             )
 

@@ -118,13 +118,22 @@ class Driver:
 
 @pytest.fixture
 def drive(make_model: Callable[[str], nn.Module]) -> Callable[..., Driver]:
-    """Attaches a method as a recipe's ``pruning`` section says it, over ``steps`` steps."""
+    """Attaches a method as a recipe's ``pruning`` section says it, over ``steps`` steps.
 
-    def make(pruning: dict[str, Any], steps: int = 12, **training: Any) -> Driver:
+    ``start`` is called on the model before.
+    """
+
+    def make(
+        pruning: dict[str, Any],
+        steps: int = 12,
+        start: Callable[[nn.Module], None] = lambda model: None,
+        **training: Any,
+    ) -> Driver:
         stage = {"name": "s", "task": "classification", "steps": steps, "pruning": pruning}
         section = parse({"name": "r", "stages": [stage]}).stages[0].pruning
         assert section is not None
         model = make_model("bert")
+        start(model)
         kind = PRUNERS[section.method]
         linears, patterns = pruning_targets(model, section, kind.needs_pattern)
         running = TinyTraining(model, linears, steps, **training)

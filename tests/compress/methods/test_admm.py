@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_runtime.compress.patterns import Pattern
+from sparse_runtime.compress.targets import encoder_linears
 from sparse_runtime.compress.training.pruners.admm import Splitting
 from sparse_runtime.compress.training.pruners.masked_ste import StraightMask
 from sparse_runtime.compress.training.pruners.projections import projection
@@ -138,6 +139,24 @@ def test_finish_projects_on_integers_too(drive: Callable[..., Any]) -> None:
         integers, scales = cast_values(weight, ValueSpec("int8", "chunk", 32))
         spread = scales.repeat_interleave(32)[: len(weight), None]
         torch.testing.assert_close(integers * spread, weight, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def halve(model: nn.Module) -> None:
+    for linear in encoder_linears(model).values():
+        linear.weight.copy_(TWO_OF_FOUR(linear.weight))
+
+
+def test_integers_keep_the_zeros_that_weights_start_with(drive: Callable[..., Any]) -> None:
+    run = drive(INTEGERS, 6, start=halve)
+    zeros = {name: one == 0 for name, one in run.used_weights().items()}
+    assert all(one.double().mean() == 0.5 for one in zeros.values())
+    run.run(6, lambda step: _stay_zero(run, zeros))
+    assert all((weight[zeros[name]] == 0).all() for name, weight in run.finish().items())
+
+
+def _stay_zero(run: Any, zeros: dict[str, Tensor]) -> None:
+    assert all((run.used_weights()[name][one] == 0).all() for name, one in zeros.items())
 
 
 @pytest.mark.parametrize("pruning", [ADMM, INTEGERS, STE, {**STE, "every": 2}], ids=str)

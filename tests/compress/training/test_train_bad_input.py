@@ -125,7 +125,19 @@ ON_THE_MODEL: list[tuple[str, dict[str, Any], str, str]] = [
         "at most the 2048 weights of the largest matrix",
     ),
     ("", {"task": "masked_lm"}, "teacher: 'teacher'", "a stage of that task"),
-    ("", {"task": "regression"}, "teacher: 'teacher'", "a stage of that task"),
+    ("", {"task": "regression"}, "task: regression needs scores", "name the column score"),
+    (
+        "",
+        {"freeze": ["layer.0."], "pruning": {"method": "obert", "structure": "unstructured@0.5"}},
+        "freeze: fits bert.encoder.layer.0.",
+        "obert chooses by; leave it out of freeze",
+    ),
+    (
+        "",
+        {"freeze": ["layer.1.output"], "pruning": {"method": "structured", "ratios": [0.5]}},
+        "freeze: fits bert.encoder.layer.1.output.dense.weight",
+        "leave it out of freeze",
+    ),
     ("", {"teacher": "model"}, "teacher: 'model' has no head", "id2label"),
     (
         "",

@@ -110,6 +110,32 @@ def test_an_unknown_label_and_two_training_files_are_refused(tmp_path) -> None:
         load_data(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ("text,label\na,1\n", "text\nb\n", "texts with labels as in the .*got texts without"),
+        ("text,label\na,1\n", "text,score\nb,2\n", "with labels as .* got texts with scores"),
+        (
+            "sentence1,sentence2,label\na,b,1\n",
+            "text,label\nb,1\n",
+            "pairs of texts with labels as .* got texts with labels",
+        ),
+    ],
+)
+def test_parts_are_alike(train, test, expected, tmp_path) -> None:
+    (tmp_path / "train.csv").write_text(train)
+    (tmp_path / "test.csv").write_text(test)
+    with pytest.raises(ValueError, match=f"test: expected {expected}"):
+        load_data(tmp_path)
+
+
+def test_plain_texts_to_train_on_and_scores_to_report(tmp_path) -> None:
+    (tmp_path / "texts.txt").write_text("x\ny\n")
+    (tmp_path / "test.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t2\n")
+    data = load_data(tmp_path)
+    assert data.train == Part(("x", "y")) and data.test == Part(("a",), ("b",), (2.0,))
+
+
 def test_rows_are_set_aside_once_each_and_always_the_same() -> None:
     data = Data(Part(tuple(map(str, range(100))), labels=tuple(range(100))))
     cut = set_aside(data, dev=0.1, test=0.2)

@@ -65,13 +65,12 @@ def test_hidden_states_and_squarehead_on_real_tokens() -> None:
     assert float(squarehead(student, teacher, mask)) == pytest.approx(0.25 + 0.25)
 
 
-def test_attention_scores_of_masked_keys_count_as_0() -> None:
-    student = [torch.tensor([[[[1.0, -10000.0], [0.0, 2.0]]]])]
-    teacher = [torch.tensor([[[[3.0, -1e9], [0.0, 0.0]]]])]
-    assert float(attention_scores(student, teacher)) == pytest.approx((4 + 0 + 0 + 4) / 4)
-    # -100 itself counts as masked, -99 does not.
-    edge = [torch.tensor([[[[-100.0, -99.0]]]])], [torch.tensor([[[[0.0, 0.0]]]])]
-    assert float(attention_scores(*edge)) == pytest.approx(99**2 / 2)
+def test_attention_scores_in_numbers() -> None:
+    student = [torch.tensor([[[[1.0, -3.0], [0.0, 2.0]]]])]
+    teacher = [torch.tensor([[[[3.0, -1.0], [0.0, 0.0]]]])]
+    both, first = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+    assert float(attention_scores(student, teacher, both)) == pytest.approx((4 + 4 + 0 + 4) / 4)
+    assert float(attention_scores(student, teacher, first)) == pytest.approx(4)
 
 
 def test_attention_scores_of_real_tokens_do_not_depend_on_padding() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 import sparse_runtime as sr
 from sparse_runtime.compress import FormatSearch
 from sparse_runtime.compress.oneshot.allocation import CostTable, Target
-from sparse_runtime.compress.oneshot.layer_format import LayerFormat
+from sparse_runtime.compress.oneshot.layer_format import BY_TOKEN, LayerFormat
 from sparse_runtime.compress.targets import COMPONENTS, component
 from sparse_runtime.compress.training import finalists
 from sparse_runtime.compress.training.configuration_search import within_ratio
@@ -28,6 +27,7 @@ from sparse_runtime.compress.training.run import train
 from sparse_runtime.compress.training.stage_run import StageRunner
 from sparse_runtime.compress.training.trainer import PrunerCallback
 from sparse_runtime.compress.training.workspace import FOUND
+from sparse_runtime.spec import DYNAMIC_ACTIVATIONS
 from sparse_runtime.tools.layer_latency import Shape, latency_costs
 
 SHORT = ("*.steps=3", "*.batch_size=15")
@@ -129,7 +129,12 @@ def test_a_format_for_each_layer_under_a_target(
     monkeypatch.setattr(
         finalists, "mix_costs", lambda *told: costs.append(counted(*told)) or costs[-1]
     )
-    measure = partial(latency_costs, rounds=2)
+    inputs = []
+
+    def measure(*told, **more):
+        inputs.append(more["inputs"])
+        return latency_costs(*told, rounds=2, **more)
+
     formats = ("dense int8", "2:4 int8", "2:4 int4")
     shape = Shape(2, 8) if limit.startswith("latency") else None
     wanted = FormatSearch(limit, top=2, formats=formats, measure=measure, shape=shape)
@@ -149,6 +154,8 @@ def test_a_format_for_each_layer_under_a_target(
     assert len(report.search.trained) == min(2, len(found))
     chosen = found[report.search.chosen].configuration
     assert len(chosen) == 12
+    # As the recipe quantizes them.
+    assert set(inputs) == ({DYNAMIC_ACTIVATIONS["symmetric"]} if shape else set())
     if limit.startswith("latency"):
         # Queries, keys and values run as one product, and cost what it costs.
         parts = ("query", "key", "value")
@@ -205,7 +212,7 @@ def test_the_shape_is_part_of_the_search() -> None:
         FormatSearch("latency=1x", measure=latency_costs, shape=Shape(batch, 8)) for batch in (1, 2)
     )
     assert (one.to_dict()["shape"], other.to_dict()["shape"]) == ("1x8", "2x8")
-    assert one.plan().measure.keywords == {"shape": Shape(1, 8)}
+    assert one.plan().measure.keywords == {"shape": Shape(1, 8), "inputs": BY_TOKEN}
 
 
 def test_recipes_whose_own_words_do_not_fit_what_is_found(search: Callable[..., Any]) -> None:

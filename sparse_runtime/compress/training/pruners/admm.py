@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ....spec import INTEGER_RANGES, ValueSpec
-from ...masks import original_weight
+from ...masks import lock_masks, original_weight
 from ..context import Training
 from ..schema import WrongValue, require
 from .base import Pruner
@@ -173,9 +173,16 @@ class AdmmPruner(Pruner):
 
 
 class AdmmIntegersPruner(AdmmPruner):
-    """ADMM towards integers alone, dense or with the zeros that weights have."""
+    """ADMM towards integers alone, dense or with the zeros that weights start with."""
 
     needs_pattern = False
+
+    def attach(
+        self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
+    ) -> None:
+        """Mask what is zero now."""
+        super().attach(model, linears, training)
+        lock_masks(model, self.linears)
 
     @classmethod
     def check(cls, settings: Pruning) -> None:

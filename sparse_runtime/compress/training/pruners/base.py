@@ -14,11 +14,12 @@ Order of the calls, where steps and epochs count from 0::
             optimizer
             end_step(step)                 projections of weights; the step's learning rate still
                                            holds, gradients are not cleared yet
-    finish                                 once; the trainer bakes what is left in the weights
+    finish                                 once; what is left in the weights is baked as they are
+                                           written
 
 Masks and whatever else a pruner puts on a weight are parametrizations that derive from
-:class:`~sparse_runtime.compress.masks.WeightTransform`: these :func:`~.masks.bake` writes into the
-weight after ``finish``, together with fake quantization, which comes after them.
+:class:`~sparse_runtime.compress.masks.WeightTransform`: these :func:`~.writing.write_checkpoint`
+bakes into what it writes, after ``finish``, with fake quantization, which comes after them.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ..schema import WrongValue
 
 if TYPE_CHECKING:
     from ...patterns import Pattern
+    from ...targets import Component
     from ..context import Training
     from ..sections import Pruning, Schedule
 
@@ -58,6 +60,7 @@ class Pruner:
         needs_pattern: whether its sections state patterns; others may not.
         ranks_together: whether it can rank all matrices together (scope global).
         learns_scores: whether it trains parameters of its own, which no ``freeze`` reaches.
+        reads_gradients: components whose weights' gradients it asks for: none may be frozen.
         patterns: name of a linear -> the pattern it is to have; empty for methods without
             a pattern (lock).
         model: the student, from ``attach`` on.
@@ -69,6 +72,7 @@ class Pruner:
     needs_pattern: ClassVar[bool] = True
     ranks_together: ClassVar[bool] = False
     learns_scores: ClassVar[bool] = False
+    reads_gradients: ClassVar[tuple[Component, ...]] = ()
 
     model: nn.Module
     linears: dict[str, nn.Linear]
@@ -179,7 +183,7 @@ class Pruner:
     def finish(self) -> None:
         """Final projection: the weights that the layers multiply with fit their patterns.
 
-        Parametrizations may stay: the trainer bakes them.
+        Parametrizations may stay: they are baked as the weights are written.
         """
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:

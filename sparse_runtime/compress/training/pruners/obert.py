@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...masks import Mask, attach_masks, original_weight
 from ...patterns import Pattern, global_masks
 from ...schedules import CubicSparsity
+from ...targets import COMPONENTS
 from ..context import Training
 from ..schema import WrongValue, require
 from .base import Pruner, cubic, mask_metrics
@@ -63,6 +64,7 @@ class ObertPruner(Pruner):
 
     Options = ObertOptions
     ranks_together = True
+    reads_gradients = COMPONENTS
     masks: dict[str, Mask]
 
     @classmethod

@@ -96,6 +96,7 @@ class StructuredPruner(Pruner):
 
     Options = StructuredOptions
     needs_pattern = False
+    reads_gradients = ("attention_output", "ffn_out")
     masks: dict[str, Mask]
     heads: Tensor
     neurons: Tensor
