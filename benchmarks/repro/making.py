@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,8 @@ class Made:
         steps: optimizer steps.
         weights: of the encoder's matrices, zeros included.
         found: changes of the recipe that a search gave.
+        told: changes of the recipe, or arguments of the one-shot call, that it was made with; None
+            where the note does not say.
     """
 
     metric: float | None
@@ -48,6 +50,7 @@ class Made:
     steps: int
     weights: int
     found: tuple[str, ...] = ()
+    told: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,16 +135,21 @@ class Maker:
 
     def settings(self) -> list[str]:
         """What a reader needs to know to repeat the run."""
-        ways: Iterable[tuple[str, object]] = (
-            *(self.experiment.one_shot or {}).items(),
-            *self.experiment.convert.items(),
-        )
-        return [*self.changes(), *(f"{name}={value}" for name, value in ways)]
+        return [*self._told(), *_words(self.experiment.convert)]
+
+    def _told(self) -> tuple[str, ...]:
+        return (*self.changes(), *_words(self.experiment.one_shot or {}))
 
     def _checkpoint(self) -> tuple[Path, Made]:
         checkpoint, note = self.place / "checkpoint", self.place / MADE
         if note.is_file():
-            return checkpoint, Made(**json.loads(note.read_text(encoding="utf-8")))
+            made = Made(**json.loads(note.read_text(encoding="utf-8")))
+            if made.told is not None and tuple(made.told) != self._told():
+                raise ValueError(
+                    f"{self.place}: was made with {', '.join(made.told)}, and is asked for with "
+                    f"{', '.join(self._told())}; remove it, or give another --dir"
+                )
+            return checkpoint, made
         self.place.mkdir(parents=True, exist_ok=True)
         if self.experiment.recipe is not None:
             made = self._train(checkpoint)
@@ -149,7 +157,7 @@ class Maker:
             made = self._one_shot(checkpoint)
         else:
             return self.dense, self._as_it_is()
-        note.write_text(json.dumps(asdict(made)), encoding="utf-8")
+        note.write_text(json.dumps(asdict(replace(made, told=self._told()))), encoding="utf-8")
         return checkpoint, made
 
     def _train(self, out: Path) -> Made:
@@ -224,6 +232,10 @@ def dense_metric(checkpoint: Path, task: str, data: Data) -> float:
     assert part is not None
     found = evaluate(model, part, "embedding", sentence_pooling(checkpoint, "auto"))
     return found[METRICS[task]]
+
+
+def _words(arguments: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in arguments.items())
 
 
 def _longer(stage: Stage) -> Stage:

@@ -109,11 +109,12 @@ def append_line(line: dict[str, Any], path: Path) -> None:
 def read(path: Path) -> tuple[list[Run], list[Latency]]:
     """Runs and latencies of a file; of what is there twice, the last line counts.
 
-    Latencies are those of one machine, the one that was measured last: others do not compare.
+    Latencies are those of one machine and number of threads, the ones that were measured last:
+    others do not compare.
     """
     runs: dict[Any, Run] = {}
     latencies: dict[Any, Latency] = {}
-    machine: str | None = None
+    last: tuple[str | None, int] | None = None
     for line in lines(path):
         kind = line.pop("kind", None)
         if kind == KIND:
@@ -122,9 +123,9 @@ def read(path: Path) -> tuple[list[Run], list[Latency]]:
         elif kind == f"{KIND}-latency":
             one = Latency(**_known(line, Latency))
             latencies[one.experiment, one.task, one.threads, one.batch, one.tokens] = one
-            machine = one.environment.get("device")
+            last = one.environment.get("device"), one.threads
     return list(runs.values()), [
-        one for one in latencies.values() if one.environment.get("device") == machine
+        one for one in latencies.values() if (one.environment.get("device"), one.threads) == last
     ]
 
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -80,6 +81,14 @@ def run_all(jobs: Sequence[Job], bench: Bench, results: Path, processes: int) ->
                 job = running.pop(future)
                 try:
                     run = future.result()
+                except BrokenProcessPool:
+                    # What ran beside it is lost too, and nothing more can be begun.
+                    lost = ", ".join(_name(one) for one in (job, *running.values()))
+                    return [
+                        *failures,
+                        f"a process of {lost} was killed, by the system where memory ran out; run "
+                        "again with fewer --jobs: what is done is not made again",
+                    ]
                 except Exception as error:  # one experiment that fails must not stop the others
                     traceback.print_exception(error, file=sys.stderr)
                     failures.append(f"{_name(job)}: {type(error).__name__}: {error}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,26 @@ def test_latencies_of_two_machines_do_not_mix(tmp_path: Path) -> None:
     for name, device, p50_ms in (("a", "x", 1.0), ("b", "x", 2.0), ("a", "y", 3.0)):
         append(replace(latency_of(name, 1, p50_ms), environment={"device": device}), file)
     assert [(one.experiment, one.p50_ms) for one in read(file)[1]] == [("a", 3.0)]
+    # Nor do those of two numbers of threads.
+    more = replace(latency_of("b", 1, 4.0), environment={"device": "y"}, threads=1)
+    append(more, file)
+    assert read(file)[1] == [more]
+
+
+def _killed(*_: object) -> None:
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_ends_the_suite_with_what_is_to_be_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "make", _killed)
+    monkeypatch.setattr(running, "get_context", lambda _: get_context("fork"))
+    dense = next(one for one in EXPERIMENTS if one.name == DENSE)
+    jobs = [Job(dense, "mr", seed) for seed in range(3)]
+    bench = Bench(tmp_path, tmp_path, "full")
+    (said,) = running.run_all(jobs, bench, tmp_path / "results.jsonl", 2)
+    assert "was killed" in said and "fewer --jobs" in said and "seed 0" in said
 
 
 def test_the_first_seed_whose_model_is_there_is_timed(

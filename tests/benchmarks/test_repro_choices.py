@@ -50,6 +50,8 @@ def test_a_student_that_stays_its_teacher_diverges_nowhere(bench: Bench) -> None
     assert harsh.divergence_aside > 1e-5 and harsh.divergence_trained > 1e-5
     assert harsh.teacher == still.teacher
     assert harsh.changes[-len(HARSH) :] == list(HARSH)
+    with pytest.raises(ValueError, match=r"was made with .*0\.97.* is asked for with .*; remove"):
+        choose(bench, of_the_table(NINETY), TINY, 0, "harsh", STILL)
     rows = len(load_task(TINY).train)
     assert harsh.steps == -(-rows // 16)
 

@@ -14,11 +14,10 @@ def tokenized(
     part: Part, tokenizer: PreTrainedTokenizerBase, max_length: int | None
 ) -> BatchEncoding:
     """Every row, pairs as pairs, cut to ``max_length`` tokens and to the tokenizer's limit."""
-    limit = tokenizer.model_max_length
     return tokenizer(
         list(part.texts),
         None if part.seconds is None else list(part.seconds),
         truncation=True,
-        max_length=limit if max_length is None else min(max_length, limit),
+        max_length=None if max_length is None else min(max_length, tokenizer.model_max_length),
         padding=False,
     )

@@ -114,7 +114,7 @@ def test_an_unknown_label_and_two_training_files_are_refused(tmp_path) -> None:
     ("train", "test", "expected"),
     [
         ("text,label\na,1\n", "text\nb\n", "texts with labels as in the .*got texts without"),
-        ("text,label\na,1\n", "text,score\nb,2\n", "with labels as .* got texts with scores"),
+        ("text,label\na,1\n", "text,score\nb,2\n", "texts with labels .* got texts with scores"),
         (
             "sentence1,sentence2,label\na,b,1\n",
             "text,label\nb,1\n",
