@@ -110,7 +110,7 @@ def copies(epochs: int, *more: str) -> dict[str, tuple[str, ...]]:
     return {"mr": stage("prune", f"epochs={epochs}", *augment, *more)}
 
 
-STATES_FIRST = ("distillation.logits=0.25", "learning_rate=1.0e-3", "pruning.scope=uniform")
+STATES_FIRST = ("distillation.logits=0.0625", "learning_rate=1.0e-3", "pruning.scope=uniform")
 """More weight on hidden states, and larger steps: chosen on the rows that are set aside."""
 
 
