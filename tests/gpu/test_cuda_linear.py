@@ -183,7 +183,7 @@ def test_tuning_measures_and_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     forget()
     layer = layer_of("2:4")
-    report = sr.tune(layer, tokens=[16, 64], seconds=30)
+    report = sr.tune(layer, tokens=[16, 64], seconds=60)
     families = {(timing.tokens, timing.family) for timing in report.found.timings}
     assert {(16, "triton.dense"), (64, "triton.dense"), (64, "cublas")} <= families
     wrong = [f for f in report.found.failures if "not PyTorch's" in f.reason]
