@@ -152,6 +152,21 @@ def test_a_configuration_that_fails_or_computes_something_else_is_not_used(
     assert report.timings == [] and len(report.failures) == 2
 
 
+def test_a_candidate_without_memory_for_its_operands_does_not_end_the_tuning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family = type(FAMILIES[0])
+
+    def variant(self: Any, *given: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(family, "variant", variant)
+    report = tune_requests([request_of()], timer=times({}), regimes=[16, 64])
+    assert {(t.tokens, t.family) for t in report.timings} == {(64, "cublas")}
+    assert {(f.tokens, f.family) for f in report.failures} == {(16, family.name), (64, family.name)}
+    assert "OutOfMemoryError: CUDA out of memory" in report.failures[0].reason
+
+
 def test_a_wrong_kernel_leaves_no_counts_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     layers, family = stack_layers(request_of()), FAMILIES[0]
     packed = family.pack(layers)

@@ -143,7 +143,7 @@ class _Search:
                     self.report.skipped.append((problem, tokens))
                     return
                 break
-            timing = self._measure(Trial(family, config, layers, packed, tokens), problem)
+            timing = self._measure(problem, layers, tokens, family, packed, config)
             known = best.get(family.name)
             if timing is not None and (known is None or timing.cold < known.cold):
                 best[family.name] = timing
@@ -171,18 +171,26 @@ class _Search:
         for turn, row in enumerate(zip_longest(*lists)):
             yield from ((turn, entry) for entry in row if entry is not None)
 
-    def _measure(self, trial: Trial, problem: Problem) -> Timing | None:
-        family, config = trial.family, trial.config
+    def _measure(
+        self,
+        problem: Problem,
+        layers: StackedLayers,
+        tokens: int,
+        family: Family,
+        packed: Any,
+        config: Any,
+    ) -> Timing | None:
         reason: str | Exception | None
         try:
+            trial = Trial(family, config, layers, packed, tokens)
             reason = trial.wrong()
             if reason is None:
                 cold, warm = self._timer(trial)
                 fields = () if config is None else tuple(config)
-                return Timing(problem, trial.tokens, family.name, fields, cold, warm)
-        except Exception as error:  # whatever a compiler or a library says: the others go on
+                return Timing(problem, tokens, family.name, fields, cold, warm)
+        except Exception as error:  # memory, or what a compiler or a library says: the others go on
             reason = error
-        self._fail(problem, trial.tokens, family, config, reason)
+        self._fail(problem, tokens, family, config, reason)
         return None
 
     def _fail(
