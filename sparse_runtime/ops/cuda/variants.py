@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -115,10 +116,11 @@ class Cusparselt(Variant):
         """Compress ``matrix``, int8, bf16 or fp16 [out, in] with two of four inputs."""
         from ...kernels.linear.epilogue_rows_triton import epilogue_rows
 
+        self._product = torch.int32 if matrix.dtype == torch.int8 else None
+        self._turns = _cusparselt_turns(matrix.device, matrix.dtype, self._product)
         self._packed = torch._cslt_compress(matrix)
         self.nbytes = self._packed.nbytes
         self._multiple = 16 if matrix.dtype == torch.int8 else 8
-        self._product = torch.int32 if matrix.dtype == torch.int8 else None
         self._epilogue_rows = epilogue_rows
 
     def launch(
@@ -134,9 +136,28 @@ class Cusparselt(Variant):
         missing = -len(rows) % self._multiple
         padded = torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows
         acc = torch._cslt_sparse_mm(
-            self._packed, padded.t(), out_dtype=self._product, transpose_result=True
+            self._packed, padded.t(), out_dtype=self._product, transpose_result=self._turns
         )
+        if not self._turns:
+            acc = acc.t().contiguous()
         self._epilogue_rows(acc[: len(rows)], quantized, epilogue, activation, target, scheme)
 
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         return 0, 0
+
+
+@cache
+def _cusparselt_turns(
+    device: torch.device, dtype: torch.dtype, product: torch.dtype | None
+) -> bool:
+    """Whether this release stores a result with the outputs of a token side by side.
+
+    Asked once, by a small product while a weight is packed, which no graph captures.
+    """
+    small = torch.zeros(32, 64, dtype=dtype, device=device)
+    try:
+        packed = torch._cslt_compress(small)
+        torch._cslt_sparse_mm(packed, small.t(), out_dtype=product, transpose_result=True)
+    except RuntimeError:
+        return False
+    return True
