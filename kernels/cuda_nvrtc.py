@@ -181,6 +181,16 @@ class RuntimeLibrary(Library):
         if found is not None:
             return found
         binary, names = self.nvrtc.compiled(_expressions(group), device)
+        with torch.cuda.device(device):
+            # A module belongs to the thread's context. PyTorch makes one when it first uses the
+            # GPU, and the driver none by itself.
+            torch.zeros(1, device="cuda")
+            found = self._load(binary, names)
+        self._loaded[device, group] = found
+        return found
+
+    def _load(self, binary: bytes, names: dict[str, str]) -> dict[str, Function]:
+        """Kernels of a binary in the current context, by name expression."""
         module = c_void_p()
         self._check(self.driver.cuModuleLoadData(byref(module), binary))
         found = {}
@@ -191,7 +201,6 @@ class RuntimeLibrary(Library):
                 size = (_MOST_SHARED_BYTES, tile.shared)
                 self._check(self.driver.cuFuncSetAttribute(handle, *size))
             found[expression] = Function(handle, tile)
-        self._loaded[device, group] = found
         return found
 
     def _check(self, status: int) -> None:

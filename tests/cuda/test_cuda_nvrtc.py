@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -309,6 +311,30 @@ def test_nvrtc_compiles_the_sources(architecture: str) -> None:
         assert binary[:4] == b"\x7fELF" and set(names) == set(expressions)
         for name in names.values():
             assert (tile_of(name) is None) == (group == "pack")
+
+
+def test_a_context_is_made_before_kernels_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+
+    @contextmanager
+    def device(number: int) -> Iterator[None]:
+        done.append(number)
+        yield
+        done.append("left")
+
+    def load(*given: Any) -> int:
+        done.append("loaded")
+        return 0
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: done.append(device))
+    library = object.__new__(RuntimeLibrary)
+    library._loaded = {}
+    library.nvrtc = SimpleNamespace(compiled=lambda expressions, device: (b"", {"pack": "name"}))
+    library.driver = SimpleNamespace(cuModuleLoadData=load, cuModuleGetFunction=lambda *given: 0)
+    found = library._functions("pack", 1)
+    assert done == [1, "cuda", "loaded", "left"] and found["pack"].tile is None
+    assert library._functions("pack", 1) is found and len(done) == 4
 
 
 def test_the_sources_lie_beside_the_kernels(checkout_root: Path) -> None:
