@@ -12,10 +12,14 @@
 #                                       9 and 10 the same in bf16
 #
 #   PYTHON                 interpreter with torch, triton and pytest (default: python3)
-#   OUT                    folder for results (default: benchmarks/results)
+#   OUT                    folder for results (default: benchmarks/results); what is printed is in its log too
 #   BUILD                  0: take the C++ extension and the CUDA library as they lie there
 #   WORKERS                processes that share the tests (default: 8, where pytest-xdist is installed)
-#   SPARSE_RUNTIME_COMMIT  the commit, where the checkout brings no history
+#   SPARSE_RUNTIME_COMMIT  the commit, where the checkout brings no history (default: a hash of the sources)
+#
+# The kernels for sm_90a need CUTLASS's headers. Where these are missing, build the library elsewhere
+# (SPARSE_RUNTIME_CUTLASS, docs/kernels/cuda_library.md) and bring sparse_runtime/libsparse_runtime_cuda.so
+# along, which git ignores: it runs under any torch and Python.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -32,6 +36,11 @@ unset TRITON_INTERPRET TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
   exit 1
 }
 mkdir -p "$out"
+if [[ -n ${OUT:-} ]]; then
+  exec > >(tee -i -a "$out/log") 2>&1
+  logger=$!
+  trap 'exec >&- 2>&-; wait "$logger"' EXIT
+fi
 
 # With nvcc, the CUDA library too. One that lies there already is used as it is where CUTLASS's headers
 # are missing, for it would lose its kernels for sm_90a.
@@ -48,13 +57,17 @@ fi
 
 wanted() { [[ $part == all || $part == "$1" ]]; }
 
-# Runs a step of at most so many seconds and appends a JSON line with its exit status. The steps of
-# a part leave a minute of its ten for starting.
 failed=0
+# What a shell in the background starts ignores interrupts.
+interruptible=()
+if env --default-signal=INT true 2>/dev/null; then interruptible=(env --default-signal=INT); fi
+
+# Runs a step of at most so many seconds and appends a JSON line with its exit status. The steps of
+# a part leave a minute of its ten for starting. Interrupted, pytest still says what has failed.
 step() {
   local name=$1 seconds=$2 status=0
   shift 2
-  timeout "$seconds" "$@" || status=$?
+  timeout -s INT -k 20 "$seconds" "${interruptible[@]}" "$@" || status=$?
   "$python" -m sparse_runtime.benchmarks.gpu.step "$name" "$status" --out "$out" || failed=1
   if [[ $status != 0 ]]; then failed=1; fi
 }
@@ -75,13 +88,13 @@ fi
 
 # Hand-written kernels that fault or hang would take down whatever runs beside them: a short test of
 # each kind says which are left out from here on, on this device and at this commit. Part 1 asks anew, and
-# so does every part where no commit says what the kernels are.
-key=$("$python" -c 'import os, torch
-from sparse_runtime.benchmarks.records import commit_of_checkout
-print(torch.cuda.get_device_name(), os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout())')
+# so does every part where files were changed since.
+key=$("$python" -c 'import torch
+from sparse_runtime.benchmarks.gpu.surroundings import commit
+print(torch.cuda.get_device_name(), commit())')
 left_out=${XDG_CACHE_HOME:-$HOME/.cache}/sparse_runtime/gpu_check.without.${key//[^[:alnum:]]/-}
 leave_out() {
-  if [[ $key == *+ || $key == *None ]]; then rm -f "$left_out"; fi
+  if [[ $key == *+ ]]; then rm -f "$left_out"; fi
   if [[ ! -e $left_out ]]; then
     local kinds=() kind status
     for kind in mma hopper; do
@@ -109,13 +122,20 @@ if wanted 2; then
   if command -v compute-sanitizer >/dev/null; then
     # Small cases, chosen for their edges: off-tile shapes and kernels whose programs count each other.
     # Each tensor has memory of its own, or what lies behind it would be another's. What libraries ask
-    # of the CUDA API in vain is no error.
-    for tool in "memcheck --report-api-errors no" racecheck; do
-      # shellcheck disable=SC2086  # words of their own
-      step "${tool%% *}" 270 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-        compute-sanitizer --tool $tool --error-exitcode 9 --target-processes all \
-        "${tests[@]}" -m sanitize "${workers[@]}"
-    done
+    # of the CUDA API in vain is no error. The Hopper kernels, which no emulator has run, hide nobody's.
+    sanitize() {
+      local name=$1 seconds=$2 kind=$3
+      shift 3
+      step "$name" "$seconds" env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+        compute-sanitizer --tool "$@" --error-exitcode 9 --target-processes all \
+        "${tests[@]}" -m sanitize -k "$kind" "${workers[@]}" "${limit[@]}"
+    }
+    memcheck=(memcheck --report-api-errors no)
+    racecheck=(racecheck --racecheck-detect-level error)
+    sanitize memcheck 170 "not hopper" "${memcheck[@]}"
+    sanitize racecheck 170 "not hopper" "${racecheck[@]}"
+    sanitize "memcheck hopper" 90 hopper "${memcheck[@]}"
+    sanitize "racecheck hopper" 90 hopper "${racecheck[@]}"
   else
     echo "sanitizer: skipped, compute-sanitizer is not on PATH"
   fi

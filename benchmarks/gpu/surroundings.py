@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 
 from sparse_runtime.benchmarks.records import commit_of_checkout
 
 PACKAGES = ("sparse-runtime", "torch", "triton", "transformers", "torchao", "cupy-cuda13x", "numpy")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("benchmarks", "csrc", "kernels", "sparse_runtime", "tests")
+SOURCES = {".c", ".cc", ".cu", ".h", ".map", ".py"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class GpuSurroundings:
         driver: version of the driver, or None where nvidia-smi is missing.
         cuda: version of CUDA that torch was built with.
         versions: of the packages that the figures depend on.
-        commit: of the checkout, "+" behind it where files were changed; None outside of one.
+        commit: see :func:`commit`.
         time: start of the run, UTC, ISO 8601.
     """
 
@@ -40,7 +48,7 @@ class GpuSurroundings:
     driver: str | None
     cuda: str | None
     versions: dict[str, str]
-    commit: str | None
+    commit: str
     time: str
 
 
@@ -56,10 +64,25 @@ def surroundings(device: int = 0) -> GpuSurroundings:
         driver=_driver(),
         cuda=torch.version.cuda,
         versions=_versions(),
-        # A copied working tree brings no history with it.
-        commit=os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout(),
+        commit=commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def commit() -> str:
+    """What ``SPARSE_RUNTIME_COMMIT`` says, or the checkout's commit, "+" behind it where files were
+    changed, or, of a copied tree that brings no history, "sources-" and a hash."""
+    return os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout() or _hash_of_sources()
+
+
+@cache
+def _hash_of_sources() -> str:
+    found = hashlib.sha256()
+    for room in ROOMS:
+        for path in sorted((ROOT / room).rglob("*")):
+            if path.suffix in SOURCES and path.is_file():
+                found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
+    return f"sources-{found.hexdigest()[:12]}"
 
 
 def file_name(device: str) -> str:

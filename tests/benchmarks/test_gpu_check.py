@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +16,7 @@ echo "$*" >> "$LOG"
 case "$*" in
   *get_device_name*) echo "$KEY";;
   *setup.py*) exit 1;;
-  *'-m pytest'*) exit "${TESTS_END:-3}";;
+  *'-m pytest'*) eval "${TEST:-}"; exit "${TESTS_END:-3}";;
 esac
 """
 DRIVERS = {
@@ -37,7 +38,9 @@ def check(root: Path, folder: Path, *options: str, **given: str) -> tuple[int, l
     log.write_text("")
     own = {"PYTHON": str(python), "OUT": str(folder / "out"), "LOG": str(log)}
     own |= {"KEY": "Some GPU 0123abc", "XDG_CACHE_HOME": str(folder / "cache"), **given}
-    command = ["bash", str(root / "benchmarks/gpu_check.sh"), *options]
+    # As in the background of another script.
+    command = ["bash", "-c", "trap '' INT; exec bash \"$@\"", "bash"]
+    command += [str(root / "benchmarks/gpu_check.sh"), *options]
     done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True)
     return done.returncode, log.read_text().splitlines(), done.stdout + done.stderr
 
@@ -68,11 +71,36 @@ def test_the_sanitizer_runs_each_tool(checkout_root: Path, tmp_path: Path) -> No
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     status, asked, _ = check(checkout_root, tmp_path, "--part", "2", BUILD="0", PATH=path)
     ran = [line for line in asked if "compute-sanitizer --tool" in line]
-    assert status == 1 and len(ran) == 2
-    assert "memcheck --report-api-errors no --error-exitcode 9" in ran[0]
-    assert "racecheck --error-exitcode 9" in ran[1] and "-m sanitize" in ran[1]
+    assert status == 1 and len(ran) == 4
+    for line, kind in zip(ran, ("not hopper", "not hopper", "hopper", "hopper"), strict=True):
+        assert f"-m sanitize -k {kind}" in line
+    for memory, race in (ran[:2], ran[2:]):
+        assert "memcheck --report-api-errors no --error-exitcode 9" in memory
+        assert "racecheck --racecheck-detect-level error --error-exitcode 9" in race
     steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
-    assert [line.partition("step ")[2] for line in steps] == ["memcheck 9", "racecheck 9"]
+    assert [line.partition("step ")[2] for line in steps] == [
+        "memcheck 9", "racecheck 9", "memcheck hopper 9", "racecheck hopper 9"
+    ]  # fmt: skip
+
+
+def test_a_step_without_time_is_interrupted_and_all_is_logged(
+    checkout_root: Path, tmp_path: Path
+) -> None:
+    # In the place of coreutils' own: every step's time is over at once.
+    program = tmp_path / "timeout"
+    program.write_text(f'#!/bin/sh\nshift 5\nexec {shutil.which("timeout")} -s INT -k 9 1 "$@"\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    given = {
+        "BUILD": "0",
+        "PATH": path,
+        "TEST": "trap 'echo two failed; exit 2' INT; sleep 9 & wait",
+    }
+    status, asked, said = check(checkout_root, tmp_path, "--part", "1", **given)
+    assert status == 1 and said.count("two failed") == 2
+    steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
+    assert [line.partition("step ")[2] for line in steps] == ["tests 124", "tests alone 124"]
+    assert (tmp_path / "out" / "log").read_text() == said
 
 
 @pytest.mark.parametrize("part", DRIVERS)
@@ -109,9 +137,10 @@ def test_what_is_left_out_holds_for_one_device_and_commit(
     assert asked_for("Some GPU 4567def", TESTS_END="0") == (both, False)
     assert asked_for("Other GPU 0123abc", TESTS_END="0") == (both, False)
     assert asked_for("Other GPU 0123abc") == ([], False)
-    # No commit says what these are: asked each time.
-    for unknown in ("Some GPU 0123abc+", "Some GPU None"):
-        assert [asked_for(unknown) for _ in range(2)] == [(both, True)] * 2
+    # A copied tree without history, which a hash names.
+    assert [asked_for("Some GPU sources-89ab") for _ in range(2)] == [(both, True), ([], True)]
+    # No commit says what changed files are: asked each time.
+    assert [asked_for("Some GPU 0123abc+") for _ in range(2)] == [(both, True)] * 2
 
 
 def test_where_no_test_is_collected_no_kernel_has_failed(
