@@ -27,7 +27,7 @@ from tqdm import tqdm
 from sparse_runtime import SparseModel
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
-from sparse_runtime.benchmarks.gpu.records import append, error_line, results_path
+from sparse_runtime.benchmarks.gpu.records import append, results_path, without_times
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_calls
 from sparse_runtime.benchmarks.models import random_packed, transformers_model
@@ -126,7 +126,7 @@ def run_case(
             states = output[real].float().clone()
         except Exception as error:
             torch.cuda.synchronize()
-            found[name] = {"error": error_line(error)}
+            found[name] = without_times(error)
             continue
         calls[name] = call
         if name == YARDSTICK:
@@ -177,7 +177,10 @@ def main() -> None:
             tokenizer_from=_tokenizer(),
         )
         if isinstance(workload, str):
-            print(workload)
+            if not compiled:  # once
+                skipped: dict[str, Any] = {"model": model, "workload": name, "tokens": None}
+                skipped |= {"contenders": {}, "skipped": workload}
+                append(path, "gpu_encoder", skipped, around)
             continue
         fields = {"model": model, "workload": name, "tokens": workload.tokens}
         found = run_case(models, workload, model.split()[2], options.rounds, compiled=compiled)

@@ -26,7 +26,7 @@ from torch import Tensor
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
 from sparse_runtime.benchmarks.gpu.clocks import Clocks
-from sparse_runtime.benchmarks.gpu.records import append, error_line, results_path
+from sparse_runtime.benchmarks.gpu.records import append, results_path, without_times
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
 from sparse_runtime.formats import PackedWeight
@@ -141,17 +141,25 @@ def cusparselt(x: Tensor, matrix: Tensor) -> Call:
 
 
 def contenders(layers: StackedLayers) -> Iterator[tuple[str, Callable[..., Contender]]]:
-    """Name and maker of everyone who multiplies by such a weight, dense kernels among them."""
+    """Name and maker of everyone who multiplies by such a weight, dense kernels among them.
+
+    cuSPARSELt, whose capture may fail, comes last: PyTorch 2.11 does not quite recover from it.
+    """
     machine = machine_of(layers.matrix.device)
-    for family in FAMILIES:
-        if why_not(family, layers.problem, layers.epilogue, machine) is None:
-            yield family.name, partial(kernel, family=family)
+    found: dict[str, Callable[..., Contender]] = {
+        family.name: partial(kernel, family=family)
+        for family in FAMILIES
+        if why_not(family, layers.problem, layers.epilogue, machine) is None
+    }
     if layers.matrix.dtype == torch.int8:
-        yield "torch._int_mm product", partial(library, make=int_mm)
+        found["torch._int_mm product"] = partial(library, make=int_mm)
     else:
-        yield "cublaslt product", partial(library, make=mm)
+        found["cublaslt product"] = partial(library, make=mm)
+    if "cusparselt" in found:
+        found["cusparselt"] = found.pop("cusparselt")
     if layers.problem.structure == "2:4":
-        yield "cusparselt searched product", partial(library, make=cusparselt)
+        found["cusparselt searched product"] = partial(library, make=cusparselt)
+    yield from found.items()
 
 
 def run_case(layers: StackedLayers, tokens: int, copies: int) -> dict[str, dict[str, Any]]:
@@ -163,7 +171,7 @@ def run_case(layers: StackedLayers, tokens: int, copies: int) -> dict[str, dict[
             ready[name] = make(layers, tokens, copies)
             found[name] = {"config": ready[name].config}
         except Exception as error:  # a compiler's or a library's: the others go on
-            found[name] = {"error": error_line(error)}
+            found[name] = without_times(error)
     runs: dict[str, dict[str, Sequence[Call]]] = {
         "cold_us": {name: contender.cold for name, contender in ready.items()},
         "warm_us": {name: [contender.warm] for name, contender in ready.items()},

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparse_runtime.benchmarks.gpu.records import Skipped
 from sparse_runtime.formats import PackedWeight
 from sparse_runtime.testing import make_activations, make_packed
 
 Call = Callable[[], object]
+LEAST_INT_MM_ROWS = 17
 
 
 @dataclass(frozen=True, eq=False)  # by identity: what is made of a copy is kept for it
@@ -57,7 +59,13 @@ def cublas_bf16(layer: Layer, x: Tensor) -> Call:
 
 
 def cublas_int8(layer: Layer, x: Tensor) -> Call:
-    """The dense integer product alone: neither scales nor bias."""
+    """The dense integer product alone: neither scales nor bias.
+
+    Raises:
+        Skipped: PyTorch does not take so few rows.
+    """
+    if len(x) < LEAST_INT_MM_ROWS:
+        raise Skipped(f"torch._int_mm takes {LEAST_INT_MM_ROWS} rows or more on CUDA")
     q = x.mul(30).clamp(-127, 127).to(torch.int8)
     weight = integers(layer).t()
     return lambda: torch._int_mm(q, weight)
@@ -102,7 +110,10 @@ def torch_bsr(layer: Layer, x: Tensor) -> Call:
 
 
 def cusparse_fp32(layer: Layer, x: Tensor) -> Call:
-    """cuSPARSE's CSR product through CuPy, in float32: it has no type between."""
+    """cuSPARSE's CSR product through CuPy, in float32: it has no type between.
+
+    CuPy refuses to set cuSPARSE's stream while a graph is captured.
+    """
     import cupy
     from cupyx.scipy.sparse import csr_matrix
 

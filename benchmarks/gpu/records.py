@@ -38,6 +38,17 @@ def read(path: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == kind]
 
 
+class Skipped(Exception):
+    """A contender takes no part; with the reason."""
+
+
+def without_times(error: Exception) -> dict[str, str]:
+    """What is kept of a contender that did not run: why it was skipped, or its error."""
+    if isinstance(error, (Skipped, ModuleNotFoundError)):
+        return {"skipped": str(error)}
+    return {"error": error_line(error)}
+
+
 def error_line(error: BaseException) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

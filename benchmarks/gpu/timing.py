@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -14,9 +15,26 @@ from sparse_runtime.testing import Timing
 LAUNCHES_IN_A_GRAPH = 20
 """At least so many calls are captured together: the gap between two replays is shared by them."""
 
+CYCLES_PER_SECOND = 2e9
+"""No GPU's clock is faster by much: so many cycles take a second or longer."""
 
-def captured(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A CUDA graph of these calls, repeated in turn, and how many calls it holds.
+
+class Series(NamedTuple):
+    """Calls that are timed together.
+
+    Attributes:
+        replay: makes them.
+        calls: how many.
+        head_start: cycles that the GPU waits before the first.
+    """
+
+    replay: Callable[[], object]
+    calls: int
+    head_start: int = 0
+
+
+def captured(calls: Sequence[Callable[[], object]]) -> Series:
+    """These calls, repeated in turn, in a CUDA graph.
 
     Calls on different weights, one after the other, find them as a model does: where all of them
     together exceed the second-level cache, in memory.
@@ -36,47 +54,74 @@ def captured(calls: Sequence[Callable[[], object]]) -> tuple[torch.cuda.CUDAGrap
         for _ in range(rounds):
             for call in calls:
                 call()
-    return graph, rounds * len(calls)
+    return Series(graph.replay, rounds * len(calls))
 
 
-def replay_seconds(graph: torch.cuda.CUDAGraph, calls: int) -> float:
-    """Seconds of the GPU for one call of a captured series."""
+def queued(calls: Sequence[Callable[[], object]]) -> Series:
+    """These calls, repeated in turn, for what no graph can hold.
+
+    The GPU waits until all of them are in its queue, so what launches take is not timed, unless a
+    call itself waits for the GPU.
+    """
+    rounds = math.ceil(LAUNCHES_IN_A_GRAPH / len(calls))
+
+    def replay() -> None:
+        for _ in range(rounds):
+            for call in calls:
+                call()
+
+    replay()  # compiles and allocates
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    replay()
+    seconds = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return Series(replay, rounds * len(calls), int(2 * seconds * CYCLES_PER_SECOND))
+
+
+def replay_seconds(series: Series) -> float:
+    """Seconds of the GPU for one call of a series."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    if series.head_start:
+        torch.cuda._sleep(series.head_start)
     start.record()
-    graph.replay()
+    series.replay()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3 / calls
+    return start.elapsed_time(end) / 1e3 / series.calls
 
 
 def time_kernels(
-    contenders: Mapping[str, Sequence[Callable[[], object]]], rounds: int = 15
+    contenders: Mapping[str, Sequence[Callable[[], object]]],
+    rounds: int = 15,
+    uncaptured: Collection[str] = (),
 ) -> dict[str, Timing | str]:
     """Time series of kernels in turns.
 
     Args:
         contenders: name -> the same operation on one or several sets of operands.
         rounds: replays of each, interleaved.
+        uncaptured: those that no CUDA graph can hold: they are launched one by one.
 
     Returns:
         name -> seconds of one call on the GPU, or the error that kept it from running: one
         contender's failure does not cost the others.
     """
-    graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]] = {}
+    series: dict[str, Series] = {}
     results: dict[str, Timing | str] = {}
     for name, calls in contenders.items():
         try:
-            graphs[name] = captured(calls)
-            replay_seconds(*graphs[name])
+            series[name] = (queued if name in uncaptured else captured)(calls)
+            replay_seconds(series[name])
         except Exception as error:
             torch.cuda.synchronize()
             results[name] = error_line(error)
-            graphs.pop(name, None)
-    samples: dict[str, list[float]] = {name: [] for name in graphs}
-    order = list(graphs)
+            series.pop(name, None)
+    samples: dict[str, list[float]] = {name: [] for name in series}
+    order = list(series)
     for _ in range(rounds):
         for name in order:
-            samples[name].append(replay_seconds(*graphs[name]))
+            samples[name].append(replay_seconds(series[name]))
         order.reverse()
     return results | {name: Timing(tuple(sorted(found))) for name, found in samples.items()}
 

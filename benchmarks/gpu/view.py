@@ -80,6 +80,9 @@ def encoders(lines: Sequence[dict[str, Any]]) -> Table:
     heads = ("model", "workload", "tokens", "ours ms", "peer", "ms", "ratio")
     table = Table(*heads, title="Encoders, latency of one call")
     for line in latest(lines, "model", "workload"):
+        if "skipped" in line:
+            table.add_row(line["model"], line["workload"], "-", line["skipped"], "-", "-", "-")
+            continue
         row = [line["model"], line["workload"], str(line["tokens"])]
         table.add_row(*row, *_cells(line["contenders"], "latency_p50_ms", "{:.3f}"))
     return table

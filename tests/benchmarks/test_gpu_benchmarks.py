@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,14 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
-from sparse_runtime.benchmarks.gpu import encoders, linears
+from sparse_runtime.benchmarks.gpu import encoders, linears, surroundings, timing
 from sparse_runtime.benchmarks.gpu.records import append, error_line, read
 from sparse_runtime.benchmarks.gpu.surroundings import GpuSurroundings, file_name
-from sparse_runtime.benchmarks.gpu.timing import time_calls
+from sparse_runtime.benchmarks.gpu.timing import time_calls, time_kernels
 from sparse_runtime.benchmarks.gpu.view import encoders as encoder_table
 from sparse_runtime.benchmarks.gpu.view import fastest_peer, latest
 from sparse_runtime.benchmarks.gpu.view import linears as linear_table
-from sparse_runtime.testing import Timing, make_packed
+from sparse_runtime.ops import LinearRequest, LinearWeight
+from sparse_runtime.ops.cuda import linear as cuda_linear
+from sparse_runtime.testing import Timing, make_activations, make_packed
 
 AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00")
 
@@ -54,6 +57,32 @@ def test_a_device_names_its_file() -> None:
     assert file_name("NVIDIA H100 80GB HBM3") == "nvidia-h100-80gb-hbm3.jsonl"
 
 
+def test_a_tree_without_history_is_known_by_its_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named() -> str:
+        surroundings._hash_of_sources.cache_clear()
+        return surroundings.commit()
+
+    kernel = tmp_path / "kernels" / "kernel.py"
+    kernel.parent.mkdir()
+    kernel.write_text("1")
+    monkeypatch.setattr(surroundings, "ROOT", tmp_path)
+    monkeypatch.setattr(surroundings, "commit_of_checkout", lambda: None)
+    monkeypatch.delenv("SPARSE_RUNTIME_COMMIT", raising=False)
+    first = named()
+    assert re.fullmatch(r"sources-[0-9a-f]{12}", first)
+    kernel.with_suffix(".so").write_text("built")  # neither builds nor results change it
+    assert named() == first
+    kernel.write_text("2")
+    assert named() != first
+    monkeypatch.setattr(surroundings, "commit_of_checkout", lambda: "0123abc+")
+    assert named() == "0123abc+"
+    monkeypatch.setenv("SPARSE_RUNTIME_COMMIT", "4567def")
+    assert named() == "4567def"
+    surroundings._hash_of_sources.cache_clear()
+
+
 def test_the_latest_of_equal_cases_counts_and_the_fastest_peer() -> None:
     first = linear_line(ours={"p50_us": 9.0})
     second = linear_line(ours={"p50_us": 5.0}, slow={"p50_us": 20.0}, quick={"p50_us": 10.0})
@@ -78,6 +107,9 @@ def test_tables_show_ratios_errors_and_no_bare_products() -> None:
 def test_every_case_of_a_layer_packs_and_has_a_dense_peer(case: str) -> None:
     names = [name for name, _ in linears.contenders(case)]
     assert names[:2] == ["ours", "cublas bf16"] and len(set(names)) == len(names)
+    # What fails while a graph is captured may take those behind it along.
+    suspects = [name for name in names if name.startswith(("cusparselt", "torch bsr"))]
+    assert not suspects or names[-len(suspects) :] == suspects
     structure, _, sparsity = case.split()[0].partition("@")
     packed = make_packed(
         (128, 128), structure, float(sparsity) if sparsity else None, values=case.split()[1]
@@ -106,6 +138,92 @@ def test_a_case_runs_on_copies_and_ours_is_checked(
     monkeypatch.setattr(linears, "ours", lambda layer, x: lambda: layer.weight.new_ones(20, 32))
     error = linears.run_case(layers, 20, case)["contenders"]["ours"]["error"]
     assert error.startswith("AssertionError: ours")
+
+
+def test_who_takes_no_part_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+    call_once: Callable[..., dict[str, Timing | str]],
+) -> None:
+    monkeypatch.setattr(linears, "time_kernels", call_once)
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)  # as if it were not installed
+    layers = [linears.Layer.make((32, 64), "dense int8", "cpu")]
+    found = linears.run_case(layers, 16, "dense int8")["contenders"]
+    reason = "torch._int_mm takes 17 rows or more on CUDA"
+    assert found["cublas int8 product"] == {"skipped": reason}
+    assert "torchao" in found["torchao int8 compiled"]["skipped"]
+    assert "p50_us" in found["cublas bf16"] and "timed" not in found["cublas bf16"]
+
+
+def test_what_no_graph_can_hold_says_that_it_was_queued(
+    monkeypatch: pytest.MonkeyPatch,
+    call_once: Callable[..., dict[str, Timing | str]],
+) -> None:
+    asked: list[Any] = []
+
+    def once(calls: Any, **options: Any) -> dict[str, Timing | str]:
+        asked.append(options)
+        return call_once(calls)
+
+    monkeypatch.setattr(linears, "time_kernels", once)
+    monkeypatch.setattr(linears, "cusparse_fp32", linears.cublas_bf16)
+    case = "unstructured@0.5 int8"
+    layers = [linears.Layer.make((32, 64), case, "cpu")]
+    found = linears.run_case(layers, 20, case)["contenders"]
+    assert {n for n, c in found.items() if c.get("timed") == "queued"} == {"cusparse fp32"}
+    assert asked == [{"uncaptured": linears.UNCAPTURED}]
+
+
+def test_ours_has_a_workspace_before_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = linears.Layer.make((32, 64), "dense int8", "cpu")
+    weight = LinearWeight("layer", layer.packed, layer.bias.float())
+    request = LinearRequest((weight,), torch.device("cpu"), torch.bfloat16)
+    own = cuda_linear.CudaLinear(request)  # in the interpreter
+    monkeypatch.setattr(linears, "prepared", lambda layer, dtype: own)
+    x = make_activations(20, 64, dtype=torch.bfloat16)
+    expected = own(x)
+    linears.workspace.cache_clear()
+    call = linears.ours(layer, x)
+    assert linears.ours(layer.copy(), x).args[-1] is call.args[-1]
+    linears.workspace.cache_clear()
+    monkeypatch.setattr(cuda_linear, "workspace_for", None)  # nothing is made by the call
+    assert torch.equal(call(), expected)
+
+
+class FakeEvent:
+    """Of a GPU that takes a second a call."""
+
+    clock = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = FakeEvent.clock
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def test_what_no_graph_can_hold_is_timed_behind_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(calls: Any) -> timing.Series:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def call() -> None:
+        FakeEvent.clock += 1.0
+
+    waits: list[int] = []
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "_sleep", waits.append)
+    monkeypatch.setattr(timing, "captured", captured)
+    contenders = {"queued": [call] * 3, "captured": [call]}
+    found = time_kernels(contenders, rounds=2, uncaptured=["queued"])
+    assert found["queued"] == Timing((1.0, 1.0))
+    assert found["captured"] == "RuntimeError: operation not permitted when stream is capturing"
+    assert len(waits) == 3 and min(waits) > 0
 
 
 def test_encoders_name_shapes_that_exist_and_the_yardstick_comes_first() -> None:

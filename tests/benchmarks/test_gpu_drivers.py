@@ -74,6 +74,12 @@ def test_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     lines = read(path, "gpu_encoder")
     # Against PyTorch as it is first, then against compiled models too; nothing reads sentences.
     models = ["tiny dense int8", "tiny 2:4 bf16"]
+    skipped = [line for line in lines if "skipped" in line]
+    assert [(line["model"], line["workload"]) for line in skipped] == [
+        (model, "ragged:4") for model in models
+    ]
+    assert all("no tokenizer" in line["skipped"] for line in skipped)
+    lines = [line for line in lines if line not in skipped]
     assert [(line["model"], line["workload"]) for line in lines] == [
         (model, "2x20") for model in models * 2
     ]
@@ -85,10 +91,11 @@ def test_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     last = lines[-1]["contenders"]
     assert "torchao int8 compiled with CUDA graphs" in last  # with its times, or why not
     assert "throughput_ms" in last["torch.compile bf16"]
-    assert "tiny 2:4 bf16" in shown(monkeypatch, path, capsys)
+    text = shown(monkeypatch, path, capsys)
+    assert "tiny 2:4 bf16" in text and "ragged:4: skipped" in text
     run(monkeypatch, encoders.main, tmp_path, *options, "--seconds", "0")
     assert "no time for 8 cases" in capsys.readouterr().out
-    assert len(read(path, "gpu_encoder")) == 4
+    assert len(read(path, "gpu_encoder")) == 6
 
 
 def test_linears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

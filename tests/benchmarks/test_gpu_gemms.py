@@ -86,7 +86,11 @@ def test_the_list_is_whole() -> None:
     assert [entry[3] for entry in listed[:: 3 * 4 * len(gemms.CASES)]] == list(gemms.TOKENS)
     for case in gemms.CASES:
         layers = gemms.make_layers(SHAPE, case, CPU)
-        assert next(gemms.contenders(layers))[0] == "triton.dense"
+        names = [name for name, _ in gemms.contenders(layers)]
+        assert names[0] == "triton.dense"
+        # What fails while a graph is captured may take those behind it along.
+        libraries = [name for name in names if name.startswith("cusparselt")]
+        assert not libraries or names[-len(libraries) :] == libraries
 
 
 def test_the_check_runs_every_case(checkout_root: Path) -> None:

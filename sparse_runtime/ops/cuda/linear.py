@@ -117,7 +117,14 @@ class CudaLinear(TracedLinear):
                 f"{self.name}: expected x on {self._device}, where the layer is, got {x.device}"
             )
 
-    def run(self, x: Tensor, activation: str | None, residual: Tensor | None) -> Tensor:
+    def run(
+        self,
+        x: Tensor,
+        activation: str | None,
+        residual: Tensor | None,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
+        """:meth:`forward`, on a workspace of the caller's where one is given."""
         self.check(x, activation, residual)
         # Integers are computed with in float32; float64 has no kernels, and becomes float32.
         own = x.dtype if self._quantize is not None else self.dtype
@@ -128,8 +135,8 @@ class CudaLinear(TracedLinear):
             given = rows if self._quantize is None else self._quantize(rows)
             added = None if residual is None else rows_of(residual, dtype)
             target = Target(floats=y, floats_stride=self.out_features)
-            workspace = workspace_for(x.device, *self.workspace_needs(x.shape[0]))
-            self.launch(given, activation, added, target, "none", workspace)
+            space = workspace or workspace_for(x.device, *self.workspace_needs(x.shape[0]))
+            self.launch(given, activation, added, target, "none", space)
         return y if y.dtype == x.dtype else y.to(x.dtype)
 
 
