@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ..patterns import Pattern
-from ..targets import component, encoder_linears
+from ..targets import encoder_linears
 from .data import Data
 from .layout_checks import End, Groups, check_layout_holds
 from .models import continue_from, load_model
 from .pruners import PRUNERS
 from .recipe import MODEL, Recipe, Stage, Task
-from .selection import fitting, pruning_targets, quantized_linears
+from .selection import fits, fitting, pruning_targets, quantized_linears
 from .stage_checks import asks_labels, check_stage, in_stage
 from .task_data import masking_of, training_part, training_texts
 
@@ -207,9 +207,10 @@ def _check_gradients(stage: Stage, model: nn.Module, linears: Mapping[str, nn.Li
     """A frozen weight has no gradient to choose by."""
     assert stage.pruning is not None  # as who calls has seen
     method = stage.pruning.method
+    read = PRUNERS[method].reads_gradients
     frozen = {id(parameter) for parameter in frozen_parameters(model, stage)}
     for name, linear in linears.items():
-        if id(linear.weight) in frozen and component(name) in PRUNERS[method].reads_gradients:
+        if id(linear.weight) in frozen and any(fits(key, name) for key in read):
             raise ValueError(
                 f"freeze: fits {name}.weight, whose gradients pruning.method {method} chooses by; "
                 "leave it out of freeze, or out of the pruning (pruning.exclude)"

@@ -88,7 +88,7 @@ def _own(section: str, names: Iterable[str], per: Mapping[str, T]) -> dict[str, 
     names = list(names)
     found: dict[str, T] = {}
     for key, value in per.items():
-        hits = [name for name in names if _fits(key, name)]
+        hits = [name for name in names if fits(key, name)]
         if not hits:
             raise ValueError(
                 f"{section}: {key!r} fits none of {len(names)} matrices such as {names[0]}; "
@@ -99,7 +99,8 @@ def _own(section: str, names: Iterable[str], per: Mapping[str, T]) -> dict[str, 
     return found
 
 
-def _fits(key: str, name: str) -> bool:
+def fits(key: str, name: str) -> bool:
+    """Whether a matrix is of a component, or a regular expression is found in its name."""
     if key in COMPONENTS:
         return "pooler" not in name.split(".") and component(name) == key
     return re.search(key, name) is not None

@@ -134,6 +134,15 @@ ON_THE_MODEL: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "",
+        {
+            "freeze": ["pooler"],
+            "pruning": {"method": "obert", "structure": "unstructured@0.5", "pooler": True},
+        },
+        "freeze: fits bert.pooler.dense.weight",
+        "leave it out of freeze",
+    ),
+    (
+        "",
         {"freeze": ["layer.1.output"], "pruning": {"method": "structured", "ratios": [0.5]}},
         "freeze: fits bert.encoder.layer.1.output.dense.weight",
         "leave it out of freeze",

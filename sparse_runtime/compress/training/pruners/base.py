@@ -36,7 +36,6 @@ from ..schema import WrongValue
 
 if TYPE_CHECKING:
     from ...patterns import Pattern
-    from ...targets import Component
     from ..context import Training
     from ..sections import Pruning, Schedule
 
@@ -60,7 +59,8 @@ class Pruner:
         needs_pattern: whether its sections state patterns; others may not.
         ranks_together: whether it can rank all matrices together (scope global).
         learns_scores: whether it trains parameters of its own, which no ``freeze`` reaches.
-        reads_gradients: components whose weights' gradients it asks for: none may be frozen.
+        reads_gradients: components or regular expressions of matrices whose gradients it asks for:
+            none may be frozen.
         patterns: name of a linear -> the pattern it is to have; empty for methods without
             a pattern (lock).
         model: the student, from ``attach`` on.
@@ -72,7 +72,7 @@ class Pruner:
     needs_pattern: ClassVar[bool] = True
     ranks_together: ClassVar[bool] = False
     learns_scores: ClassVar[bool] = False
-    reads_gradients: ClassVar[tuple[Component, ...]] = ()
+    reads_gradients: ClassVar[tuple[str, ...]] = ()
 
     model: nn.Module
     linears: dict[str, nn.Linear]

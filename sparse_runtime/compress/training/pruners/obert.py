@@ -64,7 +64,7 @@ class ObertPruner(Pruner):
 
     Options = ObertOptions
     ranks_together = True
-    reads_gradients = COMPONENTS
+    reads_gradients = (*COMPONENTS, "pooler")
     masks: dict[str, Mask]
 
     @classmethod
