@@ -1,7 +1,8 @@
-"""A tiny dense BERT to convert."""
+"""A tiny dense BERT to convert, and a thread for a real one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,12 @@ def source(model: BertModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "tokenizer.json").write_text('{"version": "1.0"}')
     (directory / "README.md").write_text("stays behind")
     return directory
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Many small element-wise passes: threads only wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,15 +53,6 @@ def test_the_report_is_json_and_a_table(source: Path, tmp_path: Path) -> None:
     assert f"{report.zeroed:,} nonzero weights pruned away" in text
     assert "whole model" in text
     assert "nothing pruned" in rendered(convert(source, tmp_path / "dense"))
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many small element-wise passes: threads only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(

@@ -6,7 +6,6 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -279,15 +278,6 @@ def test_errors_are_those_of_the_reader(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"sparse_runtime": {}}')
     with pytest.raises(store.FormatError):
         inspect(tmp_path)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Many small element-wise passes: threads only wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.skipif(
