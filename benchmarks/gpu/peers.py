@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from sparse_runtime.benchmarks.gpu.records import Skipped
 from sparse_runtime.formats import PackedWeight
+from sparse_runtime.ops.cuda.families import LEAST_INT_MM_ROWS
 from sparse_runtime.testing import make_activations, make_packed
 
 Call = Callable[[], object]
-LEAST_INT_MM_ROWS = 17
 
 
 @dataclass(frozen=True, eq=False)  # by identity: what is made of a copy is kept for it

@@ -12,7 +12,7 @@ from torch import nn
 
 from ..compress.oneshot.activation_ranges import RangeMethod
 from ..compress.oneshot.allocation import Allocation, CostTable, Target, amount_text
-from ..compress.oneshot.layer_format import LayerFormat
+from ..compress.oneshot.layer_format import SOME_RANGE, LayerFormat
 from ..compress.oneshot.layerwise import Format
 from ..compress.oneshot.plan_state import PlanState
 from ..compress.oneshot.plans import NOWHERE, REFERENCE, Batches, SearchPlan
@@ -22,16 +22,12 @@ from ..compress.oneshot.sensitivity import SensitivityTable
 from ..compress.oneshot.sensitivity_files import short_name
 from ..encoders import SparseModel
 from ..formats import Compression
-from ..spec import ActivationSpec
 from .layer_latency import ROUNDS, Shape, latency_costs, measure_latency, pack_model
 
 if TYPE_CHECKING:
     from rich.console import Group
 
 SHAPE = Shape(8, 128)
-
-_SOME_RANGE = ActivationSpec("static", "uint8", 0.05, 128)
-"""Times do not depend on the range, which is known only when the layers are solved."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def prune_to_target(
     """
     wanted = Target.parse(target)
     asked = Compression.parse(activations=activations).activations
-    inputs = asked if ranges is None else _SOME_RANGE
+    inputs = asked if ranges is None else SOME_RANGE
 
     def measure(
         model: nn.Module,

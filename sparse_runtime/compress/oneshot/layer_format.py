@@ -17,6 +17,8 @@ from .layerwise import Format, solve_linear
 from .solvers import Method, SolvedLinear, SolverOptions
 
 BY_TOKEN = DYNAMIC_ACTIVATIONS["dynamic"]
+SOME_RANGE = ActivationSpec("static", "uint8", 0.05, 128)
+"""Times do not depend on the range, which may be known only when the layers are solved."""
 
 
 @dataclass(frozen=True)

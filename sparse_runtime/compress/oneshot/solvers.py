@@ -142,8 +142,9 @@ def _prune(
     if method in ("magnitude", "wanda"):
         scores = target.abs()
         if method == "wanda":
-            scores = scores * statistics.norms.to(scores)
-        mask = _by_row(pattern, scores) if method == "wanda" else pattern.mask(scores)
+            mask = _by_row(pattern, scores * statistics.norms.to(scores))
+        else:
+            mask = pattern.mask(scores)
         found = Solution(target * mask, mask)
     elif method == "obs":
         found = sweep(problem, *chooser(pattern, options.step))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +71,7 @@ class Checks:
             model = self._load(self.source, stage.task)
             masking_of(stage, self.tokenizer, 0)
             self._check_labels(stage)
-            frozen_parameters(model, stage)
+            frozen = frozen_parameters(model, stage)
             self._check_start(stage)
             self._check_teacher(stage, model)
             self._check_terms(stage, model)
@@ -79,7 +79,7 @@ class Checks:
                 words = model.get_input_embeddings().weight
                 training_texts(stage, self.data, self.tokenizer, 0, words)
             groups = self._check_quantization(stage, model)
-        linears, patterns = self._check_pruning(stage, model)
+        linears, patterns = self._check_pruning(stage, model, frozen)
         if self.paper and stage is self.recipe.stages[-1]:
             with in_stage(stage):
                 end = End(stage, encoder_linears(model), set(linears), patterns, groups)
@@ -102,7 +102,7 @@ class Checks:
         return groups
 
     def _check_pruning(
-        self, stage: Stage, model: nn.Module
+        self, stage: Stage, model: nn.Module, frozen: Iterable[nn.Parameter]
     ) -> tuple[Mapping[str, nn.Linear], Mapping[str, Pattern]]:
         settings = stage.pruning
         if settings is None:
@@ -110,7 +110,7 @@ class Checks:
         kind = PRUNERS[settings.method]
         with in_stage(stage):
             linears, patterns = pruning_targets(model, settings, kind.needs_pattern)
-            _check_gradients(stage, model, linears)
+            _check_gradients(settings.method, linears, frozen)
         with in_stage(stage, "pruning."):
             kind.check_model(settings, patterns, model, linears, self._steps(stage))
         return linears, patterns
@@ -203,14 +203,14 @@ def frozen_parameters(model: nn.Module, stage: Stage) -> list[nn.Parameter]:
     return list(frozen.values())
 
 
-def _check_gradients(stage: Stage, model: nn.Module, linears: Mapping[str, nn.Linear]) -> None:
+def _check_gradients(
+    method: str, linears: Mapping[str, nn.Linear], frozen: Iterable[nn.Parameter]
+) -> None:
     """A frozen weight has no gradient to choose by."""
-    assert stage.pruning is not None  # as who calls has seen
-    method = stage.pruning.method
     read = PRUNERS[method].reads_gradients
-    frozen = {id(parameter) for parameter in frozen_parameters(model, stage)}
+    still = set(map(id, frozen))
     for name, linear in linears.items():
-        if id(linear.weight) in frozen and any(fits(key, name) for key in read):
+        if id(linear.weight) in still and any(fits(key, name) for key in read):
             raise ValueError(
                 f"freeze: fits {name}.weight, whose gradients pruning.method {method} chooses by; "
                 "leave it out of freeze, or out of the pruning (pruning.exclude)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...spec import DYNAMIC_ACTIVATIONS, INTEGER_RANGES, ActivationSpec, ValueSpec
+from ..oneshot.layer_format import SOME_RANGE
 from ..patterns import Pattern
 from .contrastive_term import ContrastiveSection
 from .schema import WrongValue, regular_expression, require
@@ -158,7 +159,7 @@ class Quantization:
     def measured_as(self) -> ActivationSpec | None:
         """How inputs are quantized where times are taken, whatever a static range will be."""
         if self.activations == "static":
-            return ActivationSpec("static", "uint8", 1.0, 128)
+            return SOME_RANGE
         return DYNAMIC_ACTIVATIONS.get(self.activations)
 
     def __post_init__(self) -> None:

@@ -35,6 +35,9 @@ from .work import DENSE_SHARE, EXPANDING_SHARE, block_work, library_work, tile_w
 MOST_LIBRARY_OUTPUTS = 8192
 """A program of the epilogue's kernel holds whole rows (kernels/linear/epilogue_rows_triton.py)."""
 
+LEAST_INT_MM_ROWS = 17
+"""What torch._int_mm asks of its first operand on CUDA."""
+
 MOST_CONFIGS = 12
 """Configurations of a family that are measured for a product and a number of tokens."""
 
@@ -179,7 +182,7 @@ class CublasFamily(Family):
         return None
 
     def least_tokens(self, problem: Problem) -> int:
-        return 17 if problem.dtype == "int8" else 1  # as torch._int_mm asks on CUDA
+        return LEAST_INT_MM_ROWS if problem.dtype == "int8" else 1
 
     def pack(self, layers: StackedLayers) -> DenseWeight:
         return dense_layout.pack(layers.matrix)
