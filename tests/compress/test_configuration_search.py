@@ -90,7 +90,6 @@ def test_the_index_decides_who_is_small_enough() -> None:
     smallest = dict.fromkeys(COMPONENTS, OPTIONS[-1])
     assert compression_ratio(smallest, BERT_BASE) == 0.09375
     assert compression_ratio(smallest, BERT_BASE, index=False) == 0.0625
-    assert len(within_ratio(BERT_BASE, 0.10, index=False)) > 15
     assert within_ratio(BERT_BASE, 0.09) == []
     assert len(list(candidates(["query", "key"], OPTIONS[:3]))) == 9
 

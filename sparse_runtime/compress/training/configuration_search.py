@@ -65,13 +65,10 @@ def within_ratio(
     limit: float,
     *,
     options: Sequence[LayerFormat] = OPTIONS,
-    index: bool = True,
 ) -> list[dict[str, LayerFormat]]:
     """The candidates whose compression ratio is at most ``limit``."""
     return [
-        one
-        for one in candidates(list(sizes), options)
-        if compression_ratio(one, sizes, index=index) <= limit
+        one for one in candidates(list(sizes), options) if compression_ratio(one, sizes) <= limit
     ]
 
 
@@ -81,7 +78,6 @@ def search(
     limit: float,
     *,
     options: Sequence[LayerFormat] = OPTIONS,
-    index: bool = True,
     evaluations: int | None = None,
     scores: Scores | None = None,
     progress: bool | None = False,
@@ -94,7 +90,6 @@ def search(
             part of the development set.
         limit: largest compression ratio.
         options: to choose from, dense or N:M.
-        index: count the index of sparse matrices.
         evaluations: score only so many of the candidates: those of the least loss if the losses
             of the components, each measured alone, added up. None scores all of them, as in the
             paper.
@@ -105,10 +100,10 @@ def search(
         ValueError: no candidate is small enough.
     """
     sizes = component_sizes(linears)
-    left = within_ratio(sizes, limit, options=options, index=index)
+    left = within_ratio(sizes, limit, options=options)
     possible, fitting = len(options) ** len(sizes), len(left)
     if not left:
-        refuse_smaller_than_all(limit, options, index=index)
+        refuse_smaller_than_all(limit, options)
     parts = {name: component(name) for name in linears}
     model = OneShot(linears, evaluate, scores)
     if evaluations is not None and evaluations < fitting:
@@ -118,7 +113,7 @@ def search(
     scored = [
         Scored(
             one,
-            compression_ratio(one, sizes, index=index),
+            compression_ratio(one, sizes),
             model.score({name: one[part] for name, part in parts.items()}),
         )
         for one in tqdm(left, desc="configurations", disable=hidden(progress))
@@ -126,11 +121,9 @@ def search(
     return Found(possible, fitting, best_first(scored))
 
 
-def refuse_smaller_than_all(
-    limit: float, options: Sequence[LayerFormat], *, index: bool = True
-) -> None:
+def refuse_smaller_than_all(limit: float, options: Sequence[LayerFormat]) -> None:
     """Raises ValueError where every candidate is larger than a limit."""
-    least = min(bits(option, index=index) for option in options) / 32
+    least = min(bits(option) for option in options) / 32
     if limit < least:
         raise ValueError(
             f"search (--search) {limit:g}: no candidate is that small; the least is {least:g}; "

@@ -167,8 +167,6 @@ class PrunerCallback(TrainerCallback):
             return
         for term in self.training.terms:
             term.begin_epoch(epoch)
-        if self.pruner is not None:
-            self.pruner.begin_epoch(epoch)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

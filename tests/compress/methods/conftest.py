@@ -70,8 +70,6 @@ class Driver:
     def run(self, until: int, check: Callable[[int], None] | None = None) -> None:
         training, pruner = self.training, self.pruner
         while self.step < until:
-            if self.step % training.steps_per_epoch == 0:
-                pruner.begin_epoch(self.step // training.steps_per_epoch)
             pruner.begin_step(self.step, training.total_steps)
             first = self.step * BATCH % EXAMPLES
             loss = training.loss(torch.arange(first, first + BATCH))

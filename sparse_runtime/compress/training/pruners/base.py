@@ -1,18 +1,16 @@
 """What a method of pruning during training is to the trainer.
 
-Order of the calls, where steps and epochs count from 0::
+Order of the calls, where steps count from 0::
 
     check                                  as the recipe is read, of the class
     check_model                            before the first stage is trained, of the class
     attach                                 once; a saved state is loaded after it
-    for each epoch:
-        begin_epoch(epoch)                 not again when resumed inside the epoch
-        for each step:
-            begin_step(step, total)        masks and schedules move here
-            loss + penalty(), backward, gradients clipped
-            before_optimizer(step)         gradients are there
-            optimizer
-            end_step(step)                 projections of weights; the step's learning rate still
+    for each step:
+        begin_step(step, total)            masks and schedules move here
+        loss + penalty(), backward, gradients clipped
+        before_optimizer(step)             gradients are there
+        optimizer
+        end_step(step)                     projections of weights; the step's learning rate still
                                            holds, gradients are not cleared yet
     finish                                 once; what is left in the weights is baked as they are
                                            written
@@ -163,9 +161,6 @@ class Pruner:
         self.model = model
         self.linears = dict(linears)
         self.training = training
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Before the first step of an epoch."""
 
     def begin_step(self, step: int, total: int) -> None:
         """Before the forward pass of step ``step`` of ``total``."""
