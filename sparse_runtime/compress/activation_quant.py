@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -105,8 +106,6 @@ class StaticFakeQuant(ActivationFakeQuant):
 
     low: Tensor
     high: Tensor
-    batches: Tensor
-    frozen: Tensor
 
     def __init__(self, *, delay: int = 0, averaging: float = 0.01) -> None:
         super().__init__()
@@ -118,8 +117,16 @@ class StaticFakeQuant(ActivationFakeQuant):
         self.delay, self.averaging = delay, averaging
         self.register_buffer("low", torch.zeros(()))
         self.register_buffer("high", torch.zeros(()))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+        # Not tensors: asking one on a GPU would make each layer wait for it.
+        self.batches, self.frozen = 0, False
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What has been observed, in the module's state dict."""
+        return {"batches": self.batches, "frozen": int(self.frozen)}
+
+    def set_extra_state(self, state: Mapping[str, int]) -> None:
+        """Take it back."""
+        self.batches, self.frozen = state["batches"], bool(state["frozen"])
 
     def freeze(self) -> None:
         """Keep the range from now on.
@@ -127,9 +134,9 @@ class StaticFakeQuant(ActivationFakeQuant):
         Raises:
             ValueError: nothing has been observed.
         """
-        if not int(self.batches):
+        if not self.batches:
             raise ValueError("freeze: no batch was observed yet; run training batches first")
-        self.frozen.fill_(True)
+        self.frozen = True
 
     def end_delay(self) -> None:
         """Quantize from the next batch on, however many were observed.
@@ -137,19 +144,19 @@ class StaticFakeQuant(ActivationFakeQuant):
         Raises:
             ValueError: nothing has been observed.
         """
-        if self.delay and not int(self.batches):
+        if self.delay and not self.batches:
             raise ValueError("end_delay: no batch was observed yet; run training batches first")
-        self.batches.clamp_(min=self.delay)
+        self.batches = max(self.batches, self.delay)
 
     @property
     def is_on(self) -> bool:
         """Whether values are quantized, and not only observed."""
-        return int(self.batches) > self.delay
+        return self.batches > self.delay
 
     @torch.no_grad()
     def _observe(self, x: Tensor) -> None:
         low, high = (extreme.float() for extreme in torch.aminmax(x.detach()))
-        share = self.averaging if int(self.batches) else 1.0
+        share = self.averaging if self.batches else 1.0
         self.low.lerp_(low, share)
         self.high.lerp_(high, share)
         self.batches += 1
@@ -169,7 +176,7 @@ class StaticFakeQuant(ActivationFakeQuant):
         """
         if not self.is_on:
             raise ValueError(
-                f"observed {int(self.batches)} batches and starts behind {self.delay}; train "
+                f"observed {self.batches} batches and starts behind {self.delay}; train "
                 "longer, or give a smaller delay"
             )
         scale, zero_point = (number.item() for number in self.quantizer())
@@ -177,7 +184,7 @@ class StaticFakeQuant(ActivationFakeQuant):
 
     def forward(self, x: Tensor) -> Tensor:
         """What is left of x, float of any shape."""
-        if self.training and not bool(self.frozen):
+        if self.training and not self.frozen:
             self._observe(x)
         if not self.is_on:
             return x

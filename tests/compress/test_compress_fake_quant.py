@@ -126,7 +126,7 @@ def test_ranges_are_a_moving_average_with_a_delayed_start_until_they_freeze() ->
     quantizer(batches[2] * 100)
     assert torch.equal(quantizer.low, before)
     # In evaluation nothing moves, frozen or not.
-    quantizer.frozen.fill_(False)
+    quantizer.frozen = False
     quantizer.eval()(batches[2] * 100)
     assert torch.equal(quantizer.low, before)
 

@@ -207,7 +207,7 @@ def test_static_ranges_quantize_from_their_step_on_whatever_a_batch_is_cut_into(
     trained(training, None, tmp_path / "trainer", watch)
     assert len(quantizers) == 12
     assert [step for step in seen if seen[step] != {step >= 30}] == []
-    assert all(bool(one.frozen) for one in quantizers)
+    assert all(one.frozen for one in quantizers)
 
 
 def test_the_teacher_is_asked_once_where_its_answers_alone_are_read(
