@@ -41,9 +41,9 @@ class Stage:
         warmup: fraction of the steps over which the learning rate rises.
         weight_decay: of matrices, not of biases and norms.
         batch_size: examples of an optimizer step.
-        accumulation: parts that a batch is cut into, to save memory. Their losses are averaged,
-            parts of fewer rows or masked tokens too; what compares the texts of a batch
-            (similarity, contrastive) sees those of a part.
+        accumulation: parts that a batch is cut into, to save memory. Each counts by its rows, of a
+            masked LM too; what compares the texts of a batch (similarity, contrastive) sees those
+            of a part.
         clip: largest norm of the gradient; 0 leaves it as it is.
         max_length: tokens a text is cut to, at most what tokenizer and model take; null is that.
         dropout: of hidden states and attention; null leaves the model's own.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,9 @@ class CompressionTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         if progress is not False:
             self.add_callback(ProgressBar(progress))
-        # The loss is the mean of each part of a batch; the trainer divides by their number.
+        # The trainer divides losses by the number of a batch's parts, and by nothing else.
         self.model_accepts_loss_kwargs = False
+        self._mean_rows = float(training.stage.batch_size // training.stage.accumulation)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches that depend on the seed and the epoch alone."""
@@ -81,6 +82,15 @@ class CompressionTrainer(Trainer):
         )
         return TrainingLoader(self.training.texts, batches)
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The parts of the next batch; the last of an epoch may have smaller ones."""
+        parts, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if parts:
+            self._mean_rows = sum(len(part["indices"]) for part in parts) / len(parts)
+        return parts, items
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -88,10 +98,10 @@ class CompressionTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The stage's loss and the pruner's penalty."""
+        """The stage's loss, by the part's share of the batch's rows, and the pruner's penalty."""
         batch = dict(inputs)
         indices, labels = batch.pop("indices"), batch.pop("labels", None)
-        loss = self.training.loss(batch, indices, labels)
+        loss = self.training.loss(batch, indices, labels) * (len(indices) / self._mean_rows)
         penalty = self.pruner.penalty() if self.pruner is not None else None
         return loss if penalty is None else loss + penalty
 
