@@ -13,7 +13,7 @@ from torch import Tensor
 from .linear.operands import SCHEMES, Epilogue, Quantized, Target
 from .nm.exact_weight import ExactWeight
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 TYPES: dict[torch.dtype, int] = {
     torch.int8: 0,
     torch.bfloat16: 1,
@@ -58,7 +58,6 @@ class SrLinear(ctypes.Structure):
         ("low", c_int32),
         ("high", c_int32),
         ("ranges", c_void_p),
-        ("counters", c_void_p),
         ("tokens", c_int32),
         ("out_features", c_int32),
         ("in_features", c_int32),
@@ -139,17 +138,15 @@ class Needs:
 
 @dataclass(frozen=True)
 class WorkspaceNeeds:
-    """What one launch needs beside its operands.
+    """What one layer needs beside its operands.
 
     Attributes:
         partial_bytes: for the sums of several splits.
         tile_counters: int32, zeros before and after.
-        row_counters: elements of ``Target.counters`` where rows are quantized dynamically.
     """
 
     partial_bytes: int
     tile_counters: int
-    row_counters: int
 
 
 def describe_layer(
@@ -192,7 +189,6 @@ def describe_layer(
         low=target.low,
         high=target.high,
         ranges=address(target.ranges),
-        counters=address(target.counters),
         tokens=len(rows),
         out_features=out_features,
         in_features=rows.shape[1],

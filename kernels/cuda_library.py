@@ -96,7 +96,7 @@ class Library:
         self, kernel: Kernel, tokens: int, out_features: int, split_k: int
     ) -> WorkspaceNeeds:
         """What a launch needs."""
-        needs = (c_int64(), c_int64(), c_int64())
+        needs = (c_int64(), c_int64())
         self.handle.sr_workspace(
             kernel.number, tokens, out_features, split_k, *(byref(need) for need in needs)
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from .cuda_compiled import Tile, tile_of
 from .cuda_interface import STRUCTURES, Kernel, SrLinear, WorkspaceNeeds
 from .cuda_library import Library
+from .linear.operands import SCHEMES
 from .nm.exact_weight import ExactWeight
 from .nvrtc import Nvrtc
 
@@ -27,6 +28,9 @@ _CPP_STRUCTURES = {"dense": "kDense", "2:4": "kTwoOfFour", "exact": "kExact"}
 _TILES = ("Large", "Middle", "Small")
 _SHAPES = {"Large": (128, 128), "Middle": (64, 64), "Small": (64, 16)}
 _TYPES = {torch.int8: "int8", torch.bfloat16: "bf16", torch.float16: "f16"}
+_QUANTIZE = f"{_SPACE}::quantize_kernel"
+_QUANTIZE_THREADS = 128
+_FIRST_DYNAMIC = SCHEMES.index("symmetric")
 _MOST_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 
@@ -95,12 +99,11 @@ class RuntimeLibrary(Library):
     def workspace_needs(
         self, kernel: Kernel, tokens: int, out_features: int, split_k: int
     ) -> WorkspaceNeeds:
-        rows = ceil(tokens / kernel.tile_tok)
         if split_k == 1:
-            return WorkspaceNeeds(0, 0, rows)
-        tiles = rows * ceil(out_features / kernel.tile_out)
+            return WorkspaceNeeds(0, 0)
+        tiles = ceil(tokens / kernel.tile_tok) * ceil(out_features / kernel.tile_out)
         sums = 4 * kernel.tile_out * kernel.tile_tok
-        return WorkspaceNeeds(tiles * split_k * sums, tiles, rows)
+        return WorkspaceNeeds(tiles * split_k * sums, tiles)
 
     def pack(self, matrix: Tensor, structure: str) -> Tensor:
         """:meth:`Library.pack`, on the GPU whatever the device of ``matrix``."""
@@ -155,11 +158,17 @@ class RuntimeLibrary(Library):
 
     def launch(self, kernel: Kernel, layer: SrLinear, device: torch.device) -> None:
         group = self._functions(_group(kernel.dtype, kernel.structure), _number(device))
-        handle, tile = group[_expression(kernel)]
+        found = group.get(_expression(kernel))
+        if found is None:
+            raise RuntimeError(f"{kernel.name}: a block needs more shared memory than {device} has")
+        handle, tile = found
         assert tile is not None  # a linear kernel
         tiles = ceil(layer.tokens / tile.tokens) * ceil(layer.out_features / tile.outputs)
         grid = (tiles, layer.split_k)
         self._launch(handle, grid, tile.threads, tile.shared, device, layer)
+        if layer.scheme >= _FIRST_DYNAMIC:
+            rows = (layer.tokens, 1)
+            self._launch(group[_QUANTIZE].handle, rows, _QUANTIZE_THREADS, 0, device, layer)
 
     def _launch(
         self,
@@ -170,10 +179,19 @@ class RuntimeLibrary(Library):
         device: torch.device,
         *arguments: Any,
     ) -> None:
+        self._take_context(device)
         pointers = (c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
         stream = c_void_p(torch.cuda.current_stream(device).cuda_stream)
         sizes = (*grid, 1, threads, 1, 1, shared)
         self._check(self.driver.cuLaunchKernel(handle, *sizes, stream, pointers, None))
+
+    def _take_context(self, device: torch.device) -> None:
+        """A thread that has called nothing of CUDA yet has no context, which the driver wants."""
+        context = c_void_p()
+        self._check(self.driver.cuCtxGetCurrent(byref(context)))
+        if context.value is None:
+            self._check(self.driver.cuDevicePrimaryCtxRetain(byref(context), _number(device)))
+            self._check(self.driver.cuCtxSetCurrent(context))
 
     def _functions(self, group: str, device: int) -> dict[str, Function]:
         """The kernels of a group on a device, by name expression."""
@@ -190,7 +208,7 @@ class RuntimeLibrary(Library):
         return found
 
     def _load(self, binary: bytes, names: dict[str, str]) -> dict[str, Function]:
-        """Kernels of a binary in the current context, by name expression."""
+        """Kernels of a binary in the current context, by name expression: those that fit it."""
         module = c_void_p()
         self._check(self.driver.cuModuleLoadData(byref(module), binary))
         found = {}
@@ -199,7 +217,8 @@ class RuntimeLibrary(Library):
             self._check(self.driver.cuModuleGetFunction(byref(handle), module, name.encode()))
             if tile is not None:
                 size = (_MOST_SHARED_BYTES, tile.shared)
-                self._check(self.driver.cuFuncSetAttribute(handle, *size))
+                if self.driver.cuFuncSetAttribute(handle, *size):
+                    continue  # more than a block of this GPU may have
             found[expression] = Function(handle, tile)
         return found
 
@@ -246,7 +265,7 @@ def _expressions(group: str) -> tuple[str, ...]:
         return tuple(
             _packer(f"{way}_kernel", size) for way in ("pack", "unpack") for size in (1, 2)
         )
-    return tuple(_linear(tile, group) for tile in _TILES)
+    return (*(_linear(tile, group) for tile in _TILES), _QUANTIZE)
 
 
 def _gpu_of(tensor: Tensor) -> torch.device:

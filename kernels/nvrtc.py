@@ -26,6 +26,7 @@ OPTIONS = ("-std=c++17", "--fmad=false", "--device-as-default-execution-space")
 PROGRAM = """
 #include "cuda/mma_linear/kernels.h"
 #include "cuda/mma_linear/pack_kernel.h"
+#include "cuda/mma_linear/quantize_rows.h"
 """
 # NVRTC has no standard library. These are the parts of it that the sources use.
 _INTEGERS = "".join(

@@ -1,6 +1,6 @@
 """A linear layer by the hand-written kernels of csrc/cuda/mma_linear: dense weights, two of four,
-and any as two of four and a rest, on the tensor cores of sm_80 and later, in one launch
-(docs/kernels/cuda_library.md)."""
+and any as two of four and a rest, on the tensor cores of sm_80 and later, in one launch, and a
+second where rows are quantized by their own range (docs/kernels/cuda_library.md)."""
 
 from __future__ import annotations
 

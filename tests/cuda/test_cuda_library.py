@@ -33,7 +33,7 @@ PROGRAM = """
 import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
 library.sr_packed_bytes.restype = ctypes.c_int64
-assert library.sr_abi_version() == 3
+assert library.sr_abi_version() == 4
 values = bytes((3 * i + 1) % 251 if i % 4 < 2 else 0 for i in range(20 * 72))
 for structure in (0, 1):
     kinds = (0, structure)
@@ -100,7 +100,7 @@ def test_without_a_gpu_a_launch_is_refused_in_words(built: Path) -> None:
 
 def test_another_interface_is_refused(emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparse_runtime.kernels.cuda_library.ABI_VERSION", 99)
-    with pytest.raises(OSError, match="interface version 3, this package needs 99"):
+    with pytest.raises(OSError, match="interface version 4, this package needs 99"):
         Library(Path(emulator.source))
 
 

@@ -63,7 +63,7 @@ class Problem:
         reads = [t for t in (*given, *self.epilogue, self.packed) if isinstance(t, Tensor)]
         writes = [t for t in self.target if isinstance(t, Tensor)]
         emulator.run(self.kernel, self.layer, reads, [*writes, *self.scratch], seed)
-        counters = [self.target.ranges, self.target.counters, *self.scratch[1:]]
+        counters = [self.target.ranges, *self.scratch[1:]]
         assert not any(t.any() for t in counters if t is not None)  # ready for the next launch
 
 
@@ -112,7 +112,6 @@ def make_problem(
         scale=torch.full((tokens,), 0.05) if scheme != "none" else None,
         zero=torch.full((tokens,), 3, dtype=torch.int32) if scheme != "none" else None,
         ranges=torch.zeros(2, tokens, dtype=torch.int32) if dynamic else None,
-        counters=torch.zeros(needs.row_counters, dtype=torch.int32) if dynamic else None,
     )
     scratch = [
         torch.empty(needs.partial_bytes, dtype=torch.uint8),

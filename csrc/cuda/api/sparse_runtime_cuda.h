@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-#define SR_ABI_VERSION 3
+#define SR_ABI_VERSION 4
 
 enum { SR_INT8 = 0, SR_BF16 = 1, SR_F16 = 2, SR_F32 = 3 };
 /* SR_EXACT: any matrix as the sum of two of four and a rest that is two of four as well. */
@@ -53,8 +53,7 @@ typedef struct {
   float* scale; /* written; read where scheme is SR_STATIC */
   int32_t* zero;
   int32_t low, high;
-  int32_t* ranges;   /* [2][tokens], zeros before and after */
-  int32_t* counters; /* one a block of tokens, zeros before and after */
+  int32_t* ranges; /* [2][tokens], zeros before and after */
   int32_t tokens, out_features, in_features;
   int32_t split_k;
   void* partials;             /* split_k > 1: 4 bytes a sum, see sr_workspace */
@@ -91,11 +90,12 @@ typedef struct {
 } SrNeeds;
 int32_t sr_kernel_needs(int32_t kernel, SrNeeds* out);
 
-/* What a launch needs: bytes of partials, elements of tile_counters and of counters. */
+/* What a layer needs: bytes of partials, elements of tile_counters. */
 int32_t sr_workspace(int32_t kernel, int32_t tokens, int32_t out_features, int32_t split_k,
-                     int64_t* partial_bytes, int64_t* tile_counters, int64_t* row_counters);
+                     int64_t* partial_bytes, int64_t* tile_counters);
 
-/* Enqueues a layer on `stream` (a cudaStream_t) of the current device. */
+/* Enqueues a layer on `stream` (a cudaStream_t) of the current device: one launch, and a second
+ * that quantizes rows where the scheme needs their ranges. */
 int32_t sr_linear(int32_t kernel, const SrLinear* layer, void* stream);
 /* What went wrong in the last call of this thread that returned SR_CUDA_ERROR. */
 const char* sr_last_error(void);

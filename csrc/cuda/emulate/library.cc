@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "cuda/emulate/emulate.h"
+#include "cuda/mma_linear/quantize_rows.h"
 #include "cuda/mma_linear/table.h"
 
 extern "C" {
@@ -33,6 +34,13 @@ int32_t sr_emulate_linear(int32_t number, const SrLinear* layer, const SrRange* 
   }
   try {
     emulate::run(launch, [&] { kernel->function(*layer); });
+    if (layer->scheme >= SR_SYMMETRIC) {
+      launch.blocks_x = layer->tokens;
+      launch.blocks_y = 1;
+      launch.threads = mma::kQuantizeThreads;
+      launch.shared_bytes = 0;
+      emulate::run(launch, [&] { mma::quantize_kernel(*layer); });
+    }
   } catch (const std::exception& thrown) {
     std::snprintf(error, error_bytes, "%s", thrown.what());
     return 1;

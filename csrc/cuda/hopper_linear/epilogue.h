@@ -7,7 +7,7 @@
 // stay in registers.
 //
 // Rows that are quantized by scales of their own need the whole row, which no tile has: ranges are
-// raised here, and quantize_rows.cu follows.
+// raised here, and mma_linear/quantize_rows.h follows.
 #pragma once
 
 #include "cuda/hopper_linear/finish.h"
@@ -31,7 +31,10 @@ struct Staging {
 
 // The barrier of this warpgroup; the block's groups use different ones.
 SPARSE_RUNTIME_DEVICE void sync_group() {
-  cutlass::arch::NamedBarrier::sync(kGroupThreads, ptx::thread() / kGroupThreads);
+  // CUTLASS 4.2's own does not tell the compiler that memory changes; 4.3's does.
+  constexpr int taken = static_cast<int>(cutlass::arch::ReservedNamedBarriers::FirstUserBarrier);
+  asm volatile("bar.sync %0, %1;" ::"r"(taken + ptx::thread() / kGroupThreads), "n"(kGroupThreads)
+               : "memory");
 }
 
 // What a thread finishes of a tile: its four columns of every block of outputs, and every eighth
@@ -195,27 +198,47 @@ class Epilogue {
     }
   }
 
-  // Adds the sums of all splits in their order.
+  // Adds the sums of all splits in their order, of several tokens at a time: one load takes as long
+  // as all of them, and the compiler moves none beyond a store.
   CUTLASS_DEVICE void finish_splits(const uint4* parts, const Part& part, Scale scale) const {
+    // As many as registers are free beside the code that holds a tile's sums.
+    constexpr int together = kTileOut == 64 ? 4 : 2;
     const SrLinear& p = layer_.linear;
 #pragma unroll 1
     for (int block = 0; block < kBlocksOut; ++block) {
       const Columns columns = load_columns(p, part.output(block));
 #pragma unroll 1
-      for (int i = part.token(); i < kTileTok; i += kTokensAtOnce) {
-        // Whole warps stay or leave: their two tokens are neighbours.
-        if (part.tok0 + i / 2 * 2 >= p.tokens) break;
-        const uint4* const place = parts + part.place(block, i);
-        const int token = part.tok0 + i;
-        const Residual residual = load_residual(layer_, columns, token);
-        Four<Sum> total = sums_of(place[0]);
-#pragma unroll 4
-        for (int split = 1; split < p.split_k; ++split) {
-          const Four<Sum> other = sums_of(place[split * kFours]);
+      for (int first = 0; first < kTileTok; first += together * kTokensAtOnce) {
+        if (part.tok0 + first >= p.tokens) break;
+        Four<Sum> totals[together];
+        Residual residuals[together];
+        Token tokens[together];
 #pragma unroll
-          for (int j = 0; j < 4; ++j) total.sums[j] += other.sums[j];
+        for (int i = 0; i < together; ++i) {
+          const int token = part.tok0 + first + part.token() + i * kTokensAtOnce;
+          residuals[i] = load_residual(layer_, columns, token);
+          tokens[i] = load_token(p, token);
         }
-        finish_four(layer_, columns, load_token(p, token), residual, token, scale, total);
+#pragma unroll 1
+        for (int split = 0; split < p.split_k; ++split) {
+          const uint4* const place =
+              parts + split * kFours + part.place(block, first + part.token());
+#pragma unroll
+          for (int i = 0; i < together; ++i) {
+            const Four<Sum> one = sums_of(place[i * kTokensAtOnce * 16]);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              totals[i].sums[j] = split == 0 ? one.sums[j] : totals[i].sums[j] + one.sums[j];
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < together; ++i) {
+          const int token = part.tok0 + first + part.token() + i * kTokensAtOnce;
+          // Whole warps stay or leave: their two tokens are neighbours.
+          if (token / 2 * 2 >= p.tokens) break;
+          finish_four(layer_, columns, tokens[i], residuals[i], token, scale, totals[i]);
+        }
       }
     }
   }

@@ -149,11 +149,6 @@ struct alignas(4) FourBytes {
   std::int8_t bytes[4];
 };
 
-SPARSE_RUNTIME_DEVICE float half_of(std::uint32_t bits, int type) {
-  const auto half = static_cast<std::uint16_t>(bits);
-  return type == SR_BF16 ? ptx::to_float(ptx::BF16{half}) : ptx::to_float(ptx::F16{half});
-}
-
 // Both to nearest even; a NaN stays one.
 SPARSE_RUNTIME_DEVICE std::uint32_t halves_of(float low, float high, int type) {
 #ifdef __CUDA_ARCH__
@@ -176,7 +171,7 @@ SPARSE_RUNTIME_DEVICE std::uint32_t halves_of(float low, float high, int type) {
 
 SPARSE_RUNTIME_DEVICE void spread(const FourHalves& four, int type, float (&y)[4]) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) y[i] = half_of(four.pairs[i / 2] >> 16 * (i % 2), type);
+  for (int i = 0; i < 4; ++i) y[i] = mma::half_of(four.pairs[i / 2] >> 16 * (i % 2), type);
 }
 
 SPARSE_RUNTIME_DEVICE void load_four(const void* p, std::int64_t at, int type, float (&y)[4]) {
@@ -222,7 +217,9 @@ SPARSE_RUNTIME_DEVICE Residual load_residual(const Layer& layer, const Columns& 
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (i < c.count) of.values[i] = mma::load_float(p.residual, first + i, p.floats_type);
+    if (i >= c.count) break;
+    const std::uint32_t bits = mma::load_bits(p.residual, first + i, p.floats_type);
+    of.values[i] = mma::float_of_bits(bits, p.floats_type);
   }
   return of;
 }

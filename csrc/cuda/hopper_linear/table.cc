@@ -72,9 +72,7 @@ cudaError_t launch(const Kernel& kernel, const SrLinear& layer, cudaStream_t str
   if (error != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error != cudaSuccess) return error;
-  error = kernel.launch(layer, processors, stream);
-  if (error != cudaSuccess || layer.scheme < SR_SYMMETRIC) return error;
-  return quantize_ranged_rows(layer, stream);
+  return kernel.launch(layer, processors, stream);
 }
 
 }  // namespace sparse_runtime::hopper

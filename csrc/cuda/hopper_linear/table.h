@@ -27,7 +27,4 @@ const Kernel* kernel(int number);
 int check(const Kernel& kernel, const SrLinear& layer);
 cudaError_t launch(const Kernel& kernel, const SrLinear& layer, cudaStream_t stream);
 
-// Rows whose ranges are known -> int8, scales and zeros; ranges become zeros.
-cudaError_t quantize_ranged_rows(const SrLinear& layer, cudaStream_t stream);
-
 }  // namespace sparse_runtime::hopper

@@ -1,6 +1,6 @@
 // From sums to results: bias, requantization, activation, residual, and rows quantized for the next
-// layer. The order of operations is that of kernels/linear/epilogue_triton.py and
-// kernels/quantize/target_triton.py, which say why.
+// layer: by a static scale here, by their own range in quantize_rows.h. The order of operations is
+// that of kernels/linear/epilogue_triton.py and kernels/quantize/target_triton.py, which say why.
 #pragma once
 
 #include "cuda/mma_linear/quantize.h"
@@ -31,10 +31,18 @@ SPARSE_RUNTIME_DEVICE float activate(float x, int activation) {
   }
 }
 
-SPARSE_RUNTIME_DEVICE float load_float(const void* p, std::int64_t at, int type) {
-  if (type == SR_F32) return ptx::load(static_cast<const float*>(p) + at);
-  if (type == SR_BF16) return ptx::to_float(ptx::load(static_cast<const ptx::BF16*>(p) + at));
-  return ptx::to_float(ptx::load(static_cast<const ptx::F16*>(p) + at));
+SPARSE_RUNTIME_DEVICE float half_of(std::uint32_t bits, int type) {
+  const auto half = static_cast<std::uint16_t>(bits);
+  return type == SR_BF16 ? ptx::to_float(ptx::BF16{half}) : ptx::to_float(ptx::F16{half});
+}
+
+// A float in two steps: a load that nothing waits for yet, and what it brought.
+SPARSE_RUNTIME_DEVICE std::uint32_t load_bits(const void* p, std::int64_t at, int type) {
+  if (type == SR_F32) return ptx::bits_of(ptx::load(static_cast<const float*>(p) + at));
+  return ptx::load(static_cast<const std::uint16_t*>(p) + at);
+}
+SPARSE_RUNTIME_DEVICE float float_of_bits(std::uint32_t bits, int type) {
+  return type == SR_F32 ? ptx::float_of(bits) : half_of(bits, type);
 }
 
 // Stores x rounded to `type`; returns what a reader sees.
@@ -149,16 +157,21 @@ SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const typename Tile::Su
     if (token >= p.tokens) break;
     const TokenTerms of_token = token_terms<Tile::kIsInteger>(p, token);
     int below = 0, above = 0;
+    // Before the first store: the compiler moves no load beyond one.
+    std::uint32_t added[each] = {};
+#pragma unroll
+    for (int i = 0; i < each; ++i) {
+      const int output = tile_out * Tile::kOut + lane + 32 * i;
+      if (!p.residual || output >= p.out_features) continue;
+      added[i] = load_bits(p.residual, token * p.residual_stride + output, p.floats_type);
+    }
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       const int output = tile_out * Tile::kOut + lane + 32 * i;
       if (output >= p.out_features) continue;
       const auto acc = ptx::load_shared(staged + local * (Tile::kOut + 4) + lane + 32 * i);
       float y = before_residual(p, acc, of_token, terms[i], output);
-      if (p.residual) {
-        const auto at = token * p.residual_stride + output;
-        y = ptx::add(y, load_float(p.residual, at, p.floats_type));
-      }
+      if (p.residual) y = ptx::add(y, float_of_bits(added[i], p.floats_type));
       if (p.floats) y = store_float(p.floats, token * p.floats_stride + output, p.floats_type, y);
       if (p.scheme == SR_STATIC) {
         const int q = quantize_static(y, static_scale, static_zero, p.low, p.high);
@@ -174,29 +187,6 @@ SPARSE_RUNTIME_DEVICE void store_tile(const SrLinear& p, const typename Tile::Su
       ptx::raise(p.ranges + token, below);
       ptx::raise(p.ranges + p.tokens + token, above);
     }
-  }
-}
-
-// The last block of a block of tokens reads their floats back and quantizes them.
-template <typename Tile>
-SPARSE_RUNTIME_DEVICE void finish_rows(const SrLinear& p, int arrivals, int tile_tok) {
-  if (p.scheme < SR_SYMMETRIC || !is_last(p.counters + tile_tok, arrivals)) return;
-  const int lane = ptx::thread() % 32, warp = ptx::thread() / 32;
-  for (int local = warp; local < Tile::kTok; local += Tile::kThreads / 32) {
-    const int token = tile_tok * Tile::kTok + local;
-    if (token >= p.tokens) break;
-    const RowScale row =
-        scale_of(ptx::load(p.ranges + token), ptx::load(p.ranges + p.tokens + token), p.scheme);
-    for (int output = lane; output < p.out_features; output += 32) {
-      const float y = load_float(p.floats, token * p.floats_stride + output, p.floats_type);
-      ptx::store(p.q + token * p.q_stride + output, quantize_dynamic(y, row, p.scheme));
-    }
-    ptx::sync_warp();  // every lane has read the ranges
-    if (lane != 0) continue;
-    ptx::store(p.scale + token, row.scale);
-    if (p.zero) ptx::store(p.zero + token, row.zero);
-    ptx::store(p.ranges + token, 0);
-    ptx::store(p.ranges + p.tokens + token, 0);
   }
 }
 

@@ -86,6 +86,9 @@ SPARSE_RUNTIME_DEVICE void fetch(const SrLinear& p, int tile_out, int tile_tok, 
   }
   constexpr int chunks = Tile::kRow / 16;
   const int row_bytes = p.in_features * Tile::kValueBytes;
+  // All eight of a thread's copies at once would take registers from the sums.
+  constexpr int at_once = Tile::kTok * chunks > 4 * Tile::kThreads ? 2 : 4;
+#pragma unroll at_once
   for (int i = ptx::thread(); i < Tile::kTok * chunks; i += Tile::kThreads) {
     const int token = i / chunks, chunk = i % chunks, row = tile_tok * Tile::kTok + token;
     const int first = slab * Tile::kRow + chunk * 16;
@@ -188,13 +191,19 @@ SPARSE_RUNTIME_DEVICE bool gather_splits(const SrLinear& p, int tile, int split,
                acc[i / 4 / Tile::kN][i / 4 % Tile::kN][i % 4]);
   }
   if (!is_last(p.tile_counters + tile, p.split_k)) return false;
+  // Many sums of a split at once: one load takes as long as all of them.
+  constexpr int at_once = each < 32 ? each : 32;
 #pragma unroll
-  for (int i = 0; i < each; ++i) {
-    Sum sum = ptx::load(parts + i * Tile::kThreads + thread);
-    for (int other = 1; other < p.split_k; ++other) {
-      sum = sum + ptx::load(parts + (other * each + i) * Tile::kThreads + thread);
+  for (int first = 0; first < each; first += at_once) {
+#pragma unroll 1
+    for (int other = 0; other < p.split_k; ++other) {
+#pragma unroll
+      for (int i = first; i < first + at_once; ++i) {
+        const Sum part = ptx::load(parts + (other * each + i) * Tile::kThreads + thread);
+        Sum& sum = acc[i / 4 / Tile::kN][i / 4 % Tile::kN][i % 4];
+        sum = other == 0 ? part : sum + part;
+      }
     }
-    acc[i / 4 / Tile::kN][i / 4 % Tile::kN][i % 4] = sum;
   }
   return true;
 }
@@ -258,7 +267,6 @@ __launch_bounds__(Tile::kThreads, 1)
   }
   ptx::sync_threads();
   store_tile<Tile>(p, staged, tile_out, tile_tok);
-  finish_rows<Tile>(p, tiles_out, tile_tok);
 }
 
 }  // namespace sparse_runtime::mma

@@ -92,14 +92,13 @@ int32_t sr_kernel_needs(int32_t number, SrNeeds* out) {
 }
 
 int32_t sr_workspace(int32_t number, int32_t tokens, int32_t out_features, int32_t split_k,
-                     int64_t* partial_bytes, int64_t* tile_counters, int64_t* row_counters) {
+                     int64_t* partial_bytes, int64_t* tile_counters) {
 #ifdef SPARSE_RUNTIME_HOPPER
   if (const auto* found = hopper_kernel(number)) {
     const int tiles = blocks(tokens, found->tile_tok) * blocks(out_features, found->tile_out);
     *partial_bytes =
         split_k > 1 ? int64_t{tiles} * split_k * found->tile_out * found->tile_tok * 4 : 0;
     *tile_counters = split_k > 1 ? tiles * found->groups : 0;
-    *row_counters = 0;  // a launch of its own quantizes rows
     return SR_OK;
   }
 #endif
@@ -108,7 +107,6 @@ int32_t sr_workspace(int32_t number, int32_t tokens, int32_t out_features, int32
   const auto tiles = sparse_runtime::mma::grid(*found, tokens, out_features, split_k).tiles;
   *partial_bytes = split_k > 1 ? int64_t{tiles} * split_k * found->partial_bytes : 0;
   *tile_counters = split_k > 1 ? tiles : 0;
-  *row_counters = blocks(tokens, found->tile_tok);
   return SR_OK;
 }
 

@@ -11,7 +11,7 @@
 #define SPARSE_RUNTIME_KERNEL __global__
 #else
 #define SPARSE_RUNTIME_DEVICE inline
-#define SPARSE_RUNTIME_KERNEL
+#define SPARSE_RUNTIME_KERNEL inline
 #include "cuda/ptx/ptx_host.h"
 #endif
 
@@ -74,6 +74,13 @@ SPARSE_RUNTIME_DEVICE void commit_copies() {
 template <int GroupsInFlight>
 SPARSE_RUNTIME_DEVICE void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(GroupsInFlight) : "memory");
+}
+
+// Where a launch may begin before the one that it follows has ended: until that has.
+SPARSE_RUNTIME_DEVICE void wait_for_previous_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 // Four matrices of 8 rows of 16 bytes: lane l brings the address of row l % 8 of matrix l / 8, and

@@ -15,7 +15,7 @@ from .machine import Machine
 from .predict import Work
 from .problem import Problem
 from .stacked import StackedLayers
-from .variants import TritonVariant, Variant
+from .variants import LibraryVariant, Variant
 
 MMA_SHARE = {"half": 0.6, "int8": 0.6}
 """Of the peak, what the dense kernel should reach where mma.sync is the peak's instruction, as our
@@ -53,7 +53,7 @@ class MmaDense(Family):
 
     def variant(self, packed: Any, config: Any, layers: StackedLayers) -> Variant:
         needs = partial(linear_cuda.workspace_needs, weight=packed, config=config)
-        return TritonVariant(linear_cuda.linear, packed, config, needs)
+        return LibraryVariant(linear_cuda.linear, packed, config, needs)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
         config = self.configs(None, problem, tokens, machine)[0]

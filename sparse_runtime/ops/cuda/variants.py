@@ -73,6 +73,13 @@ class TritonVariant(Variant):
         return -(-tokens // int(self._config.block_m))
 
 
+class LibraryVariant(TritonVariant):
+    """A kernel of the CUDA library: a second launch quantizes rows, and nothing counts tiles."""
+
+    def target_counters(self, tokens: int) -> int:
+        return 0
+
+
 class Cublas(Variant):
     """cuBLASLt through PyTorch, then the epilogue in a kernel of its own."""
 
