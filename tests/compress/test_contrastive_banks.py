@@ -25,7 +25,7 @@ def vectors(examples: int, width: int, seed: int) -> Tensor:
 
 def test_info_nce_by_hand() -> None:
     # Query 0: one positive of three candidates; query 1: two positives, one candidate excluded;
-    # query 2: no positive, so that the mean is over two queries.
+    # query 2: no positive. So there are three pairs.
     similarities = torch.tensor([[0.5, 0.2, -0.1], [0.3, 0.1, 0.9], [0.4, 0.4, 0.4]])
     positives = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
     excluded = torch.tensor([[False, False, False], [False, False, True], [False, False, False]])
@@ -33,7 +33,7 @@ def test_info_nce_by_hand() -> None:
     bottom = math.exp(0.6) + math.exp(0.2)
     second = -0.5 * (math.log(math.exp(0.6) / bottom) + math.log(math.exp(0.2) / bottom))
     loss = info_nce(similarities, positives, excluded, temperature=0.5)
-    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx((first + second) / 3, rel=1e-6)
 
 
 def test_excluded_outweighs_positive_and_nothing_positive_gives_zero() -> None:
@@ -72,7 +72,7 @@ def test_label_term_by_hand() -> None:
     entries = stored.half().float()
     candidates = [(0, queries[0]), (1, queries[1]), (2, queries[2])]
     candidates += [(owner, entries[owner]) for owner in range(3)]
-    labels, total = [7, 8, 7], 0.0
+    labels, total, pairs = [7, 8, 7], 0.0, 0
     for row in range(3):
         usable = [
             (labels[owner] == labels[row], math.exp(float(queries[row] @ vector) / 0.5))
@@ -82,7 +82,9 @@ def test_label_term_by_hand() -> None:
         bottom = sum(value for _, value in usable)
         shares = [math.log(value / bottom) for positive, value in usable if positive]
         total -= sum(shares) / len(shares)
-    assert banks.loss(queries, torch.arange(3)).item() == pytest.approx(total / 3, rel=1e-5)
+        pairs += len(shares)
+    assert pairs == 7
+    assert banks.loss(queries, torch.arange(3)).item() == pytest.approx(total / 7, rel=1e-5)
 
 
 def test_banks_and_snapshots_add_up() -> None:

@@ -47,15 +47,17 @@ class Training(Protocol):
         """
         ...
 
-    def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
+    def gradients(
+        self, batches: int, batch_size: int, seed: int, *, labels_alone: bool = False
+    ) -> Iterator[None]:
         """Stops ``batches`` times with the gradients of one batch's loss in ``.grad``.
 
         Rows are shuffled by ``seed`` and taken once each, the last batch of such a pass being
         smaller where they do not divide; where more batches are asked for, they are shuffled anew.
-        The loss is that of the stage (task and distillation, no penalty), dropout off.
-        Gradients are cleared before each batch and after the last. Batches of size 1 give
-        per-sample gradients. Call it between steps only: in ``attach``, ``begin_epoch`` or
-        ``begin_step``.
+        The loss is that of the stage (task and distillation, no penalty), or with ``labels_alone``
+        that of the labels, where there are any; dropout off. Gradients are cleared before each
+        batch and after the last. Batches of size 1 give per-sample gradients. Call it between steps
+        only: in ``attach`` or ``begin_step``.
         """
         ...
 

@@ -56,10 +56,15 @@ class ContrastiveSettings:
 def info_nce(
     similarities: Tensor, positives: Tensor, excluded: Tensor, temperature: float
 ) -> Tensor:
-    """Mean over queries of ``-mean over positives p of log(exp(s_p / t) / sum_c exp(s_c / t))``.
+    """InfoNCE with several positives, as the authors' code weighs it.
 
-    c runs over the candidates that are not excluded, the positives among them. Queries without a
-    positive have no part in the mean; if none has one, the loss is 0.
+    For each query ``-mean over positives p of log(exp(s_p / t) / sum_c exp(s_c / t))``, where c
+    runs over the candidates that are not excluded, the positives among them; their sum over the
+    queries is divided by the number of all pairs of a query and a positive. (A mean over the
+    queries would be as many times more as a query has positives: some ten for classes, which the
+    paper's weights do not go with.) Without such a pair the loss is 0.
+
+    Source: calculate_contrastive_loss in ContrastivePruning of github.com/alibaba/AliceMind.
 
     Args:
         similarities: float [queries, candidates].
@@ -75,7 +80,7 @@ def info_nce(
     logits = (similarities / temperature).masked_fill(excluded, -torch.inf)
     log_shares = torch.where(positives, logits.log_softmax(dim=1), 0.0)
     per_query = -log_shares.sum(dim=1) / count.clamp_min(1)
-    return per_query.sum() / (count > 0).sum().clamp_min(1)
+    return per_query.sum() / count.sum().clamp_min(1)
 
 
 class ContrastiveBanks:

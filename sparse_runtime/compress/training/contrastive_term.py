@@ -21,7 +21,7 @@ class ContrastiveSection(ContrastiveSettings):
     Attributes:
         pooling: how a text becomes one vector: "pooler" (the paper's, behind the tanh), "mean" or
             "cls".
-        snapshot_epochs: epochs from one snapshot to the next, the first as training begins.
+        snapshot_epochs: epochs from one snapshot to the next, and before the first.
     """
 
     pooling: str = "mean"
@@ -74,7 +74,9 @@ class ContrastiveTerm(LossTerm):
 
     def begin_epoch(self, epoch: int) -> None:
         """Take a snapshot of the student where it is time."""
-        if "snapshots" in self.section.banks and epoch % self.section.snapshot_epochs == 0:
+        # As training begins, the student's vectors are those of the pretrained bank.
+        due = epoch > 0 and epoch % self.section.snapshot_epochs == 0
+        if due and "snapshots" in self.section.banks:
             model = self._training.model
             self.banks.fill("snapshots", self._training.encode(model, self.section.pooling))
 

@@ -171,6 +171,12 @@ class StageTraining:
         self.last_parts = {name: part.detach() for name, part in parts.items()}
         return torch.stack(list(parts.values())).sum()
 
+    def _loss_of_labels(self, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        with self._precision():
+            logits = run(self.model, inputs).logits
+        assert logits is not None  # only an embedding has none
+        return task_loss(self.stage.task, logits, labels)
+
     def encode(self, model: nn.Module, how: str) -> Tensor:
         """Pooled vectors [examples, hidden] of every training text; see ``Training``."""
         vectors: Tensor | None = None
@@ -184,7 +190,9 @@ class StageTraining:
             raise ValueError("encode: there are no training examples")
         return vectors
 
-    def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
+    def gradients(
+        self, batches: int, batch_size: int, seed: int, *, labels_alone: bool = False
+    ) -> Iterator[None]:
         """Gradients of shuffled batches, one stop each; see ``Training``."""
         modes = [(module, module.training) for module in self.model.modules()]
         generator = torch.Generator().manual_seed(seed)
@@ -193,7 +201,10 @@ class StageTraining:
             for rows in passes(len(self.texts), batches, batch_size, generator):
                 batch = self.texts.batch(rows, epoch=0, device=self.device)
                 self.model.zero_grad()
-                self.loss(batch.inputs, batch.indices, batch.labels).backward()
+                if labels_alone and self.stage.task != "embedding" and batch.labels is not None:
+                    self._loss_of_labels(batch.inputs, batch.labels).backward()
+                else:
+                    self.loss(batch.inputs, batch.indices, batch.labels).backward()
                 yield
         finally:
             self.model.zero_grad()

@@ -44,7 +44,9 @@ class TinyTraining:
         logits = self.model(input_ids=self.tokens[rows]).logits
         return cross_entropy(logits, self.labels[rows])
 
-    def gradients(self, batches: int, batch_size: int, seed: int) -> Iterator[None]:
+    def gradients(
+        self, batches: int, batch_size: int, seed: int, *, labels_alone: bool = False
+    ) -> Iterator[None]:
         self.asked.append(batches)
         generator = torch.Generator().manual_seed(seed)
         for _ in range(batches):

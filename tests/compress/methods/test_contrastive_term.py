@@ -52,7 +52,7 @@ def test_banks_are_student_and_teacher_before_training(training: Any) -> None:
     for epoch in range(5):
         term.begin_epoch(epoch)
         taken.append(term.banks.snapshots)
-    assert taken == [1, 1, 2, 2, 3]
+    assert taken == [0, 0, 1, 1, 2]
 
 
 def test_loss_is_that_of_the_banks_and_has_gradients(training: Any) -> None:

@@ -238,6 +238,31 @@ def test_gradients_of_single_rows_are_those_of_their_loss(checkpoints, labelled,
     assert all(torch.equal(a, b) for a, b in zip(seen, again, strict=True))
 
 
+def test_gradients_of_the_labels_alone(checkpoints, labelled, tmp_path) -> None:
+    # A student that is its teacher: the stage's loss, their distance, has no gradient.
+    train(checkpoints["bert"], "dense", labelled, tmp_path / "teacher", changes=("*.steps=1",))
+    stages = [
+        {"name": "teacher", "task": "classification", "steps": 1},
+        {
+            "name": "prune",
+            "task": "classification",
+            "start": "teacher",
+            "teacher": "teacher",
+            "steps": 4,
+            "distillation": {"task": 0, "logits": 1},
+        },
+    ]
+    recipe = parse({"name": "test", "stages": stages})
+    given = {"teacher": tmp_path / "teacher"}
+    runner = StageRunner(checkpoints["bert"], recipe, labelled, 0, torch.device("cpu"), given)
+    workspace = Workspace(tmp_path / "out", {}, resume=False)
+    training, _ = runner.prepare(recipe.stages[-1], workspace)
+    weight = training.model.get_parameter("classifier.weight")
+    of_stage = [weight.grad.norm() for _ in training.gradients(3, 8, seed=4)]
+    of_labels = [weight.grad.norm() for _ in training.gradients(3, 8, seed=4, labels_alone=True)]
+    assert max(of_stage) < 1e-6 and min(of_labels) > 1e-2
+
+
 def test_gradients_of_a_pass_take_every_row_once(
     checkpoints, labelled, tmp_path, monkeypatch
 ) -> None:

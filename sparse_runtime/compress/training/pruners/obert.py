@@ -176,7 +176,10 @@ class ObertPruner(Pruner):
             for name, linear in self.linears.items()
         }
         waiting: dict[str, list[Tensor]] = {name: [] for name in made}
-        batches = self.training.gradients(options.gradients, options.batch_size, seed)
+        # A student that starts as its teacher has no gradients of the distance between them.
+        batches = self.training.gradients(
+            options.gradients, options.batch_size, seed, labels_alone=True
+        )
         for count, _ in enumerate(batches, start=1):
             for name, linear in self.linears.items():
                 gradient = original_weight(linear).grad
