@@ -126,14 +126,17 @@ def distilled(
 ) -> Experiment:
     """Gradual magnitude pruning while the dense model teaches; INT8 without further training.
 
-    All matrices are ranked together, and word embeddings are trained too.
+    All matrices are ranked together, word embeddings are trained too, and soft labels weigh as much
+    as hidden states.
     """
     return Experiment(
         name,
         "distilled",
         recipe="distilled",
         until="prune",
-        changes=pruned(structure, "pruning.scope=global", *more, epochs=LONG),
+        changes=pruned(
+            structure, "pruning.scope=global", "distillation.logits=1.0", *more, epochs=LONG
+        ),
         per_task=per_task or {},
         quick=stage("prune", "epochs=3"),
         convert=INT8,
