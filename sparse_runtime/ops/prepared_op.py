@@ -6,14 +6,19 @@ graph.
 
 from __future__ import annotations
 
+import secrets
 import weakref
 from abc import abstractmethod
-from itertools import count
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import sym_node
 
 from .types import PreparedLinear
+
+# Compiled code takes it for an input where it takes an int of a module for a constant to guard.
+# Not in every torch that we support: there, each layer compiles anew.
+DynamicInt: type[int] = getattr(sym_node, "DynamicInt", int)
 
 
 class TracedLinear(PreparedLinear):
@@ -21,11 +26,14 @@ class TracedLinear(PreparedLinear):
 
     Attributes:
         key: its number in this process, for as long as it lives.
+        traced_key: the same for torch.compile, which then has one graph for layers that are alike.
     """
 
     def __init__(self, name: str, in_features: int, out_features: int) -> None:
         super().__init__(name, in_features, out_features)
-        self.key = next(_KEYS)
+        # At random: a program from another process finds no layer here, rather than a wrong one.
+        self.key = secrets.randbits(62)
+        self.traced_key = DynamicInt(self.key)
         _LAYERS[self.key] = self
 
     def forward(
@@ -33,7 +41,9 @@ class TracedLinear(PreparedLinear):
     ) -> Tensor:
         # The dispatcher costs more than a small layer, so only traced calls go through it.
         if torch.compiler.is_compiling() or torch.jit.is_tracing() or type(x) is not Tensor:  # type: ignore[attr-defined]
-            return prepared_linear(x, self.key, self.out_features, activation, residual)
+            # An exported program has one layer for good, and no input to name it.
+            key = self.key if torch.compiler.is_exporting() else self.traced_key
+            return prepared_linear(x, key, self.out_features, activation, residual)
         return self.run(x, activation, residual)
 
     @abstractmethod
@@ -42,7 +52,6 @@ class TracedLinear(PreparedLinear):
 
 
 _LAYERS: weakref.WeakValueDictionary[int, TracedLinear] = weakref.WeakValueDictionary()
-_KEYS = count(1)
 
 
 @torch.library.custom_op("sparse_runtime::prepared_linear", mutates_args=())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,3 +123,48 @@ def test_export_with_a_dynamic_batch(kind: str, strict: bool) -> None:
 
     check(x)
     check(make_activations(20, IN, seed=2).view(5, 4, IN))
+
+
+def test_layers_that_are_alike_share_one_graph() -> None:
+    # What torch calls regional compilation; its limit is eight graphs for one piece of code.
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertModel(BertConfig(vocab_size=9, num_hidden_layers=12, **sizes)).eval()
+    sr.replace_linears(model)
+    ids = torch.arange(6).view(2, 3)
+    with torch.inference_mode():
+        expected = model(ids).last_hidden_state
+        counter = CompileCounterWithBackend("aot_eager")
+        for layer in model.encoder.layer:
+            layer.compile(fullgraph=True, backend=counter)
+        assert torch.equal(model(ids).last_hidden_state, expected)
+    assert counter.frame_count == 1
+
+
+LOAD_ELSEWHERE = """
+import sys
+import torch
+import sparse_runtime as sr
+
+layers = [sr.Linear.from_dense(torch.nn.Linear(43, 21)) for _ in range(9)]
+for load in (lambda: torch.export.load(sys.argv[1]).module(), lambda: torch.jit.load(sys.argv[2])):
+    try:
+        load()(torch.ones(2, 43))
+    except RuntimeError as error:
+        assert "not alive in this process; trace the module again" in str(error), error
+    else:
+        raise AssertionError("it ran a layer of this process")
+"""
+
+
+def test_a_program_from_another_process_runs_no_layer_of_this_one(tmp_path: Path) -> None:
+    layer, x = layer_of("cpu.panels"), torch.ones(2, IN)
+    program, traced = tmp_path / "program.pt2", tmp_path / "traced.pt"
+    torch.export.save(torch.export.export(layer, (x,)), program)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        torch.jit.trace(layer, (x,)).save(traced)
+    command = [sys.executable, "-W", "ignore", "-c", LOAD_ELSEWHERE, str(program), str(traced)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
