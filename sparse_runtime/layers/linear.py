@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..formats import Compression, PackedWeight, check_bias
-from .checks import INPUT_DTYPES, check_input, refuse_training, unusual
+from .checks import (
+    INPUT_DTYPES,
+    check_input,
+    check_kind_of_tensor,
+    refuse_training,
+    unusual,
+)
 from .module import PackedModule
 
 logger = logging.getLogger(__name__)
@@ -25,8 +31,8 @@ class Linear(PackedModule):
         in_features: size of the input's last dimension.
         out_features: size of the output's last dimension.
         spec: structure, values and activation quantization of the layer.
-        bias: Parameter float [out_features] without grad, or None. The prepared layout has a copy:
-            call :meth:`prepare` after changing the bias in place.
+        bias: Parameter float [out_features] without grad, or None; another may be assigned. The
+            prepared layout has a copy: call :meth:`prepare` after changing the bias in place.
         backend: the backend asked for.
         name: what :meth:`explain` and error messages call the layer.
     """
@@ -52,7 +58,7 @@ class Linear(PackedModule):
             name: what messages call the layer.
 
         Raises:
-            TypeError: ``packed`` is not a packed weight.
+            TypeError: ``packed`` is not a packed weight, or ``bias`` not a tensor.
             ValueError: packed weight, bias or dtype are not valid, or the backend is unknown.
             RuntimeError: the backend asked for cannot run the layer; lists the reasons.
         """
@@ -68,6 +74,8 @@ class Linear(PackedModule):
         if dtype not in INPUT_DTYPES:
             raise ValueError(f"dtype {dtype}: expected one of {', '.join(map(str, INPUT_DTYPES))}")
         if bias is not None:
+            if not isinstance(bias, Tensor):
+                raise TypeError(f"bias: expected a Tensor or None, got {type(bias).__name__}")
             check_bias("bias", bias, packed.spec.shape[0])
             bias = bias.detach().to(packed.values.device, copy=True)
         self.out_features, self.in_features = packed.spec.shape
@@ -136,8 +144,16 @@ class Linear(PackedModule):
         """float [..., in_features] -> [..., out_features] in the input's type (autocast: its own).
 
         Raises:
+            TypeError: an input that is no tensor.
             RuntimeError: training mode, an input that requires grad, or one that does not fit.
         """
+        try:
+            return self._run(input)
+        except Exception:
+            check_kind_of_tensor(self.name, input)
+            raise
+
+    def _run(self, input: Tensor) -> Tensor:
         # Small layers take microseconds: nn.Module finds what it holds only after a failed look-up,
         # and calling a module costs more than calling its forward.
         prepared = self._modules["prepared"]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from ..formats import FORMATS, PackedWeight
+from ..formats import FORMATS, PackedWeight, check_bias
 from ..ops import Decision, LinearWeight, PreparedLinear, choose
 from ..spec import LinearSpec
+from .checks import INPUT_DTYPES
 from .state import encode_spec, read_state
 
 
@@ -47,8 +48,8 @@ class PackedModule(nn.Module):
         for name, tensor in packed.tensors().items():
             self.register_buffer(name, tensor)
         if bias is not None:
-            self.bias = nn.Parameter(bias, requires_grad=False)
-        self.prepare()
+            self._parameters["bias"] = nn.Parameter(bias, requires_grad=False)
+        self._prepare(self._choose)
 
     def _packed_names(self) -> tuple[str, ...]:
         return FORMATS[self.spec.structure.kind].tensor_names(self.spec)
@@ -72,24 +73,45 @@ class PackedModule(nn.Module):
                 "weight of a packed layer is a read-only view; build a new layer with "
                 "Linear.from_dense"
             )
+        if name == "bias" and isinstance(value, nn.Parameter) and not self._marker.is_meta:
+            check_bias(f"{self.name}.bias", value, self.spec.shape[0])
         super().__setattr__(name, value)
+        if name == "bias":
+            self.prepare()
 
     def prepare(self) -> None:
-        """Bring weight and bias into the layout that runs; needed after a bias changed in place.
+        """Bring weight and bias into the layout that runs; needed after they changed in place.
 
         Raises:
+            ValueError: a tensor that was put in since is not what the spec asks for.
             RuntimeError: the backend asked for cannot run the layer where it is.
         """
+        self._prepare(self.decide)
+
+    def _prepare(self, decide: Callable[[], Decision]) -> None:
         self.prepared = None  # nothing stale may run when choosing fails
         self._explanation = f"{self.name}: not prepared"
         if self._marker.is_meta:
             return
-        decision = self.decide()
+        decision = decide()
         self.prepared = decision.prepare()
         self._explanation = decision.explain()
 
     def decide(self) -> Decision:
-        """What would run the layer if it were prepared now."""
+        """What would run the layer if it were prepared now; ValueError for tensors that do not fit.
+
+        Anyone can assign to a module's tensors, and kernels read as far as the spec says.
+        """
+        try:
+            self.packed.validate()
+            if self.bias is not None:
+                check_bias("bias", self.bias, self.spec.shape[0])
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        return self._choose()
+
+    def _choose(self) -> Decision:
+        """:meth:`decide` with tensors that are checked already."""
         weight, marker = LinearWeight(self.name, self.packed, self.bias), self._marker
         return choose([weight], backend=self.backend, device=marker.device, dtype=marker.dtype)
 
@@ -120,6 +142,11 @@ class PackedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         before, marker = self.packed.tensors(), self._marker
+        dtype = fn(marker).dtype
+        if dtype not in INPUT_DTYPES:
+            raise TypeError(
+                f"{self.name}: expected one of {', '.join(map(str, INPUT_DTYPES))}, got {dtype}"
+            )
         bias_dtype = None if self.bias is None else self.bias.dtype
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -149,7 +176,7 @@ class PackedModule(nn.Module):
             hook(*arguments, missing_keys, unexpected_keys, error_msgs)
         start = len(prefix)
         entries = {key[start:]: t for key, t in state_dict.items() if key.startswith(prefix)}
-        state = read_state(entries, self.spec, has_bias=self.bias is not None)
+        state = read_state(entries, self.spec, self.bias)
         missing_keys += [prefix + name for name in state.missing]
         unexpected_keys += [prefix + name for name in state.unexpected if strict]
         error_msgs += [f"{prefix.rstrip('.') or self.name}: {text}" for text in state.errors]
@@ -165,7 +192,9 @@ class PackedModule(nn.Module):
     def _take(self, packed: PackedWeight, bias: Tensor | None, assign: bool) -> None:
         """Hold loaded tensors: as they are, or copied to the module's device and bias type."""
         device = packed.values.device if assign else self._marker.device
-        if not assign:
+        if assign:
+            bias = None if bias is None else bias.to(device)
+        else:
             own = {name: t.to(device, copy=True) for name, t in packed.tensors().items()}
             packed = type(packed)(spec=packed.spec, **own)
             if bias is not None and self.bias is not None:

@@ -42,7 +42,7 @@ class ReadState:
 
     Attributes:
         packed: the weight, checked, or None.
-        bias: float [out], checked, or None.
+        bias: float [out], checked, or None; the layer's own where the state dict lacks it.
         missing: names that the layer needs and the state dict lacks.
         unexpected: names that the layer has no place for.
         errors: what is wrong with entries that are there.
@@ -58,20 +58,21 @@ class ReadState:
     def usable(self) -> bool:
         """Whether the layer may take it.
 
-        A missing spec is the layer's own, and entries without a place harm nothing:
+        A missing spec or bias is the layer's own, and entries without a place harm nothing:
         ``load_state_dict`` decides by its ``strict`` whether they are errors.
         """
-        return not (self.errors or set(self.missing) - {SPEC_KEY})
+        own = {SPEC_KEY} if self.bias is None else {SPEC_KEY, "bias"}
+        return not (self.errors or set(self.missing) - own)
 
 
-def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -> ReadState:
+def read_state(entries: Mapping[str, Any], own: LinearSpec, own_bias: Tensor | None) -> ReadState:
     """Read and check everything, changing nothing.
 
     Args:
         entries: state dict entries by their name in the layer.
         own: spec of the layer that loads. The state dict's spec may name another structure or
             value type, but not another shape.
-        has_bias: whether that layer has a bias.
+        own_bias: that layer's bias, or None where it has none.
     """
     state = ReadState()
     state.missing += [SPEC_KEY] if SPEC_KEY not in entries else []
@@ -84,14 +85,15 @@ def read_state(entries: Mapping[str, Any], own: LinearSpec, *, has_bias: bool) -
             )
         names = FORMATS[spec.structure.kind].tensor_names(spec)
         state.missing += [name for name in names if name not in entries]
-        known = {*names, SPEC_KEY} | ({"bias"} if has_bias else set())
+        known = {*names, SPEC_KEY} | ({"bias"} if own_bias is not None else set())
         state.unexpected += sorted(set(entries) - known)
         tensors = {name: _loaded(name, entries[name]) for name in names if name in entries}
         if len(tensors) == len(names):
             state.packed = from_tensors(spec, tensors)
-        if has_bias and "bias" not in entries:
+        if own_bias is not None and "bias" not in entries:
             state.missing.append("bias")
-        elif has_bias:
+            state.bias = None if own_bias.is_meta else own_bias.detach()
+        elif own_bias is not None:
             state.bias = _loaded("bias", entries["bias"])
             check_bias("bias", state.bias, own.shape[0])
     except ValueError as error:

@@ -62,9 +62,19 @@ class LinearRequest:
         return self.weights[0].packed.spec.activations is not None
 
     def stacked_bias(self) -> Tensor | None:
-        """float32 [all outputs], zeros where a layer has none; None where no layer has one."""
+        """float32 [all outputs], zeros where a layer has none; None where no layer has one.
+
+        Raises:
+            ValueError: a bias is not as long as its layer has outputs.
+        """
         if all(weight.bias is None for weight in self.weights):
             return None
+        for weight in self.weights:
+            rows = (weight.packed.spec.shape[0],)
+            if weight.bias is not None and tuple(weight.bias.shape) != rows:
+                raise ValueError(
+                    f"{weight.name}: expected a bias of {list(rows)}, got {list(weight.bias.shape)}"
+                )
         biases = [
             torch.zeros(w.packed.spec.shape[0], device=self.device)
             if w.bias is None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
@@ -191,6 +193,43 @@ def test_gradients_are_refused() -> None:
         layer(torch.ones(2, IN))
 
 
+def test_derivatives_in_forward_mode_are_refused() -> None:
+    layer, x = packed_linear(), torch.ones(2, IN)
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match=r"no derivative.*carries a tangent"):
+            layer(forward_ad.make_dual(x, x))
+        assert torch.equal(layer(x), layer(x.clone()))
+    with pytest.raises(RuntimeError, match=r"carries a tangent \(torch\.func\.jvp"):
+        torch.func.jvp(layer, (x,), (x,))
+
+
+UNUSUAL_INPUTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "array": (np.ones((2, IN)), TypeError, "expected input as a torch.Tensor, got ndarray"),
+    "list": ([[1.0] * IN], TypeError, "got list"),
+    "None": (None, TypeError, "got NoneType"),
+    "sparse": (torch.ones(2, IN).to_sparse(), RuntimeError, r"got torch.sparse_coo; .*to_dense"),
+    "mkldnn": (torch.ones(2, IN).to_mkldnn(), RuntimeError, "got torch._mkldnn"),
+    "nested": (
+        torch.nested.nested_tensor([torch.ones(2, IN), torch.ones(3, IN)], layout=torch.jagged),
+        RuntimeError,
+        "got a nested tensor; call the layer on input.values",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["dense int8", "dense fp32"])
+@pytest.mark.parametrize("name", UNUSUAL_INPUTS)
+def test_inputs_that_are_no_plain_tensors_are_named(name: str, kind: str) -> None:
+    x, error, message = UNUSUAL_INPUTS[name]
+    with pytest.raises(error, match=f"linear: .*{message}"):
+        packed_linear(kind)(x)
+
+
+def test_vmap_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"torch\.func\.vmap .* on the whole batch"):
+        torch.func.vmap(packed_linear())(torch.ones(3, 2, IN))
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
@@ -264,6 +303,42 @@ def test_a_bias_changed_in_place_counts_after_prepare() -> None:
     assert torch.allclose(layer(x), before + 1, atol=1e-5)
 
 
+def test_a_bias_that_is_assigned_counts_at_once() -> None:
+    layer, x = packed_linear(), make_activations(2, IN)
+    assert layer.bias is not None
+    expected = layer(x) + 1
+    layer.bias = nn.Parameter(layer.bias + 1, requires_grad=False)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+    layer.bias = None
+    assert torch.equal(layer(x), sr.Linear(layer.packed)(x))
+    with pytest.raises(ValueError, match=r"linear\.bias: expected floats \[21\]"):
+        layer.bias = nn.Parameter(torch.zeros(7))
+    assert layer.bias is None
+    assert torch.equal(layer(x), sr.Linear(layer.packed)(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change", "message"),
+    [
+        ("dense int8", "bias", lambda t: t[:7], r"bias: expected floats \[21\]"),
+        ("dense int8", "scales", lambda t: t[:1], r"scales: expected torch.float32 \[21\]"),
+        ("dense int8", "values", lambda t: t[:3], r"values: expected torch.int8 \[21, 43\]"),
+        ("2:4 int8", "positions", torch.zeros_like, "positions: expected ascending positions"),
+        ("dense fp32", "values", lambda t: t[:3], r"values: expected torch.float32 \[21, 43\]"),
+    ],
+)
+def test_tensors_put_in_later_are_checked_before_kernels_read_them(
+    kind: str, name: str, change: Any, message: str
+) -> None:
+    layer = packed_linear(kind)
+    tensor = getattr(layer, name)
+    tensor.data = change(tensor.data)
+    with pytest.raises(ValueError, match=f"linear: {message}"):
+        layer.prepare()
+    with pytest.raises(RuntimeError, match="not prepared"):
+        layer(torch.ones(1, IN))
+
+
 def test_from_a_packed_weight() -> None:
     packed = make_packed((OUT, IN), "2:4", values="int8")
     bias = torch.ones(OUT)
@@ -285,6 +360,8 @@ def test_from_a_packed_weight() -> None:
             ValueError,
             r"bias: expected floats \[21\], one for each row of the weight, got .*\[22\]",
         ),
+        ({"bias": "zeros"}, TypeError, "bias: expected a Tensor or None, got str"),
+        ({"bias": False}, TypeError, "bias: expected a Tensor or None, got bool"),
         ({"bias": torch.ones(OUT, dtype=torch.int32)}, ValueError, "got torch.int32"),
         ({"bias": torch.full((OUT,), torch.nan)}, ValueError, "bias: expected finite numbers"),
         ({"dtype": torch.int8}, ValueError, "dtype torch.int8: expected one of torch.float32"),
@@ -314,10 +391,13 @@ class OwnForward(nn.Linear):
 def test_layers_that_are_more_than_a_linear_are_refused() -> None:
     masked = dense()
     prune.l1_unstructured(masked, "weight", 0.5)
-    parametrized = weight_norm(dense())
+    parametrized, patched = weight_norm(dense()), dense()
+    patched.forward = lambda input: torch.zeros(1)  # type: ignore[method-assign]
     refused: list[tuple[nn.Module, str]] = [
-        (nn.Conv1d(1, 1, 1), "expected an nn.Linear, got Conv1d"),
+        (nn.Conv1d(1, 1, 1), r"expected an nn.Linear, got torch\.nn\.modules\.conv\.Conv1d"),
+        (packed_linear(), r"expected an nn.Linear, got sparse_runtime\.layers\.linear\.Linear"),
         (OwnForward(IN, OUT), "OwnForward has a forward of its own"),
+        (patched, "Linear has a forward of its own, set on this layer alone"),
         (masked, r"keeps weight_mask, weight_orig .*torch\.nn\.utils\.prune\.remove"),
         (parametrized, "keeps parametrizations"),
         (nn.LazyLinear(OUT), "the weight has no values yet"),

@@ -128,8 +128,9 @@ def test_a_damaged_state_dict_is_refused_and_changes_nothing(damage: str) -> Non
     change(state)
     with pytest.raises(RuntimeError, match=f"(?s){message}"):
         target.load_state_dict(state)
-    # These two are whole; load_state_dict loads them and then raises, as for any module.
-    assert same(before, target) == (damage not in ("unexpected tensor", "missing spec"))
+    # Here the weight is whole; load_state_dict loads it and then raises, as for any module.
+    whole = ("unexpected tensor", "missing spec", "missing bias")
+    assert same(before, target) == (damage not in whole)
 
 
 def test_another_shape_is_refused_by_its_numbers() -> None:
@@ -151,6 +152,18 @@ def test_loading_without_strict_takes_what_is_whole() -> None:
     result = target.load_state_dict(whole | {"more": torch.ones(1)}, strict=False)
     assert (result.missing_keys, result.unexpected_keys) == (["_extra_state"], ["more"])
     assert same(source, target)
+
+
+@pytest.mark.parametrize("assign", [True, False])
+def test_without_strict_a_missing_bias_is_the_layers_own(assign: bool) -> None:
+    source, target = layer_of("2:4", bias=False), layer_of("unstructured", seed=1)
+    expected = sr.Linear(source.packed, target.bias)
+    result = target.load_state_dict(source.state_dict(), strict=False, assign=assign)
+    assert (result.missing_keys, result.unexpected_keys) == (["bias"], [])
+    assert same(target, expected)
+    empty = layer_of("2:4").to("meta")
+    empty.load_state_dict(source.state_dict(), strict=False, assign=True)
+    assert empty.values.is_meta  # it has no bias to keep
 
 
 def test_a_dense_state_dict_says_what_is_missing() -> None:
@@ -219,6 +232,16 @@ def test_packed_tensors_never_change_type(values: str, dtype: torch.dtype) -> No
     x = make_activations(3, IN, dtype=dtype)
     assert torch.equal(layer(x), fresh(x))
     assert layer.float()(x.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_types_that_no_input_has_are_refused(dtype: torch.dtype) -> None:
+    layer = layer_of()
+    with pytest.raises(TypeError, match=rf"linear: expected one of torch\.float32, .* got {dtype}"):
+        layer.to(dtype)
+    assert layer.bias is not None and layer.bias.dtype == layer.weight.dtype == torch.float32
+    assert same(layer, layer_of())
 
 
 @pytest.mark.parametrize("method", ["half", "bfloat16", "double", "float"])

@@ -122,3 +122,9 @@ def test_without_the_extension_an_explicit_cpu_backend_fails(
     monkeypatch.setattr(native, "_C", None)
     with pytest.raises(RuntimeError, match=r"sparse_runtime\._C is not built"):
         choose([weight(values="int8")], backend="cpu")
+
+
+def test_a_bias_of_another_length_is_refused_before_it_is_stacked() -> None:
+    layers = [weight("query"), LinearWeight("key", weight().packed, torch.zeros(SHAPE[0] - 1))]
+    with pytest.raises(ValueError, match=r"key: expected a bias of \[16\], got \[15\]"):
+        choose(layers).prepare()
