@@ -77,8 +77,14 @@ class Compression:
                 this structure, which an explicit ``structure`` must name too.
 
         Raises:
+            TypeError: an argument that is no string.
             ValueError: a string that is none of these, or two that exclude each other.
         """
+        _check_string("structure", structure, "'2:4'")
+        _check_string("values", values, "'int8'")
+        _check_string("scales", scales, "'row'")
+        _check_string("activations", activations, "'dynamic'")
+        _check_string("prune", prune, "'unstructured@0.9'", optional=True)
         chosen = None if structure == "auto" else Structure.parse(structure)
         sparsity = None
         if prune is not None:
@@ -130,6 +136,11 @@ def compress(
         structure=structure, values=values, scales=scales, activations=activations, prune=prune
     )
     return policy.apply(weight)
+
+
+def _check_string(name: str, value: object, example: str, *, optional: bool = False) -> None:
+    if not isinstance(value, str) and not (optional and value is None):
+        raise TypeError(f"{name}: expected a string such as {example}, got {value!r}")
 
 
 def _parse_values(values: str, scales: str) -> ValueSpec:

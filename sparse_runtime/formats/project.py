@@ -12,7 +12,10 @@ from torch.nn.functional import pad
 from ..spec import Structure
 from .block import from_blocks, to_blocks
 
-_PRUNE = re.compile(r"(?P<structure>[^@]+)(@(?P<sparsity>[0-9.]+))?")
+_PRUNE = re.compile(
+    r"(?P<structure>dense|unstructured|[0-9]+:[0-9]+|block:[^@]+)(@(?P<sparsity>[0-9.]+))?"
+)
+_FORMS = "expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY'"
 
 
 def parse_prune(text: str, argument: str = "prune") -> tuple[Structure, float | None]:
@@ -23,21 +26,21 @@ def parse_prune(text: str, argument: str = "prune") -> tuple[Structure, float | 
         argument: what to call it in errors.
 
     Raises:
-        ValueError: the text is none of these, the sparsity is not in [0, 1), or it is missing or
+        ValueError: it is none of these, the sparsity is not in [0, 1), or it is missing or
             given where the structure already states it.
     """
-    match = _PRUNE.fullmatch(text)
+    match = _PRUNE.fullmatch(text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError(f"{argument} {text!r}: {_FORMS}, a number from 0 to below 1")
     try:
-        structure = Structure.parse(match["structure"]) if match else Structure.parse(text)
+        structure = Structure.parse(match["structure"])
     except ValueError as error:
         raise ValueError(f"{argument} {text!r}: {error}") from None
     if structure.kind == "dense":
         raise ValueError(f"{argument} 'dense': nothing to prune; leave the argument out")
-    stated = match["sparsity"] if match else None
+    stated = match["sparsity"]
     if (structure.kind == "nm") == (stated is not None):
-        raise ValueError(
-            f"{argument} {text!r}: expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY'"
-        )
+        raise ValueError(f"{argument} {text!r}: {_FORMS}")
     if stated is None:
         return structure, None
     try:

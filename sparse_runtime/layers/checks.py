@@ -31,7 +31,7 @@ def unusual(module: nn.Module) -> str | None:
     return None
 
 
-def own_forward(module: nn.Linear) -> str | None:
+def own_forward(module: nn.Module) -> str | None:
     """Why calling a linear layer does more than ``nn.Linear.forward``, or None."""
     kind = type(module).__name__
     if type(module).forward is not nn.Linear.forward:

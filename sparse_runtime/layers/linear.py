@@ -110,7 +110,8 @@ class Linear(PackedModule):
             backend: "auto", or the backend that must run the layer.
 
         Raises:
-            TypeError: not an ``nn.Linear``, or one that computes with more than its own weight.
+            TypeError: not an ``nn.Linear``, one that computes with more than its own weight, or an
+                argument that is no string.
             ValueError: contradicting strings, or a weight that is not finite.
             RuntimeError: the backend asked for cannot run the layer.
         """

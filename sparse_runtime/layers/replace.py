@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from ..formats import Compression
-from .checks import unusual
+from .checks import own_forward
 from .linear import Linear
 
 logger = logging.getLogger(__name__)
@@ -19,10 +19,14 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 Filter = Callable[[nn.Module, str], bool]
 
-# A hook set before the replacement goes on working, and so does the handle that removes it.
-_HOOKS = (
+_CARRIED_HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+)
+# Those of gradients, and of tensors that a packed layer has others for.
+_DROPPED_HOOKS = (
+    *("_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 )
 
 
@@ -40,14 +44,15 @@ def replace_linears(
     """Replace ``nn.Linear`` layers by packed ones, in place; all of them or, on any error, none.
 
     A layer used in several places stays shared. Each new layer keeps the mode (training or
-    evaluation) and the forward hooks of the old one; in training mode it raises when it is called.
+    evaluation) and the forward hooks of the old one, which their handles go on removing; other
+    hooks are dropped with a warning. In training mode it raises when it is called.
 
     Args:
         model: any module that contains linear layers.
         structure: as in :meth:`Linear.from_dense`, and so are the other strings.
         values: see there.
         filter_fn: called with each ``nn.Linear`` and its qualified name; true replaces it. None
-            replaces those that are plain: no forward of their own, weight shared with no module
+            replaces those that are plain: no forward of their own, memory shared with no module
             of another kind (a tied embedding), weight not read by the parent module instead of
             a call (``nn.MultiheadAttention``, and ``nn.TransformerEncoderLayer`` while PyTorch's
             ``torch.backends.mha`` fast path is on). What is left out is logged.
@@ -60,11 +65,17 @@ def replace_linears(
         ``model``.
 
     Raises:
-        TypeError: ``model`` is itself a linear layer, or a chosen layer keeps a pruning mask or
-            parametrization, or has a forward of its own.
+        TypeError: ``model`` is no module or itself a linear layer, ``filter_fn`` cannot be called,
+            or a chosen layer keeps a pruning mask or parametrization, or has a forward of its own.
         ValueError: contradicting strings, or a weight that cannot be packed; names the layer.
         RuntimeError: the backend asked for cannot run a layer.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(
+            f"filter_fn: expected None or a function of a module and its name, got {filter_fn!r}"
+        )
     if isinstance(model, nn.Linear):
         raise TypeError(
             "model: it is itself an nn.Linear and cannot be replaced in place; use "
@@ -74,37 +85,45 @@ def replace_linears(
         structure=structure, values=values, scales=scales, activations=activations, prune=prune
     )
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    wanted = filter_fn or _plain_filter(model)
+    left_out: dict[str, str] = {}
+    wanted = filter_fn or _plain_filter(model, left_out)
     chosen = {name: linear for name, linear in linears.items() if wanted(linear, name)}
     packed = {
         id(linear): Linear.compressed(linear, policy, backend=backend, name=name)
         for name, linear in chosen.items()
     }
-    for linear in chosen.values():
-        _carry_over(linear, packed[id(linear)])
+    for name, linear in chosen.items():
+        _carry_over(name, linear, packed[id(linear)])
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):  # named_children() skips repetitions
             if id(child) in packed:
                 setattr(parent, name, packed[id(child)])
-    report = logger.info if chosen else logger.warning
-    report("replaced %d of %d nn.Linear layers", len(chosen), len(linears))
+    if chosen:
+        logger.info("replaced %d of %d nn.Linear layers", len(chosen), len(linears))
+    else:
+        reasons = [f"; {name}: {why}" for name, why in left_out.items()]
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        logger.warning(
+            "replaced 0 of %d nn.Linear layers%s%s", len(linears), "".join(reasons[:3]), more
+        )
     return model
 
 
-def _plain_filter(model: nn.Module) -> Filter:
-    """The filter used where none is given; logs what it leaves out."""
+def _plain_filter(model: nn.Module, left_out: dict[str, str]) -> Filter:
+    """The filter used where none is given; logs and notes what it leaves out."""
     owners = {
-        storage: f"{name}.{key}".lstrip(".")
+        f"{name}.{key}".lstrip("."): memory
         for name, module in model.named_modules()
         if not isinstance(module, nn.Linear)
         for key, tensor in module.named_parameters(recurse=False)
-        if (storage := _storage(tensor)) is not None
+        if (memory := _memory(tensor)) is not None
     }
     readers = _readers(model)
 
     def wanted(module: nn.Module, name: str) -> bool:
         reason = readers.get(id(module)) or _leave_out(module, owners)
         if reason is not None:
+            left_out[name] = reason
             logger.info("%s: left as it is: %s", name, reason)
         return reason is None
 
@@ -124,22 +143,35 @@ def _readers(model: nn.Module) -> dict[int, str]:
     }
 
 
-def _storage(tensor: Tensor) -> int | None:
-    """Address of the memory that tied parameters share; None where there is none to compare."""
+def _memory(tensor: Tensor) -> range | None:
+    """Addresses of a parameter's bytes; None where there are none to compare."""
     if isinstance(tensor, UninitializedParameter) or type(tensor.detach()) is not Tensor:
         return None
-    return tensor.untyped_storage().data_ptr() or None
+    if tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+        return None
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return range(tensor.data_ptr(), tensor.data_ptr() + (reach + 1) * tensor.element_size())
 
 
-def _leave_out(module: nn.Module, owners: dict[int, str]) -> str | None:
-    if type(module).forward is not nn.Linear.forward:
-        return unusual(module)
+def _leave_out(module: nn.Module, owners: dict[str, range]) -> str | None:
+    if reason := own_forward(module):
+        return reason
     weight = module._parameters.get("weight")  # None under a mask: Linear refuses it with a hint
-    storage = None if weight is None else _storage(weight)
-    return f"its weight is tied to {owners[storage]}" if storage in owners else None
+    memory = None if weight is None else _memory(weight)
+    if memory is None:
+        return None
+    for name, other in owners.items():
+        if memory.start < other.stop and other.start < memory.stop:
+            return f"its weight is tied to {name}"
+    return None
 
 
-def _carry_over(old: nn.Linear, new: Linear) -> None:
+def _carry_over(name: str, old: nn.Linear, new: Linear) -> None:
     new.train(old.training)
-    for hooks in _HOOKS:
-        setattr(new, hooks, getattr(old, hooks))
+    for attribute in _CARRIED_HOOKS:
+        hooks = getattr(old, attribute)
+        setattr(new, attribute, hooks)  # itself: the handles that remove hooks point to it
+        setattr(old, attribute, hooks.copy())
+    dropped = [hooks.lstrip("_") for hooks in _DROPPED_HOOKS if getattr(old, hooks)]
+    if dropped:
+        logger.warning("%s: its %s do not go over to the packed layer", name, ", ".join(dropped))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -140,6 +142,12 @@ def test_prune_strings_are_read(text: str, structure: str, sparsity: float | Non
 )
 def test_bad_prune_strings_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"prune|structure"):
+        parse_prune(text)
+
+
+@pytest.mark.parametrize("text", [0.5, None, "0.5", "90%", "unstructured@nan", "unstructured"])
+def test_what_prune_takes_is_listed(text: Any) -> None:
+    with pytest.raises(ValueError, match=r"^prune .*: expected 'N:M', 'unstructured@SPARSITY' or"):
         parse_prune(text)
 
 

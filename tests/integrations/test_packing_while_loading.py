@@ -88,6 +88,8 @@ def test_in_another_dtype(make_checkpoint: Any, run: Any) -> None:
 def test_arguments_are_checked_at_once(arguments: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sr.SparseRuntimeConfig(**arguments)
+    with pytest.raises(TypeError, match=r"structure: expected a string .*, got None"):
+        sr.SparseRuntimeConfig(structure=None)  # type: ignore[arg-type]
 
 
 def test_the_configuration_prints_and_copies() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -129,3 +131,14 @@ def test_strings_that_make_no_sense_are_refused(strings: dict[str, str], message
 def test_a_weight_that_cannot_be_packed_is_refused(weight: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compress(weight)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"structure": None}, {"values": 8}, {"scales": None}, {"activations": True}]
+)
+def test_arguments_that_are_no_strings_are_named(argument: dict[str, Any]) -> None:
+    ((name, value),) = argument.items()
+    with pytest.raises(TypeError, match=rf"^{name}: expected a string such as '.*', got {value}$"):
+        Compression.parse(**argument)
+    with pytest.raises(TypeError, match=r"^prune: expected a string such as .*@0\.9', got 0\.5$"):
+        Compression.parse(prune=0.5)  # type: ignore[arg-type]

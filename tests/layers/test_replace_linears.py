@@ -131,6 +131,38 @@ def test_the_default_filter_leaves_what_is_more_than_a_linear(
     assert "attention.out_proj: left as it is: nn.MultiheadAttention reads its weight" in logged
 
 
+def test_a_forward_set_on_the_layer_alone_is_one_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    plain = model[0].forward
+    model[0].forward = lambda input: plain(input) * 3  # as accelerate's hooks do
+    sr.replace_linears(model)
+    assert names_of(model, sr.Linear) == set()
+    assert "replaced 0 of 1 nn.Linear layers; 0: Linear has a forward of its own" in caplog.text
+    with pytest.raises(TypeError, match="0: Linear has a forward of its own, set on this layer"):
+        sr.replace_linears(model, filter_fn=lambda module, name: True)
+
+
+def test_parameters_are_tied_where_their_bytes_are_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flat = torch.randn(8 * 8 + 8)
+    model = nn.ModuleDict({"norm": nn.LayerNorm(8), "linear": nn.Linear(8, 8)}).eval()
+    model["norm"].weight = nn.Parameter(flat[64:])
+    model["linear"].weight = nn.Parameter(flat[:64].view(8, 8))  # neighbours in one buffer
+    sr.replace_linears(model)
+    assert names_of(model, sr.Linear) == {"linear"}
+    tied = nn.ModuleDict({"norm": nn.LayerNorm(8), "linear": nn.Linear(8, 8)}).eval()
+    tied["norm"].weight = nn.Parameter(flat[56:64])
+    tied["linear"].weight = nn.Parameter(flat[:64].view(8, 8))
+    sr.replace_linears(tied)
+    assert names_of(tied, sr.Linear) == set()
+    assert messages(caplog)[-1] == (
+        "replaced 0 of 1 nn.Linear layers; linear: its weight is tied to norm.weight"
+    )
+
+
 def test_layers_that_a_fast_path_reads_around_are_left_until_it_is_off() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).eval()
     x = torch.ones(2, 3, 16)
@@ -183,7 +215,11 @@ def test_one_layer_refused_leaves_the_model_as_it_was(
 def test_bad_arguments_are_refused_first() -> None:
     with pytest.raises(TypeError, match=r"itself an nn\.Linear.*Linear\.from_dense"):
         sr.replace_linears(nn.Linear(4, 4))
+    with pytest.raises(TypeError, match=r"model: expected an nn\.Module, got list"):
+        sr.replace_linears([nn.Linear(4, 4)])  # type: ignore[type-var]
     model = Block()
+    with pytest.raises(TypeError, match=r"filter_fn: expected None or a function .*, got '0'"):
+        sr.replace_linears(model, filter_fn="0")  # type: ignore[arg-type]
     for strings in ({"structure": "sparse"}, {"values": "int3"}, {"backend": "gpu"}):
         with pytest.raises(ValueError, match=f"{next(iter(strings))}"):
             sr.replace_linears(model, **strings)  # type: ignore[arg-type]
@@ -216,6 +252,27 @@ def test_hooks_and_their_handles_survive() -> None:
     model(torch.ones(1, 8))
     assert calls == ["pre", "Linear", "pre"]
     assert isinstance(model[0], sr.Linear)
+
+
+def test_the_old_layer_has_hooks_of_its_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    old, calls = model[0], []
+    old.register_forward_hook(lambda module, *_: calls.append("both"))
+    sr.replace_linears(model)
+    model[0].register_forward_hook(lambda module, *_: calls.append("new"))
+    old(torch.ones(1, 8))
+    model(torch.ones(1, 8))
+    assert calls == ["both", "both", "new"]
+
+
+def test_hooks_that_are_dropped_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(8, 8)).eval()
+    model[0].register_full_backward_hook(lambda *_: None)
+    model[0].register_state_dict_pre_hook(lambda *_: None)
+    sr.replace_linears(model)
+    assert messages(caplog) == [
+        "0: its backward_hooks, state_dict_pre_hooks do not go over to the packed layer"
+    ]
 
 
 def test_state_dict_of_a_whole_model_round_trips() -> None:

@@ -50,6 +50,7 @@ class SparseRuntimeConfig(QuantizationConfigMixin):
             quant_method: "sparse_runtime"; in config.json it is what leads here.
 
         Raises:
+            TypeError: an argument that is no string.
             ValueError: strings that are not understood or contradict each other.
         """
         if quant_method != METHOD:
