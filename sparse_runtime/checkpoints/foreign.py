@@ -56,6 +56,7 @@ _PATTERNS = [(re.compile(rf".*({ending})"), who, advice) for ending, who, advice
 def refuse_foreign(where: str, names: Iterable[str]) -> None:
     """Raise CheckpointError when tensor names belong to a layout that is not read yet."""
     names = list(names)
+    _refuse_replaced(where, set(names))
     for pattern, who, advice in _PATTERNS:
         found = [name for name in names if pattern.fullmatch(name)]
         if found:
@@ -64,3 +65,17 @@ def refuse_foreign(where: str, names: Iterable[str]) -> None:
                 f"{where}: {len(found)} tensors are in the layout of {who} ({listed(found)}), "
                 f"which {why}; {advice}"
             )
+
+
+def _refuse_replaced(where: str, names: set[str]) -> None:
+    """Raise CheckpointError for packed layers that transformers saved as any other module's."""
+    specs = [name for name in names if name.endswith("._extra_state")]
+    layers = [name.removesuffix("._extra_state") for name in specs]
+    found = [f"{layer}.values" for layer in layers if f"{layer}.values" in names]
+    if found:
+        raise CheckpointError(
+            f"{where}: a model saved after sparse_runtime.replace_linears ({listed(sorted(found))} "
+            "beside _extra_state), whose config.json does not describe its packed layers; load the "
+            "float checkpoint with quantization_config=sparse_runtime.SparseRuntimeConfig() and "
+            "save that (docs/integrations.md), or convert the float checkpoint"
+        )

@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..layers.state import SPEC_KEY
+from ..store.errors import FormatError
+from ..store.weights import WEIGHTS_FILE, read_header
+
 # What a packed model's directory never holds, and a repository may hold beside one.
 _NOT_NEEDED = ["*.bin", "*.pt", "*.onnx", "*.h5", "*.msgpack", "*.ot", "*.gguf", "*.py"]
 
@@ -23,7 +27,8 @@ def resolve(
     Raises:
         FileNotFoundError: the path does not exist and cannot be a hub id.
         OSError: the hub cannot be reached or has no such repository.
-        ValueError: the directory or repository holds an unpacked checkpoint.
+        ValueError: the directory or repository holds an unpacked checkpoint, or a model that was
+            saved after ``replace_linears``.
     """
     path = Path(path_or_id)
     if path.is_dir():
@@ -78,8 +83,26 @@ def _check_packed(config: Path, source: str) -> None:
         data = json.loads(config.read_bytes())
     except (OSError, ValueError):
         return
-    if isinstance(data, dict) and "model_type" in data and "sparse_runtime" not in data:
+    if not (isinstance(data, dict) and "model_type" in data and "sparse_runtime" not in data):
+        return
+    if _is_replaced(config.with_name(WEIGHTS_FILE)):
         raise ValueError(
-            f"{source}: this is an unpacked checkpoint; pack it first with "
-            f"`sparse-runtime convert {source} OUT_DIR` and load OUT_DIR"
+            f"{source}: this is a model saved after sparse_runtime.replace_linears, whose "
+            "config.json does not describe its packed layers; load the float checkpoint with "
+            "quantization_config=sparse_runtime.SparseRuntimeConfig() and save that "
+            "(docs/integrations.md), or convert the float checkpoint"
         )
+    raise ValueError(
+        f"{source}: this is an unpacked checkpoint; pack it first with "
+        f"`sparse-runtime convert {source} OUT_DIR` and load OUT_DIR"
+    )
+
+
+def _is_replaced(weights: Path) -> bool:
+    """Whether layers are stored as in a state dict (docs/linear.md)."""
+    try:
+        names = read_header(weights)
+    except FormatError:
+        return False
+    layers = [name.removesuffix(f".{SPEC_KEY}") for name in names if name.endswith(f".{SPEC_KEY}")]
+    return any(f"{layer}.values" in names for layer in layers)

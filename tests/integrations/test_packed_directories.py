@@ -211,6 +211,20 @@ def test_casting_a_loaded_model(make_packed: Any, run: Any, tmp_path: Path) -> N
     assert run(sr.SparseModel.from_pretrained(tmp_path / "bf16")).isfinite().all()
 
 
+def test_calls_need_no_context_manager(
+    make_packed: Any, make_checkpoint: Any, batch: Any, run: Any
+) -> None:
+    packed = AutoModel.from_pretrained(make_packed())
+    config = sr.SparseRuntimeConfig()
+    packing = AutoModel.from_pretrained(make_checkpoint(), quantization_config=config)
+    for model in (packed, packing):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        output = model(**batch)[0]
+        assert not output.requires_grad
+        assert torch.equal(output[batch["attention_mask"].bool()], run(model))
+    assert all(parameter.requires_grad for parameter in packed.dequantize().parameters())
+
+
 @pytest.mark.parametrize("arguments", [{"device_map": "cpu"}, {"device_map": {"": "cpu"}}])
 def test_a_device_map(arguments: dict[str, Any], make_packed: Any, run: Any) -> None:
     pytest.importorskip("accelerate")

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 import sparse_runtime as sr
+from sparse_runtime.checkpoints import CheckpointError
 from sparse_runtime.store import FormatError
 
 LAYER = "encoder.layer.1.intermediate.dense"
@@ -186,3 +187,30 @@ def test_a_model_spread_over_devices(make_packed: Any) -> None:
         AutoModel.from_pretrained(
             make_packed(), device_map={"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"}
         )
+
+
+@pytest.mark.parametrize("device", ["disk", "meta", torch.device("meta")])
+def test_a_model_on_no_device(device: Any, make_packed: Any, make_checkpoint: Any) -> None:
+    pytest.importorskip("accelerate")
+    floats = {"quantization_config": sr.SparseRuntimeConfig()}
+    for directory, options in ((make_packed(), {}), (make_checkpoint(), floats)):
+        with pytest.raises(ValueError, match=r"are not offloaded, got \['(disk|meta)'\]; name one"):
+            AutoModel.from_pretrained(directory, device_map={"": device}, **options)
+
+
+def test_a_model_saved_after_replace_linears(make_checkpoint: Any, tmp_path: Path) -> None:
+    model = sr.replace_linears(AutoModel.from_pretrained(make_checkpoint()))
+    model.save_pretrained(tmp_path / "replaced")
+    message = (
+        r"saved after sparse_runtime\.replace_linears.*=sparse_runtime\.SparseRuntimeConfig\(\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        sr.SparseModel.from_pretrained(tmp_path / "replaced")
+    with pytest.raises(CheckpointError, match=message):
+        sr.convert(tmp_path / "replaced", tmp_path / "out", progress=False)
+    # The way out that it names.
+    config = sr.SparseRuntimeConfig()
+    AutoModel.from_pretrained(make_checkpoint(), quantization_config=config).save_pretrained(
+        tmp_path / "packed"
+    )
+    assert sr.SparseModel.from_pretrained(tmp_path / "packed").task == "base"

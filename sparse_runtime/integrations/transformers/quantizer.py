@@ -36,12 +36,14 @@ class SparseRuntimeHfQuantizer(HfQuantizer):
     def validate_environment(
         self, *args: Any, device_map: dict[str, Any] | str | None = None, **kwargs: Any
     ) -> None:
-        """Raise ValueError where the layers would be spread over devices or the disk."""
-        if isinstance(device_map, dict) and len(set(map(str, device_map.values()))) > 1:
+        """Raise ValueError where the layers would be spread over devices, or lie on none."""
+        if not isinstance(device_map, dict):
+            return
+        devices = sorted(set(map(str, device_map.values())))
+        if len(devices) > 1 or devices in (["disk"], ["meta"]):
             raise ValueError(
-                f"device_map: packed layers run on one device, got "
-                f"{sorted(set(map(str, device_map.values())))}; name one, such as "
-                "device_map='cpu'"
+                "device_map: packed layers run on one device and are not offloaded, got "
+                f"{devices}; name one, such as device_map='cpu'"
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
@@ -65,6 +67,8 @@ class SparseRuntimeHfQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
+        # A call that records gradients would be refused for those of embeddings and norms.
+        model.requires_grad_(False)
         if self.pre_quantized:
             finish_layers(model)
             return model
@@ -81,7 +85,7 @@ class SparseRuntimeHfQuantizer(HfQuantizer):
         # The configuration's dtype, which transformers passes, is a name once it was saved.
         chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         unpack_layers(model, chosen or model.dtype)
-        return model
+        return model.requires_grad_(True)
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
