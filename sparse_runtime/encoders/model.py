@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from .. import store
 from ..ops import CpuBackend, Decision, get_backend
+from ..store.companions import Companions
 from .explain import explain
 from .heads import Head
 from .hub import resolve
@@ -66,9 +67,10 @@ class SparseModel(nn.Module):
         self.packed = packed
         self._choice = backend
         files = packed.extra_files
+        self._companions = None if files is None else Companions.of(Path(files))
         self._settings = read_settings(
             packed.config,
-            sentence_encoder=files is not None and runs_base_model(files),
+            sentence_encoder=files is not None and runs_base_model(Path(files)),
             head_size=packed.head_size,
         )
         self._build(torch.device("cpu" if device is None else device), read_dtype(dtype))
@@ -297,7 +299,7 @@ class SparseModel(nn.Module):
             from .sentence import SentenceEncoder
 
             self._sentence = SentenceEncoder(
-                self.packed.extra_files, self._settings, self.device, self.dtype
+                self._companions, self._settings, self.device, self.dtype
             )
         with torch.no_grad(), self._without_autocast():
             return self._sentence.encode(
@@ -367,10 +369,18 @@ class SparseModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Prepared layers are rebuilt, so that copies and pickles hold canonical weights only.
-        return _rebuild, (type(self), self.packed, str(self.device), self._choice, self.dtype)
+        where = (str(self.device), self._choice, self.dtype)
+        return _rebuild, (type(self), self.packed, *where, self._companions)
 
 
 def _rebuild(
-    cls: type[SparseModel], packed: PackedModel, device: str, backend: str, dtype: torch.dtype
+    cls: type[SparseModel],
+    packed: PackedModel,
+    device: str,
+    backend: str,
+    dtype: torch.dtype,
+    companions: Companions | None,
 ) -> SparseModel:
-    return cls(packed, device=device, backend=backend, dtype=dtype)
+    model = cls(packed, device=device, backend=backend, dtype=dtype)
+    model._companions = companions
+    return model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..store.companions import Companions
+from ..store.tokenizer_files import check_tokenizer
 from ..store.weights import map_tensors
 from .dense import DenseLinear
 from .pipeline import Dense, read_pipeline
@@ -32,52 +33,37 @@ class SentenceEncoder:
     """Embeds sentences as a directory's sentence-transformers pipeline does.
 
     Args:
-        directory: holds the tokenizer's and the pipeline's files.
+        files: of the tokenizer and the pipeline.
         settings: the model's.
         device: where the model runs.
         dtype: float type of the embeddings.
 
     Raises:
-        ValueError: no directory, a model with a task's head, or an unsupported pipeline.
+        ValueError: no tokenizer, files that are not those of the model any more, a model with a
+            task's head, or an unsupported pipeline.
     """
 
     def __init__(
         self,
-        directory: Path | None,
+        files: Companions | None,
         settings: Settings,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         if settings.task != BASE:
             raise ValueError(f"encode: expected a base model, this one is for {settings.task}")
-        if directory is None:
+        if files is None:
             raise ValueError("encode: the packed model has no tokenizer files (extra_files)")
-        self._directory = directory
+        files.check()
+        check_tokenizer(files.directory)
         self._device, self._dtype = device, dtype
         self._lock = Lock()
-        self._settings = settings
-        self._pipeline = read_pipeline(directory, settings.sizes["hidden"])
+        self._pipeline = read_pipeline(files.directory, settings.sizes["hidden"])
         dense = (_load_dense(s) for s in self._pipeline.steps if isinstance(s, Dense))
         self._dense = [layer.to(device, dtype) for layer in dense]
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self._directory, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{self._directory}: no tokenizer could be loaded from here: {error}"
-            ) from error
-        if self._pipeline.lower_case:
-            _lower_case(tokenizer.backend_tokenizer)
-        return tokenizer
-
-    @cached_property
-    def _max_length(self) -> int:
+        self._tokenizer = _load_tokenizer(files.directory, self._pipeline.lower_case)
         stated = self._pipeline.max_length or self._tokenizer.model_max_length
-        return int(min(stated, self._settings.max_length))
+        self._max_length = int(min(stated, settings.max_length))
 
     def encode(
         self,
@@ -154,6 +140,18 @@ def _read_sentences(sentences: Any) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"sentences[{i}]: expected a string, got {type(text).__name__}")
     return [str(text) for text in texts]
+
+
+def _load_tokenizer(directory: Path, lower_case: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory}: no tokenizer could be loaded from here: {error}") from error
+    if lower_case:
+        _lower_case(tokenizer.backend_tokenizer)
+    return tokenizer
 
 
 def _lower_case(tokenizer: Any) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from typing_extensions import Self
 
 from .strict_json import parse
 
@@ -28,6 +32,41 @@ MODULE_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The companion files that a model was loaded with, which are read when they are needed.
+
+    Attributes:
+        directory: where they lie, absolute.
+        digest: of what they held.
+    """
+
+    directory: Path
+    digest: str
+
+    @classmethod
+    def of(cls, directory: Path) -> Self:
+        """The files that lie in a directory now."""
+        directory = directory.resolve()
+        digest = hashlib.sha256()
+        try:
+            for place, path in companion_files(directory).items():
+                data = path.read_bytes()
+                digest.update(f"{place} {len(data)} ".encode() + data)
+        except (OSError, ValueError) as error:
+            # Whoever reads or copies the files says what is wrong with them.
+            digest.update(str(error).encode())
+        return cls(directory, digest.hexdigest())
+
+    def check(self) -> None:
+        """Raise ValueError unless the files are still what they were."""
+        if self.of(self.directory) != self:
+            raise ValueError(
+                f"{self.directory}: its tokenizer and pipeline files are not those that the model "
+                "was loaded with; load the model again"
+            )
 
 
 def companion_files(directory: Path) -> dict[PurePosixPath, Path]:

@@ -58,7 +58,8 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
         absent=section.absent,
         head_size=section.head_size,
         provenance=section.provenance,
-        extra_files=directory,
+        # Read later, when a relative path may lead elsewhere.
+        extra_files=directory.resolve(),
         attention=section.attention,
     )
 

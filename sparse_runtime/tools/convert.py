@@ -25,6 +25,7 @@ from ..checkpoints import (
 from ..checkpoints.errors import listed
 from ..formats import Compression, CompressionNote, PackedWeight
 from ..store import PackedLinear, PackedModel, save, size_report
+from ..store.tokenizer_files import has_tokenizer
 from .convert_report import ConvertReport, KeptTensor, LayerReport
 from .crop import Crop
 from .crop_plan import check_crop, plan_crop
@@ -167,6 +168,7 @@ def convert(
         recognised=checkpoint.recognised,
         steps=checkpoint.steps,
         dropped=checkpoint.dropped,
+        tokenizer=has_tokenizer(target),
         size=size_report(model, target),
         seconds=time.perf_counter() - start,
     )

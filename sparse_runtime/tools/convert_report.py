@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NO_TOKENIZER = (
+    "no tokenizer files in the source: the packed model reads token ids, but no texts, until a "
+    "tokenizer is saved into its directory"
+)
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """One packed layer.
@@ -96,6 +102,7 @@ class ConvertReport:
         recognised: the layouts the source has, and what showed each.
         steps: what was done to the source's tensors before they were packed.
         dropped: name of what was left out of the source -> why.
+        tokenizer: whether the source has tokenizer files, which travel along.
         size: the size report of the packed model.
         seconds: wall time of the conversion.
     """
@@ -110,6 +117,7 @@ class ConvertReport:
     recognised: tuple[Recognition, ...]
     steps: tuple[str, ...]
     dropped: dict[str, str]
+    tokenizer: bool
     size: SizeReport
     seconds: float
 
@@ -135,6 +143,7 @@ class ConvertReport:
             f"{len(self.layers)} layers packed, {pruned}; {len(self.kept)} other tensors kept "
             f"as they are ({human_bytes(kept)})",
             *self._cropped(),
+            *([] if self.tokenizer else [NO_TOKENIZER]),
             f"written to {self.directory} in {self.seconds:.1f} s",
         )
 

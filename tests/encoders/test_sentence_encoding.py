@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -198,7 +199,7 @@ def test_models_that_cannot_encode(
     with pytest.raises(ValueError, match="no tokenizer files"):
         SparseModel.from_packed(packed).encode("x")
     packed.extra_files = tmp_path  # an empty directory
-    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+    with pytest.raises(ValueError, match=r"no tokenizer .tokenizer.json, "):
         SparseModel.from_packed(packed).encode("x")
     classifier = make_packed(make_reference("bert", "ForSequenceClassification"))
     classifier.extra_files = tiny
@@ -222,3 +223,42 @@ def test_calls_overlap(tiny: Path, make_dense: Any) -> None:
         got = list(threads.map(model.encode, TEXTS * 8))
     for mine, other in zip(got, expected * 8, strict=True):
         assert np.array_equal(mine, other)
+
+
+def test_files_are_those_of_the_model_wherever_the_process_goes(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_dense: Any,
+    make_pipeline: Any,
+) -> None:
+    for place, pooling in (("here", "mean"), ("there", "cls")):
+        make_pipeline(tiny, tmp_path / place / "saved", poolings=pooling)
+        make_dense(tmp_path / place / "saved").save_pretrained(tmp_path / place / "packed")
+    expected = SparseModel.from_pretrained(tmp_path / "here/packed").encode(TEXTS)
+    monkeypatch.chdir(tmp_path / "here")
+    model = SparseModel.from_pretrained("packed")
+    monkeypatch.chdir(tmp_path / "there")  # where a directory has the same name
+    assert np.array_equal(model.encode(TEXTS), expected)
+    copied = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(copied.encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("change", ["pooling", "tokenizer", "gone"])
+def test_files_that_changed_since_the_model_was_loaded_are_refused(
+    change: str, tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    saved = tmp_path / "saved"
+    make_pipeline(tiny, saved)
+    ours = make_dense(saved)
+    stored = pickle.dumps(ours)
+    if change == "pooling":
+        (saved / "1_Pooling/config.json").write_text(json.dumps({"pooling_mode": "cls"}))
+    elif change == "tokenizer":
+        text = (saved / "tokenizer.json").read_text()
+        (saved / "tokenizer.json").write_text(text.replace('"cat"', '"dog"'))
+    else:
+        shutil.rmtree(saved)
+    for model in (ours, pickle.loads(stored)):
+        with pytest.raises(ValueError, match=r"saved: .*not those .*; load the model again"):
+            model.encode("x")

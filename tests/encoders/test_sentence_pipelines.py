@@ -54,10 +54,10 @@ def test_pipelines_that_are_refused(
 
     saved = tmp_path / "saved"
     make_pipeline(tiny, saved, Dense(16, 6))
-    ours = make_dense(saved)
     data = json.loads((saved / file).read_text())
     change(data)
     (saved / file).write_text(json.dumps(data))
+    ours = make_dense(saved)
     with pytest.raises(ValueError, match=message):
         ours.encode("x")
 

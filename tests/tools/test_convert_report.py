@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,19 @@ def test_the_report_is_json_and_a_table(source: Path, tmp_path: Path) -> None:
     assert f"{report.zeroed:,} nonzero weights pruned away" in text
     assert "whole model" in text
     assert "nothing pruned" in rendered(convert(source, tmp_path / "dense"))
+
+
+def test_a_source_without_tokenizer_is_told(source: Path, tmp_path: Path) -> None:
+    bare, whole = (shutil.copytree(source, tmp_path / name) for name in ("bare", "whole"))
+    (whole / "vocab.txt").write_text("a\n")
+    for path in bare.glob("tokenizer*"):
+        path.unlink()
+    report = convert(bare, tmp_path / "a")
+    assert report.to_dict()["tokenizer"] is False
+    assert "no tokenizer files in the source" in rendered(report)
+    report = convert(whole, tmp_path / "b")
+    assert report.tokenizer
+    assert "no tokenizer" not in rendered(report)
 
 
 @pytest.mark.skipif(

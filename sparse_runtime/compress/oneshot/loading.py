@@ -11,7 +11,7 @@ from torch import nn
 
 from ...checkpoints import Checkpoint, CheckpointError, open_checkpoint, source_name
 from ...checkpoints.errors import listed
-from ...checkpoints.tokenizer_files import TOKENIZER_FILES, has_tokenizer
+from ...store.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

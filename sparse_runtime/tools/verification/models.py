@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...checkpoints import Checkpoint
-from ...checkpoints.tokenizer_files import TOKENIZER_FILES, has_tokenizer
 from ...encoders import SparseModel
 from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
+from ...store.tokenizer_files import check_tokenizer, has_tokenizer
 from ..integers import dense_tensors
 from .inputs import Text, Tokens
 from .ragged import replace_modules, whole_config, whole_tensors
@@ -122,11 +122,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    if not has_tokenizer(directory):
-        raise ValueError(
-            f"{directory.name}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer "
-            "into the model's directory"
-        )
+    check_tokenizer(directory)
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:

@@ -8,6 +8,15 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 """Patterns; one that is there is enough."""
 
 
+def check_tokenizer(directory: Path) -> None:
+    """Raise ValueError unless a directory holds the files of a tokenizer."""
+    if not has_tokenizer(directory):
+        raise ValueError(
+            f"{directory.name}: no tokenizer ({', '.join(TOKENIZER_FILES)}); save the tokenizer "
+            "into the model's directory"
+        )
+
+
 def has_tokenizer(directory: Path) -> bool:
     """Whether a directory holds the files of a tokenizer.
 
