@@ -277,6 +277,10 @@ class SparseModel(nn.Module):
         normalize_embeddings: bool = False,
         show_progress_bar: bool | None = None,
         convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray[Any, Any] | Tensor:
         """Embed sentences as the sentence-transformers pipeline of the same checkpoint does.
 
@@ -286,14 +290,18 @@ class SparseModel(nn.Module):
             normalize_embeddings: scale each embedding to length 1.
             show_progress_bar: None shows it where logging is at level INFO or below.
             convert_to_numpy: float32 NumPy array rather than a tensor on the model's device.
+            convert_to_tensor: the tensor whatever ``convert_to_numpy`` says.
+            prompt_name: put this one of the pipeline's prompts before each text; None is its
+                default one.
+            prompt: put this before each text.
 
         Returns:
             [features] for one text, [texts, features] for several, in their order.
 
         Raises:
             TypeError: something else than texts.
-            ValueError: the model has a task's head, brings no tokenizer, or its pipeline asks for
-                what does not run here.
+            ValueError: the model has a task's head, brings no tokenizer, its pipeline asks for what
+                does not run here, or its files changed since it was loaded; no such prompt.
         """
         if self._sentence is None:
             from .sentence import SentenceEncoder
@@ -308,7 +316,9 @@ class SparseModel(nn.Module):
                 batch_size=batch_size,
                 normalize_embeddings=normalize_embeddings,
                 show_progress_bar=show_progress_bar,
-                convert_to_numpy=convert_to_numpy,
+                convert_to_numpy=convert_to_numpy and not convert_to_tensor,
+                prompt_name=prompt_name,
+                prompt=prompt,
             )
 
     def train(self, mode: bool = True) -> Self:

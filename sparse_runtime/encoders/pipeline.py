@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ _FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Names that sentence-transformers knows whatever the files say.
+_PROMPTS = {"query": "", "document": ""}
 _TRANSFORMER_DEFAULTS: dict[str, tuple[Any, ...]] = {
     "transformer_task": ("feature-extraction",),
     "module_output_name": ("token_embeddings",),
@@ -76,7 +79,9 @@ class Pipeline:
         steps: what follows the pooling.
         max_length: tokens a sentence is cut to, or None: the tokenizer's own limit.
         lower_case: whether texts are lower-cased before the tokenizer.
-        prompt: text put before each sentence.
+        prompt: text put before each sentence unless the caller names another.
+        prompts: others by name.
+        pools_prompt: whether a prompt's tokens may be pooled; without them is not supported.
         truncate_dim: features kept, or None.
     """
 
@@ -86,7 +91,39 @@ class Pipeline:
     max_length: int | None = None
     lower_case: bool = False
     prompt: str = ""
+    prompts: Mapping[str, str] = field(default_factory=lambda: dict(_PROMPTS))
+    pools_prompt: bool = True
     truncate_dim: int | None = None
+
+    def chosen_prompt(self, name: str | None, text: str | None) -> str:
+        """What to put before each sentence.
+
+        Args:
+            name: of a prompt, or None.
+            text: of a prompt, or None; without either it is the default one.
+
+        Raises:
+            TypeError: they are no strings.
+            ValueError: both are given, there is no such name, or the prompt's tokens would have to
+                be left out of the pooling.
+        """
+        for argument, value in (("prompt_name", name), ("prompt", text)):
+            if value is not None and not isinstance(value, str):
+                raise TypeError(f"{argument}: expected a string, got {type(value).__name__}")
+        if name is not None and text is not None:
+            raise ValueError("prompt_name and prompt: expected one of them, got both")
+        if name is not None and name not in self.prompts:
+            raise ValueError(
+                f"prompt_name {name!r}: expected one of {', '.join(map(repr, self.prompts))}"
+            )
+        prompt = self.prompt if name is None else self.prompts[name]
+        prompt = prompt if text is None else text
+        if prompt and not self.pools_prompt:
+            raise ValueError(
+                f"prompt {prompt!r}: pooling without the prompt's tokens is not supported, which "
+                "include_prompt asks for"
+            )
+        return prompt
 
 
 def runs_base_model(directory: Path) -> bool:
@@ -120,14 +157,26 @@ def read_pipeline(directory: Path, hidden: int) -> Pipeline:
     if modules[0][1]["path"]:
         raise ValueError(f"{path}: expected the Transformer's files at the root, path ''")
     max_length, lower_case = _transformer(directory)
-    prompt, truncate_dim = _model_settings(directory)
+    prompt, prompts, truncate_dim = _model_settings(directory)
     pooling = directory / modules[1][1]["path"] / "config.json"
-    poolings = _pooling(pooling, hidden, prompt)
+    poolings, pools_prompt = _pooling(pooling, hidden)
     steps = tuple(_step(kind, directory / module["path"]) for kind, module in modules[2:])
     features = _features(path, hidden * len(poolings), steps)
     if truncate_dim is not None:
         features = min(features, truncate_dim)
-    return Pipeline(features, poolings, steps, max_length, lower_case, prompt, truncate_dim)
+    pipeline = Pipeline(
+        features,
+        poolings,
+        steps,
+        max_length,
+        lower_case,
+        prompt,
+        prompts,
+        pools_prompt,
+        truncate_dim,
+    )
+    pipeline.chosen_prompt(None, None)
+    return pipeline
 
 
 def _kind(path: Path, module: Any) -> str:
@@ -151,35 +200,42 @@ def _transformer(directory: Path) -> tuple[int | None, bool]:
     return length, bool(data.get("do_lower_case", False))
 
 
-def _model_settings(directory: Path) -> tuple[str, int | None]:
+def _model_settings(directory: Path) -> tuple[str, dict[str, str], int | None]:
     path = directory / "config_sentence_transformers.json"
     data = _read(path)
-    name, prompts = data.get("default_prompt_name"), data.get("prompts") or {}
-    if not isinstance(prompts, dict) or (name is not None and not isinstance(name, str)):
-        raise ValueError(f"{path}: expected prompts by name and the name of the default one")
-    prompt = prompts.get(name, "") if name is not None else ""
+    name, stated = data.get("default_prompt_name"), data.get("prompts") or {}
+    if not isinstance(stated, dict) or not all(isinstance(x, str | None) for x in stated.values()):
+        raise ValueError(f"{path}: expected prompts by name, got {str(stated)[:80]}")
+    prompts = _PROMPTS | {key: text or "" for key, text in stated.items()}
+    if name is not None and (not isinstance(name, str) or name not in prompts):
+        raise ValueError(
+            f"{path}: default_prompt_name {name!r}: expected one of the prompts, "
+            f"{', '.join(map(repr, prompts))}"
+        )
+    prompt = "" if name is None else prompts[name]
     truncate_dim = data.get("truncate_dim")
     if truncate_dim is not None and (type(truncate_dim) is not int or truncate_dim < 1):
         raise ValueError(f"{path}: truncate_dim {truncate_dim!r}: expected an integer above 0")
-    return prompt or "", truncate_dim
+    return prompt, prompts, truncate_dim
 
 
-def _pooling(path: Path, hidden: int, prompt: str) -> tuple[str, ...]:
+def _pooling(path: Path, hidden: int) -> tuple[tuple[str, ...], bool]:
+    """(modes, whether a prompt's tokens are pooled)"""
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; it says how to pool, as modules.json announces")
     data = _read(path)
     sizes = {"word_embedding_dimension", "embedding_dimension"}
     _check_keys(path, data, {}, {*sizes, *_FLAGS, "pooling_mode", "include_prompt"})
     for key in sizes & set(data):
         if data[key] != hidden:
             raise ValueError(f"{path}: {key} {data[key]!r}: the encoder gives {hidden} features")
-    if prompt and not data.get("include_prompt", True):
-        raise ValueError(f"{path}: pooling without the prompt's tokens is not supported")
     modes = data.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _FLAGS.items() if data.get(flag)] or ["mean"]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or not modes or any(mode not in POOLINGS for mode in modes):
         raise ValueError(f"{path}: pooling_mode {modes!r}: expected some of {', '.join(POOLINGS)}")
-    return tuple(modes)
+    return tuple(modes), bool(data.get("include_prompt", True))
 
 
 def _step(kind: str, directory: Path) -> Normalize | Dense:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Set
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -68,17 +69,19 @@ class SentenceEncoder:
     def encode(
         self,
         encoder: Encoder,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         *,
         batch_size: int,
         normalize_embeddings: bool,
         show_progress_bar: bool | None,
         convert_to_numpy: bool,
+        prompt_name: str | None,
+        prompt: str | None,
     ) -> np.ndarray[Any, Any] | Tensor:
         """Embed one text or several; see ``SparseModel.encode``."""
-        texts = _read_sentences(sentences)
-        if type(batch_size) is not int or batch_size < 1:
-            raise ValueError(f"batch_size {batch_size!r}: expected an integer of at least 1")
+        prompt = self._pipeline.chosen_prompt(prompt_name, prompt)
+        texts = [prompt + text for text in _read_sentences(sentences)]
+        batch_size = _read_batch_size(batch_size)
         if show_progress_bar is None:
             show_progress_bar = logger.getEffectiveLevel() <= logging.INFO
         embeddings = self._run(encoder, texts, batch_size, show_progress_bar)
@@ -108,7 +111,6 @@ class SentenceEncoder:
 
     def _embed(self, encoder: Encoder, texts: list[str]) -> Tensor:
         pipeline = self._pipeline
-        texts = [pipeline.prompt + text for text in texts]
         # A fast tokenizer refuses calls from other threads while its truncation is being set.
         with self._lock:
             inputs = self._tokenizer(
@@ -133,13 +135,30 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def _read_sentences(sentences: Any) -> list[str]:
-    if isinstance(sentences, str):
-        return [sentences]
-    texts = list(sentences)
+    unordered = (bytes, bytearray, Mapping, Set)
+    if not isinstance(sentences, Iterable) or isinstance(sentences, unordered):
+        raise TypeError(
+            f"sentences: expected a string or a list of strings, got {type(sentences).__name__}"
+        )
+    texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"sentences[{i}]: expected a string, got {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"sentences[{i}]: no valid Unicode: {error}") from None
     return [str(text) for text in texts]
+
+
+def _read_batch_size(batch_size: Any) -> int:
+    try:
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ValueError(f"batch_size {batch_size!r}: expected an integer of at least 1")
+    return size
 
 
 def _load_tokenizer(directory: Path, lower_case: bool) -> Any:

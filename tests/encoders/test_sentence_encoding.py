@@ -120,6 +120,9 @@ def test_model_settings(tiny: Path, tmp_path: Path, make_dense: Any, make_pipeli
         expected = theirs.encode(TEXTS, normalize_embeddings=normalize)
         assert np.abs(got - expected).max() < LIMIT
     assert ours.encode([]).shape == (0, 10)
+    for chosen in ({"prompt_name": "document"}, {"prompt": "the "}, {"prompt": ""}):
+        assert np.abs(ours.encode(TEXTS, **chosen) - theirs.encode(TEXTS, **chosen)).max() < LIMIT
+    assert np.array_equal(ours.encode(TEXTS, prompt_name="query"), ours.encode(TEXTS))
 
 
 def test_lower_case_reaches_a_cased_tokenizer(
@@ -162,8 +165,9 @@ def test_order_and_types(tiny: Path, make_dense: Any) -> None:
     for text, row in zip(TEXTS, rows, strict=True):
         one = model.encode(text)
         assert one.shape == (16,) and np.abs(one - row).max() < LIMIT
-    tensor = model.encode(tuple(TEXTS), convert_to_numpy=False)
-    assert isinstance(tensor, torch.Tensor) and np.abs(tensor.numpy() - rows).max() < LIMIT
+    for how in ({"convert_to_numpy": False}, {"convert_to_tensor": True}):
+        tensor = model.encode(tuple(TEXTS), **how)
+        assert isinstance(tensor, torch.Tensor) and np.abs(tensor.numpy() - rows).max() < LIMIT
     assert np.array_equal(model.encode(np.array(TEXTS[:2])), model.encode(TEXTS[:2]))
     lengths = np.linalg.norm(model.encode(TEXTS, normalize_embeddings=True), axis=1)
     assert np.abs(lengths - 1).max() < 1e-6
@@ -173,8 +177,21 @@ def test_wrong_arguments(tiny: Path, make_dense: Any) -> None:
     model = make_dense(tiny)
     with pytest.raises(TypeError, match=r"sentences\[1\]: expected a string, got int"):
         model.encode(["a", 1])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="batch_size 0"):
-        model.encode(["a"], batch_size=0)
+    for wrong in (None, b"a", {"a": 1}, {"a", "b"}, 3):
+        with pytest.raises(TypeError, match=f"sentences: .* list .* got {type(wrong).__name__}"):
+            model.encode(wrong)
+    with pytest.raises(ValueError, match=r"sentences\[1\]: no valid Unicode: .*surrogates"):
+        model.encode(["a", "\ud800"])
+    for size in (0, True, 2.0, "2"):
+        with pytest.raises(ValueError, match=f"batch_size {size!r}"):
+            model.encode(["a"], batch_size=size)
+    assert model.encode(["a", "b"], batch_size=np.int64(1)).shape == (2, 16)
+    with pytest.raises(ValueError, match="prompt_name 'ask': expected one of 'query', 'document'"):
+        model.encode("a", prompt_name="ask")
+    with pytest.raises(ValueError, match="prompt_name and prompt: expected one"):
+        model.encode("a", prompt_name="query", prompt="b")
+    with pytest.raises(TypeError, match="prompt: expected a string, got int"):
+        model.encode("a", prompt=1)
 
 
 def test_progress_bar_follows_the_log_level(

@@ -75,3 +75,33 @@ def test_a_prompt_that_is_not_pooled_is_refused(
     path.write_text(json.dumps({"prompts": {"q": "find "}, "default_prompt_name": "q"}))
     with pytest.raises(ValueError, match="without the prompt's tokens"):
         make_dense(saved).encode("x")
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"prompt 'find ': .*without the prompt's tokens"):
+        make_dense(saved).encode("x", prompt="find ")
+
+
+def test_a_pooling_without_settings_is_refused(
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    saved = tmp_path / "saved"
+    make_pipeline(tiny, saved)
+    (saved / POOLING).unlink()
+    with pytest.raises(ValueError, match=r"1_Pooling.config\.json: missing"):
+        make_dense(saved).encode("x")
+
+
+def test_a_default_prompt_that_is_none_of_the_prompts_is_refused(
+    tiny: Path, tmp_path: Path, make_dense: Any, make_pipeline: Any
+) -> None:
+    saved = tmp_path / "saved"
+    theirs = make_pipeline(tiny, saved)
+    path = saved / "config_sentence_transformers.json"
+    path.write_text(json.dumps({"prompts": {"q": "find "}, "default_prompt_name": "ask"}))
+    with pytest.raises(ValueError, match=r"default_prompt_name 'ask': expected one of .*'q'"):
+        make_dense(saved).encode("x")
+    # as in sentence-transformers, these two are always there
+    path.write_text(json.dumps({"default_prompt_name": "query"}))
+    assert np.abs(make_dense(saved).encode("x") - theirs.encode("x")).max() < LIMIT
+    path.write_text(json.dumps({"prompts": {"q": 1}}))
+    with pytest.raises(ValueError, match=r"expected prompts by name, got {'q': 1}"):
+        make_dense(saved).encode("x")
