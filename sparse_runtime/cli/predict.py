@@ -87,14 +87,18 @@ class _Embeddings:
 
 
 def _classified(reader: Reader, row: Row) -> Result:
-    """The best label; each label's yes or no; or the number that a regression gives."""
+    """The best label; each label's yes or no; or the numbers that a regression gives."""
     data, text = _named(row.input), _joined(row.input)
     logits = row.logits
     if len(logits) == 1:
         score = float(logits[0])
         return Result(data | {"score": score}, f"{score:.4f}  {text}")
-    names = reader.labels
-    if reader.model.config.problem_type == "multi_label_classification":
+    names, problem = reader.labels, reader.model.config.problem_type
+    if problem == "regression":
+        named = dict(zip(names, logits.tolist(), strict=True))
+        shown = ", ".join(f"{name} {score:.4f}" for name, score in named.items())
+        return Result(data | {"scores": named}, f"{shown}  {text}")
+    if problem == "multi_label_classification":
         scores = logits.sigmoid().tolist()
         named = {names[i]: score for i, score in enumerate(scores)}
         labels = [label for label, score in named.items() if score > 0.5]

@@ -25,6 +25,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         {**LABELS, "problem_type": "multi_label_classification"},
     ),
     "score": ("BertForSequenceClassification", {"num_labels": 1}),
+    "scores": ("BertForSequenceClassification", {**LABELS, "problem_type": "regression"}),
     "tokens": ("BertForTokenClassification", LABELS),
     "answers": ("BertForQuestionAnswering", {}),
     "words": ("BertForMaskedLM", {}),

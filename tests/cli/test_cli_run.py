@@ -91,6 +91,13 @@ def test_regression_and_multi_label(command: Command, packed: Make, source: Make
     with torch.no_grad():
         expected = float(model.eval()(**tokenizer("a cat", return_tensors="pt")).logits)
     assert found == {"text": "a cat", "score": pytest.approx(expected, abs=1e-5)}
+    [found] = lines(command("run", packed("scores"), "a cat", "--json"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(source("scores"))
+    pipe = transformers.pipeline("text-classification", model, tokenizer=tokenizer, top_k=None)
+    expected = {each["label"]: each["score"] for each in pipe("a cat")[0]}
+    assert found == {"text": "a cat", "scores": pytest.approx(expected, abs=1e-5)}
+    shown = ", ".join(f"{label} {score:.4f}" for label, score in found["scores"].items())
+    assert command("run", packed("scores"), "a cat").stdout == f"{shown}  a cat\n"
     [found] = lines(command("run", packed("multi"), "a cat", "--json"))
     assert found["labels"] == [name for name, score in found["scores"].items() if score > 0.5]
     assert list(found["scores"]) == ["low", "mid", "high"]

@@ -26,13 +26,13 @@ class Comparison:
 
     Args:
         task: as ``SparseModel.task``.
-        multi_label: whether each label is a yes or no of its own.
+        problem: ``problem_type`` of a sequence classifier's configuration, or None.
         embedder: makes embeddings of hidden states.
     """
 
-    def __init__(self, task: str, multi_label: bool, embedder: Embedder) -> None:
+    def __init__(self, task: str, problem: str | None, embedder: Embedder) -> None:
         self.task = task
-        self.multi_label = multi_label
+        self.problem = problem
         self.tokens = 0
         self.output = DriftMeter()
         self.layers: list[DriftMeter] = []
@@ -79,8 +79,8 @@ class Comparison:
             meter.add(mine[mask], theirs[mask])
 
     def _add_predictions(self, packed: Any, original: Any, mask: Tensor) -> None:
-        mine = predictions(self.task, packed, mask, self.multi_label)
-        theirs = predictions(self.task, original, mask, self.multi_label)
+        mine = predictions(self.task, packed, mask, self.problem)
+        theirs = predictions(self.task, original, mask, self.problem)
         if mine is not None and theirs is not None:
             self.equal += int((mine == theirs).sum())
             self.predictions += theirs.numel()
@@ -95,7 +95,7 @@ def compared_numbers(task: str, output: Any, mask: Tensor) -> Tensor:
     return output.logits if task == "sequence_classification" else output.logits[mask]
 
 
-def predictions(task: str, output: Any, mask: Tensor, multi_label: bool) -> Tensor | None:
+def predictions(task: str, output: Any, mask: Tensor, problem: str | None) -> Tensor | None:
     """int64 or bool [n]: what the model decides; None where it decides nothing."""
     if task == "base":
         return None
@@ -103,7 +103,9 @@ def predictions(task: str, output: Any, mask: Tensor, multi_label: bool) -> Tens
         ends = torch.stack([output.start_logits, output.end_logits])
         return ends.masked_fill(~mask, -torch.inf).argmax(dim=-1).flatten()
     if task == "sequence_classification":
-        if multi_label:
+        if problem == "regression":
+            return None
+        if problem == "multi_label_classification":
             return (output.logits > 0).flatten()
         return output.logits.argmax(dim=-1) if output.logits.shape[1] > 1 else None
     return output.logits[mask].argmax(dim=-1)

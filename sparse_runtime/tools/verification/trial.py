@@ -81,8 +81,7 @@ class Trial:
         check_same_tokens(model, self.inputs, self.tokens, limit)
         self.original = load_original(checkpoint, config, model.task, model.device)
         self.accepted = accepted_inputs(self.original)
-        multi_label = model.config.problem_type == "multi_label_classification"
-        self.found = Comparison(model.task, multi_label, self.embedder)
+        self.found = Comparison(model.task, model.config.problem_type, self.embedder)
 
     def run(self, batch_size: int, progress: bool | None) -> None:
         """Run both models over every text."""

@@ -91,6 +91,17 @@ def test_multi_label_predictions_are_one_a_label(
     assert report.agreement.total == 3 * len(TEXTS)
 
 
+def test_several_outputs_of_a_regression_are_no_predictions(
+    make_checkpoint: Checkpoints, tmp_path: Path, pack: Converter
+) -> None:
+    fields = {"num_labels": 3, "problem_type": "regression"}
+    source = make_checkpoint(tmp_path / "s", name="BertForSequenceClassification", **fields)
+    report = verify(pack(source), source, TEXTS, progress=False)
+    assert report.passed
+    assert report.agreement is None
+
+
+
 def test_numbers_equal_a_direct_computation(base: Path, pack: Converter) -> None:
     """Drift and cosine of texts run one by one, straight from the two models."""
     packed = pack(base)
