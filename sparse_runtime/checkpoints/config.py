@@ -80,10 +80,18 @@ def _method(section: Any) -> str:
     return f"method {method!r}" if method else "no method named"
 
 
+def _is_model(path: Path) -> bool:
+    """Whether a config.json describes a model, and no pooling or other module."""
+    try:
+        return "model_type" in json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def _where_it_may_be(directory: Path) -> str:
     if (directory / "adapter_config.json").is_file():
         return "this is an adapter; merge it into its base model and save that"
-    inside = [path.parent.name for path in directory.glob("*/config.json")]
+    inside = [path.parent.name for path in directory.glob("*/config.json") if _is_model(path)]
     transformer = [name for name in inside if name.endswith("_Transformer")]
     if transformer:
         return f"the transformer lies in its folder {transformer[0]}; pass that directory"

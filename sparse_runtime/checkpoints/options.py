@@ -19,6 +19,11 @@ class Options:
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
+        if given is not None and not isinstance(given, Mapping):
+            raise TypeError(
+                "finalise: expected answers by name, such as {'threshold': 0.1}, got "
+                f"{type(given).__name__}"
+            )
         self._given = dict(given or {})
         self._known: set[str] = set()
 

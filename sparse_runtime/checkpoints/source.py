@@ -40,6 +40,8 @@ def locate(
     Raises:
         CheckpointError: nothing is there, or it cannot be downloaded.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(f"source: expected a directory or a hub id, got {type(source).__name__}")
     if not str(source).strip():
         raise CheckpointError("source: expected a directory or a hub id, got an empty string")
     path = Path(source).expanduser()

@@ -52,9 +52,7 @@ class Reader:
         self.tokenizer: Any = load_tokenizer(directory)
         self.tokenizer.padding_side = "right"
         self.batch_size = batch_size
-        self.max_length = longest_input(
-            model.max_length, self.tokenizer.model_max_length, max_length
-        )
+        self.max_length = longest_input(self.tokenizer, model.max_length, None, max_length)
 
     @property
     def labels(self) -> list[str]:

@@ -20,6 +20,7 @@ from ..checkpoints import kind_of
 from ..checkpoints.layouts.stated_quantization import FILE, FORMAT, SCALE
 from ..formats import observe
 from ..store.companions import companion_files
+from ..store.directories import naming
 from .activation_quant import ActivationFakeQuant
 from .fake_quant import read_quantization
 from .masks import baked_weight, transforms
@@ -190,8 +191,9 @@ def check_new(out_dir: Path) -> None:
 def new_directory(out_dir: Path) -> Iterator[Path]:
     """A directory beside ``out_dir`` that takes its name in the end, or is removed."""
     check_new(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    with naming(out_dir):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         yield staging
         staging.chmod(0o755)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..layers.state import SPEC_KEY
+from ..store.directories import read_path
 from ..store.errors import FormatError
 from ..store.weights import WEIGHTS_FILE, read_header
 
@@ -25,12 +26,13 @@ def resolve(
     """The local directory of a packed model, downloaded where it is none yet.
 
     Raises:
+        TypeError: ``path_or_id`` is no path.
         FileNotFoundError: the path does not exist and cannot be a hub id.
         OSError: the hub cannot be reached or has no such repository.
         ValueError: the directory or repository holds an unpacked checkpoint, or a model that was
             saved after ``replace_linears``.
     """
-    path = Path(path_or_id)
+    path = read_path("path_or_id", path_or_id)
     if path.is_dir():
         _check_packed(path / "config.json", str(path_or_id))
         return path

@@ -89,8 +89,8 @@ def _check_types(
         _check_integers("token_type_ids", token_type_ids, shape)
     if position_ids is not None:
         one_row = torch.Size((1, shape[1]))
-        expected = one_row if position_ids.shape == one_row else shape
-        _check_integers("position_ids", position_ids, expected)
+        in_one_row = getattr(position_ids, "shape", None) == one_row
+        _check_integers("position_ids", position_ids, one_row if in_one_row else shape)
     return Padded(input_ids, attention_mask, token_type_ids, position_ids)
 
 
@@ -232,9 +232,10 @@ def _check_mask_type(mask: Tensor, shape: torch.Size) -> None:
     if not isinstance(mask, Tensor):
         raise TypeError(f"attention_mask: expected a tensor, got {type(mask).__name__}")
     if mask.shape != shape:
+        pairs = "; masks by pairs of tokens are not supported" if mask.ndim > 2 else ""
         raise ValueError(
-            f"attention_mask: expected shape {list(shape)} like input_ids, got {list(mask.shape)}; "
-            "masks by pairs of tokens are not supported"
+            f"attention_mask: expected shape {list(shape)} like input_ids, got {list(mask.shape)}"
+            f"{pairs}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing_extensions import Self
 
 from .. import store
 from ..ops import CpuBackend, Decision, get_backend
+from ..store import PackedModel
 from ..store.companions import Companions
 from .explain import explain
 from .heads import Head
@@ -20,7 +22,7 @@ from .hub import resolve
 from .inputs import read_inputs, restore_padding
 from .pipeline import runs_base_model
 from .pooling import pool
-from .settings import read_dtype, read_settings
+from .settings import read_device, read_dtype, read_settings
 from .stack import Stack
 from .weights import Weights
 
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
     from transformers.utils.generic import ModelOutput
 
-    from ..store import PackedModel
     from .sentence import SentenceEncoder
 
 WARM_UP_PASSES = 2
@@ -41,8 +42,8 @@ class SparseModel(nn.Module):
 
     It has no parameters: what it was packed from stays as it is in ``packed``, and what runs is
     made from it for one device and dtype. Moving the model makes it anew. Gradients do not flow,
-    ``train()`` is refused, autocast has no effect. Calls from several threads may overlap; on a GPU
-    they may use several streams, and run one after the other.
+    ``train()`` leaves it in evaluation, autocast has no effect. Calls from several threads may
+    overlap; on a GPU they may use several streams, and run one after the other.
 
     Attributes:
         packed: the packed model that :meth:`save_pretrained` writes.
@@ -64,6 +65,11 @@ class SparseModel(nn.Module):
         dtype: torch.dtype | str | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(packed, PackedModel):
+            raise TypeError(
+                f"packed: expected a PackedModel, got {type(packed).__name__}; use "
+                "SparseModel.from_pretrained for a directory or a hub id"
+            )
         self.packed = packed
         self._choice = backend
         files = packed.extra_files
@@ -73,7 +79,7 @@ class SparseModel(nn.Module):
             sentence_encoder=files is not None and runs_base_model(Path(files)),
             head_size=packed.head_size,
         )
-        self._build(torch.device("cpu" if device is None else device), read_dtype(dtype))
+        self._build(read_device(device), read_dtype(dtype))
         self.eval()
 
     @classmethod
@@ -228,6 +234,7 @@ class SparseModel(nn.Module):
         position_ids: Tensor | None = None,
         *,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """Run the model as the transformers model of the same class does, without its padding.
@@ -242,6 +249,7 @@ class SparseModel(nn.Module):
             position_ids: int32 or int64 [batch, sequence] or [1, sequence]; None is the family's.
             output_hidden_states: return the embeddings and each layer's output; None is the
                 configuration's.
+            output_attentions: None or False; attention weights are never kept.
             return_dict: False returns a tuple; None is the configuration's.
 
         Returns:
@@ -250,9 +258,19 @@ class SparseModel(nn.Module):
 
         Raises:
             TypeError: an input is not a tensor of the right type.
-            ValueError: a wrong shape, a number out of range, or a masked first token that a
-                sequence classifier would have to read.
+            ValueError: a wrong shape, a number out of range, attention weights are asked for, or a
+                masked first token that a sequence classifier would have to read.
+            RuntimeError: torch.jit is tracing, which would record this one batch.
         """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "SparseModel: torch.jit.trace would record one batch's tokens as constants; call "
+                "the model itself, or write a graph with `sparse-runtime export`"
+            )
+        if output_attentions:
+            raise ValueError(
+                "output_attentions: expected None or False; attention weights are not kept"
+            )
         every_layer = output_hidden_states
         if every_layer is None:
             every_layer = bool(self.config.output_hidden_states)
@@ -322,15 +340,15 @@ class SparseModel(nn.Module):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Only ``train(False)`` is possible.
+        """Stay in evaluation, with a warning where ``mode`` is True.
 
-        Raises:
-            RuntimeError: packed weights cannot be trained.
+        A module that holds this one as a frozen part may be trained, and switches it with itself.
         """
         if mode:
-            raise RuntimeError(
-                "SparseModel runs inference only: packed weights cannot be trained. Train the "
-                "original checkpoint and convert it again"
+            warnings.warn(
+                "SparseModel stays in evaluation: packed weights are not trained, and there is no "
+                "dropout. To train them, train the original checkpoint and convert it again",
+                stacklevel=2,
             )
         return super().train(False)
 
@@ -362,6 +380,8 @@ class SparseModel(nn.Module):
         return pooled
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> None:
+        if device.type == "meta":
+            raise ValueError("device meta: expected one that holds data; nothing is packed there")
         backend = get_backend(self._choice, device, dtype)
         weights = Weights(self.packed, self._settings, backend)
         stack, head = Stack(self._settings, weights, backend), Head(self._settings, weights)

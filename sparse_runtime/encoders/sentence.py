@@ -65,6 +65,12 @@ class SentenceEncoder:
         self._tokenizer = _load_tokenizer(files.directory, self._pipeline.lower_case)
         stated = self._pipeline.max_length or self._tokenizer.model_max_length
         self._max_length = int(min(stated, settings.max_length))
+        special = self._tokenizer.num_special_tokens_to_add()
+        if self._max_length <= special:
+            raise ValueError(
+                f"{files.directory}: max_seq_length {self._max_length}: expected more than the "
+                f"{special} special tokens of a text"
+            )
 
     def encode(
         self,

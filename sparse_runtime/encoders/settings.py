@@ -194,6 +194,26 @@ def _padding_id(config: PretrainedConfig, architecture: Architecture) -> int | N
     return _integer(config, "pad_token_id", minimum=0)
 
 
+def read_device(device: torch.device | str | None) -> torch.device:
+    """Where to run; None is the CPU.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        found = torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device (--device) {device!r}: expected one of torch, such as 'cpu' or 'cuda:0'"
+        ) from None
+    if found.type == "cuda" and (found.index or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device (--device) {str(device)!r}: torch sees {count} CUDA devices here; leave it "
+            "out to run on the CPU"
+        )
+    return found
+
+
 def read_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     """The float type of activations: a torch dtype, its name, or None for float32.
 

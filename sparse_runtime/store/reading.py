@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..formats import FORMATS, check_bias, from_tensors
 from ..spec import LinearSpec
-from .directories import identity
+from .directories import identity, read_path
 from .errors import FormatError
 from .model import PackedLinear, PackedModel
 from .section import Section, read_config
@@ -31,7 +31,7 @@ def load(directory: str | os.PathLike[str]) -> PackedModel:
         FormatError: anything in it is missing, damaged, of a newer format, or not what a packer
             writes.
     """
-    directory = Path(directory)
+    directory = read_path("directory", directory)
     if not directory.is_dir():
         raise FormatError(
             f"{directory}: expected the directory of a packed model, got none; name the one that "

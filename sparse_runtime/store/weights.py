@@ -44,6 +44,12 @@ def read_header(path: Path) -> dict[str, Entry]:
         FormatError: the file is missing or truncated, or its header is not sound.
     """
     if not path.is_file():
+        if any(path.parent.glob("model-*-of-*.safetensors")):
+            raise FormatError(
+                f"{path}: expected the packed weights in one file, got shards, which transformers "
+                "alone opens (after `import sparse_runtime`); save it again with a larger "
+                "max_shard_size"
+            )
         raise FormatError(
             f"{path}: expected the packed weights, got no such file; convert the checkpoint again"
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..formats import check_bias
 from .companions import companion_files
-from .directories import identity
+from .directories import identity, naming, read_path
 from .errors import FormatError
 from .model import (
     TENSOR_DTYPES,
@@ -50,15 +50,16 @@ def save(model: PackedModel, directory: str | os.PathLike[str], *, overwrite: bo
         ValueError: a name, bias, tied weight or companion file is not sound.
     """
     # A link is followed: what it names is replaced, not the link.
-    target = Path(directory).resolve()
+    target = read_path("directory", directory).resolve()
     _check_target(target, overwrite)
     config = write_config(model)
     tensors = _stored_tensors(model)
     companions = {} if model.extra_files is None else companion_files(Path(model.extra_files))
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its directories are closed to other users whatever the umask says.
     staging = target.parent / f".{target.name}.{uuid.uuid4().hex}.partial"
-    os.mkdir(staging)
+    with naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.mkdir(staging)
     try:
         _write_files(staging, config, tensors, companions)
         _take_name(staging, target, overwrite)

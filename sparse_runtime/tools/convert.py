@@ -25,12 +25,13 @@ from ..checkpoints import (
 from ..checkpoints.errors import listed
 from ..formats import Compression, CompressionNote, PackedWeight
 from ..store import PackedLinear, PackedModel, save, size_report
+from ..store.directories import read_path
 from ..store.tokenizer_files import has_tokenizer
 from .convert_report import ConvertReport, KeptTensor, LayerReport
 from .crop import Crop
 from .crop_plan import check_crop, plan_crop
 from .integers import linear_shape, pack_integers, packed_values
-from .one_shot import METHOD, solve_checkpoint
+from .one_shot import METHOD, read_method, solve_checkpoint
 
 
 def convert(
@@ -96,6 +97,7 @@ def convert(
         What was packed and kept, layer by layer, with sizes and errors.
 
     Raises:
+        TypeError: a path or ``finalise`` is of another type.
         ValueError: arguments that are not understood or contradict each other; a checkpoint that
             is not found, damaged, or in a layout that is not supported (CheckpointError).
         FileExistsError: ``out_dir`` is not empty and ``overwrite`` is not given.
@@ -104,6 +106,7 @@ def convert(
     policy = Compression.parse(
         structure=structure, values=values, scales=scales, activations=activations, prune=prune
     )
+    read_method(prune_method)
     if prune_method is not None and calibration is None:
         raise ValueError(
             f"prune_method {prune_method!r}: needs texts; give calibration, or leave it out to "
@@ -114,6 +117,7 @@ def convert(
             f"state_dir {state_dir} (--state): keeps layers that are solved in view of texts; give "
             "calibration (--calibration), or leave it out"
         )
+    target = read_path("out_dir", out_dir).expanduser()
     checkpoint = open_checkpoint(
         source,
         finalise=finalise,
@@ -122,7 +126,6 @@ def convert(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    target = Path(out_dir).expanduser()
     _check_target(target, checkpoint.directory, overwrite)
     arguments = {
         "structure": structure,

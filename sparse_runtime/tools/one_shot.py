@@ -47,6 +47,18 @@ class Solved:
     notes: dict[str, CompressionNote]
 
 
+def read_method(method: str | None) -> Method:
+    """A method of solving by its name; None is the usual one.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    for known in METHODS:
+        if known == (method or METHOD):
+            return known
+    raise ValueError(f"prune_method {method!r}: expected one of {', '.join(map(repr, METHODS))}")
+
+
 def solve_checkpoint(
     checkpoint: Checkpoint,
     modules: Sequence[str],
@@ -72,11 +84,7 @@ def solve_checkpoint(
         ValueError: the policy leaves nothing to solve, the checkpoint cannot be calibrated, or the
             state is another run's.
     """
-    chosen = next((known for known in METHODS if known == (method or METHOD)), None)
-    if chosen is None:
-        raise ValueError(
-            f"prune_method {method!r}: expected one of {', '.join(map(repr, METHODS))}"
-        )
+    chosen = read_method(method)
     wanted = Format(_pattern(policy), policy.values if policy.values.is_integer else None)
     if wanted.pattern is None and wanted.values is None:
         raise ValueError(

@@ -121,7 +121,10 @@ def test_damaged_files_are_refused_or_harmless(layout: str, write: Callable[...,
 def test_a_directory_of_checkpoints_is_told_apart(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:
-    write({WEIGHT: torch.ones(2, 2)})
+    write({WEIGHT: torch.ones(2, 2)}, config={"model_type": "bert"})
+    for folder, text in (("1_Pooling", '{"pooling_mode": "mean"}'), ("notes", "no JSON")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_text(text)
     assert "its folders checkpoint_1 have one; pass the one" in refusal(tmp_path)
 
 

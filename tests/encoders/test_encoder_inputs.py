@@ -38,6 +38,8 @@ def build(make_reference: Any, make_packed: Any) -> Any:
         ({"token_type_ids": IDS[:1]}, ValueError, r"token_type_ids: expected shape \[2, 3\]"),
         ({"position_ids": IDS[0]}, ValueError, r"position_ids: expected shape \[2, 3\]"),
         ({"position_ids": IDS + 80}, ValueError, "position_ids: 89 is out of range"),
+        ({"attention_mask": IDS[:1]}, ValueError, r"like input_ids, got \[1, 3\]$"),
+        ({"position_ids": [[0, 1, 2]]}, TypeError, "position_ids: expected an int64"),
         ({"position_ids": IDS.float()}, TypeError, "position_ids: expected an int64"),
     ],
 )

@@ -28,6 +28,7 @@ DENSE = "2_Dense/config.json"
         (MODULES, lambda m: m.append("x"), "expected modules with a type"),
         (BERT, lambda b: b.update(query_length=32), "query_length 32 is not supported"),
         (BERT, lambda b: b.update(max_seq_length="long"), "max_seq_length 'long'"),
+        (BERT, lambda b: b.update(max_seq_length=2), "max_seq_length 2: expected more than the 2"),
         (BERT, lambda b: b.update(processing_kwargs={"text": {}}), "processing_kwargs"),
         (POOLING, lambda p: p.update(pooling_mode="median"), r"pooling_mode \['median'\]"),
         (POOLING, lambda p: p.update(pooling_mode=[]), r"pooling_mode \[\]"),

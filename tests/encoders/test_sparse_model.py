@@ -128,8 +128,13 @@ def test_copies(model: SparseModel) -> None:
 
 def test_inference_only(model: SparseModel) -> None:
     assert not model.training and not model.eval().training
-    with pytest.raises(RuntimeError, match="inference only"):
-        model.train()
+    with pytest.warns(UserWarning, match="SparseModel stays in evaluation"):
+        assert not model.train().training
+    # a frozen part of a module that is trained
+    parent = torch.nn.Sequential(torch.nn.Dropout(), model, torch.nn.Dropout())
+    with pytest.warns(UserWarning, match="SparseModel stays in evaluation"):
+        parent.train()
+    assert [part.training for part in parent] == [True, False, True]
     assert not list(model.parameters())
     with torch.enable_grad():
         assert not model(IDS).logits.requires_grad
@@ -223,6 +228,41 @@ def test_unknown_backend_and_dtype(packed: Any) -> None:
         SparseModel.from_packed(packed, backend="fast")
     with pytest.raises(ValueError, match="dtype 'int8'"):
         SparseModel.from_packed(packed, dtype="int8")
+
+
+def test_only_a_packed_model_is_taken() -> None:
+    for make in (SparseModel, SparseModel.from_packed):
+        with pytest.raises(TypeError, match=r"packed: expected a PackedModel, .* use .*from_p"):
+            make("packed")  # type: ignore[operator]
+    with pytest.raises(TypeError, match="path_or_id: expected a path, got NoneType"):
+        SparseModel.from_pretrained(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="path_or_id: expected a path, got an empty string"):
+        SparseModel.from_pretrained("")
+
+
+def test_devices_that_cannot_run(packed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    for device, message in (
+        ("toaster", r"device \(--device\) 'toaster': expected one of torch"),
+        ("cuda:1", r"device \(--device\) 'cuda:1': torch sees 0 CUDA devices"),
+        ("meta", "device meta: expected one that holds data"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SparseModel.from_packed(packed, device=device)
+    model = SparseModel.from_packed(packed)
+    expected = model(IDS).logits
+    with pytest.raises(ValueError, match="device meta"):
+        model.to("meta")
+    assert model.device.type == "cpu"
+    assert torch.equal(model(IDS).logits, expected)
+
+
+def test_what_forward_cannot_give(model: SparseModel) -> None:
+    assert torch.equal(model(IDS, output_attentions=False).logits, model(IDS).logits)
+    with pytest.raises(ValueError, match="attention weights are not kept"):
+        model(IDS, output_attentions=True)
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would record"):
+        torch.jit.trace(lambda ids: model(ids).logits, IDS)
 
 
 def test_repr_says_what_it_is(model: SparseModel) -> None:

@@ -31,6 +31,12 @@ def test_missing_files(saved: Path, name: str) -> None:
     refused(saved, f"{name}: expected .* got no such file")
 
 
+def test_shards_are_sent_to_transformers(saved: Path) -> None:
+    (saved / "model.safetensors").rename(saved / "model-00001-of-00002.safetensors")
+    with pytest.raises(FormatError, match="in one file, got shards, which transformers alone"):
+        load(saved)
+
+
 def test_missing_directory(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "expected the directory of a packed model, got none")
 

@@ -103,6 +103,17 @@ def test_a_linked_directory_is_replaced_behind_the_link(
     assert load(saved).provenance["seed"] == 1
 
 
+def test_a_place_where_nothing_can_be_written_is_named(make_model: Make, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    target = tmp_path / "file" / "model"
+    with pytest.raises(OSError, match="cannot be written: ") as caught:
+        save(make_model(), target)
+    assert caught.value.filename == str(target)
+    for wrong, error in (("", ValueError), (None, TypeError)):
+        with pytest.raises(error, match="directory: expected a path, got"):
+            save(make_model(), wrong)
+
+
 def test_the_umask_decides_who_may_read(make_model: Make, tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

@@ -29,6 +29,8 @@ QUERY = "encoder.layer.0.attention.self.query"
         ({"prune": "unstructured"}, "prune 'unstructured'"),
         ({"prune": "2:4", "structure": "1:4"}, "structure '1:4' contradicts prune '2:4'"),
         ({"prune": "unstructured@0.9", "structure": "dense"}, "contradicts"),
+        ({"prune_method": "foo"}, "prune_method 'foo': expected one of 'magnitude'"),
+        ({"prune_method": "obs"}, "prune_method 'obs': needs texts"),
     ],
 )
 def test_bad_arguments_are_refused_and_nothing_is_written(
@@ -112,3 +114,17 @@ def test_the_source_is_never_written_to(inside: str, source: Path) -> None:
     with pytest.raises(ValueError, match="lies in the source"):
         convert(source, source / inside, overwrite=True)
     (source / "packed").rmdir()
+
+
+def test_arguments_that_name_nothing(source: Path, tmp_path: Path) -> None:
+    for arguments, error, message in (
+        ((None, tmp_path / "out"), TypeError, "source: expected a directory or a hub id, got None"),
+        (("", tmp_path / "out"), ValueError, "source: .* got an empty string"),
+        ((source, None), TypeError, "out_dir: expected a path, got NoneType"),
+        ((source, ""), ValueError, "out_dir: expected a path, got an empty string"),
+    ):
+        with pytest.raises(error, match=message):
+            convert(*arguments)
+    with pytest.raises(TypeError, match=r"finalise: expected answers by name, .* got str"):
+        convert(source, tmp_path / "out", finalise="x")  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -80,26 +82,35 @@ def accepted_inputs(model: PreTrainedModel) -> set[str]:
     return known & set(inspect.signature(model.forward).parameters)
 
 
-def longest_input(model_limit: int, usual: int, asked: int | None) -> int:
+def longest_input(
+    tokenizer: PreTrainedTokenizerBase, model_limit: int, usual: int | None, asked: int | None
+) -> int:
     """Tokens to truncate at.
 
     Args:
+        tokenizer: adds special tokens, beside which a text needs room.
         model_limit: tokens of the longest sequence that the model runs.
-        usual: what the tokenizer or the sentence-transformers pipeline truncates at.
+        usual: what the sentence-transformers pipeline truncates at; None is the tokenizer's limit.
         asked: the caller's limit, or None.
 
     Raises:
-        ValueError: the caller's limit is not positive or above the model's.
+        TypeError: the caller's limit is no integer.
+        ValueError: it leaves no room for a text, or is above the model's.
     """
     if asked is None:
-        return min(model_limit, usual)
-    if not 1 <= asked <= model_limit:
-        raise ValueError(f"max_length: expected 1 to {model_limit} for this model, got {asked}")
+        return min(model_limit, usual or tokenizer.model_max_length)
+    if type(asked) is not int:
+        raise TypeError(f"max_length: expected an integer, got {type(asked).__name__}")
+    least = tokenizer.num_special_tokens_to_add() + 1
+    if not least <= asked <= model_limit:
+        raise ValueError(
+            f"max_length: expected {least} to {model_limit} for this model, got {asked}"
+        )
     return asked
 
 
-def check_texts(texts: Any, pairs: Any, scores: Any) -> None:
-    """Raise unless the arguments of verify() are texts, pairs of texts, and a number for each."""
+def check_texts(texts: Any, pairs: Any) -> None:
+    """Raise unless the arguments of verify() are texts and pairs of texts."""
     if texts is not None:
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise TypeError(f"texts: expected a list of texts, got {type(texts).__name__}")
@@ -117,17 +128,29 @@ def check_texts(texts: Any, pairs: Any, scores: Any) -> None:
             two = isinstance(pair, list | tuple) and len(pair) == 2
             if not two or not all(isinstance(text, str) for text in pair):
                 raise TypeError(f"pairs[{row}]: expected two texts, got {pair!r}")
-    if scores is not None:
-        _check_scores(scores, 0 if pairs is None else len(pairs))
 
 
-def _check_scores(scores: Any, pairs: int) -> None:
-    if not isinstance(scores, Sequence) or isinstance(scores, str) or len(scores) != pairs:
-        count = len(scores) if isinstance(scores, Sequence) else type(scores).__name__
-        raise ValueError(f"scores: expected a number for each of the {pairs} pairs, got {count}")
-    for row, score in enumerate(scores):
-        # The comparison also refuses NaN.
-        if not isinstance(score, int | float) or not -float("inf") < score < float("inf"):
+def read_scores(scores: Any, pairs: Any) -> list[float] | None:
+    """The number for each pair, from a list, an array or a tensor; None where there are none.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: there are more or fewer than pairs, one is no finite number, or all are equal.
+    """
+    if scores is None:
+        return None
+    if isinstance(scores, str | bytes | Mapping | Set) or not isinstance(scores, Iterable):
+        raise TypeError(f"scores: expected a list of numbers, got {type(scores).__name__}")
+    # Arrays and tensors hold numbers of their own types.
+    numbers = scores.tolist() if hasattr(scores, "tolist") else list(scores)
+    expected = 0 if pairs is None else len(pairs)
+    if len(numbers) != expected:
+        raise ValueError(
+            f"scores: expected a number for each of the {expected} pairs, got {len(numbers)}"
+        )
+    for row, score in enumerate(numbers):
+        if not isinstance(score, Real) or not math.isfinite(score):
             raise ValueError(f"scores[{row}]: expected a finite number, got {score!r}")
-    if len(set(scores)) < 2:
+    if len(set(numbers)) < 2:
         raise ValueError("scores: expected different numbers, without which there is no order")
+    return [float(score) for score in numbers]

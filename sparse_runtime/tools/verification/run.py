@@ -13,7 +13,7 @@ from ...checkpoints import open_checkpoint
 from ...encoders import SparseModel
 from ...ops import get_backend
 from ..thresholds import Thresholds
-from .inputs import check_texts
+from .inputs import check_texts, read_scores
 from .report import VerifyReport
 from .trial import Trial
 
@@ -83,7 +83,7 @@ def verify(
         The report.
 
     Raises:
-        TypeError: texts or pairs are no texts.
+        TypeError: an argument is of another type, such as texts or pairs that are no texts.
         ValueError: an argument is out of range, or the source is not what was packed: another
             architecture, other sizes, another tokenizer, missing weights.
     """
@@ -96,7 +96,8 @@ def verify(
         max_spearman_drop=max_spearman_drop,
         max_implementation_error=max_implementation_error,
     )
-    check_texts(texts, pairs, scores)
+    check_texts(texts, pairs)
+    numbers = read_scores(scores, pairs)
     if type(batch_size) is not int or batch_size < 1:
         raise ValueError(f"batch_size: expected an integer from 1, got {batch_size!r}")
     checkpoint = open_checkpoint(
@@ -117,6 +118,6 @@ def verify(
         local_files_only=local_files_only,
     )
     backend = get_backend(backend, model.device, model.dtype).name
-    trial = Trial(model, backend, checkpoint, texts, pairs, scores, max_length)
+    trial = Trial(model, backend, checkpoint, texts, pairs, numbers, max_length)
     trial.run(batch_size, progress)
     return trial.report(str(packed), str(source), limits, start)

@@ -75,8 +75,7 @@ class Trial:
         self.inputs = self._texts(texts, pairs)
         self.first_pair = len(self.inputs) - self._pair_inputs(pairs)
         tokenizer = load_tokenizer(checkpoint.directory)
-        usual = self.embedder.max_length or tokenizer.model_max_length
-        limit = longest_input(model.max_length, usual, max_length)
+        limit = longest_input(tokenizer, model.max_length, self.embedder.max_length, max_length)
         self.tokens = Tokens(tokenizer, self.inputs, limit)
         check_same_tokens(model, self.inputs, self.tokens, limit)
         self.original = load_original(checkpoint, config, model.task, model.device)

@@ -101,7 +101,6 @@ def test_several_outputs_of_a_regression_are_no_predictions(
     assert report.agreement is None
 
 
-
 def test_numbers_equal_a_direct_computation(base: Path, pack: Converter) -> None:
     """Drift and cosine of texts run one by one, straight from the two models."""
     packed = pack(base)

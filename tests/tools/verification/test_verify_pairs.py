@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -44,6 +45,10 @@ def test_pairs_of_an_embedding_model_are_ranked_by_cosine(
     assert both.spearman is not None
     assert both.spearman.pairs == len(PAIRS)
     assert both.spearman.packed == pytest.approx(expected, abs=1e-9)
+    # Numbers of arrays and tensors are numbers too.
+    for scores in (np.array(SCORES, np.float32), torch.tensor(SCORES), tuple(map(int, SCORES))):
+        again = verify(packed, base, pairs=PAIRS, scores=scores, batch_size=3, progress=False)
+        assert again.spearman == report.spearman
 
 
 def test_pairs_of_a_regression_head_are_ranked_by_its_output(

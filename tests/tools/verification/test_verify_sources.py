@@ -99,7 +99,12 @@ def test_a_source_saved_from_a_wrapper_is_read(base: Path, pack: Converter, tmp_
         ({"pairs": PAIRS, "scores": [1.0] * 4}, ValueError, "scores: expected different"),
         ({"pairs": PAIRS, "scores": [1, 2, 3, math.nan]}, ValueError, r"scores\[3\]"),
         ({"batch_size": 0}, ValueError, "batch_size: expected an integer from 1, got 0"),
-        ({"max_length": 41}, ValueError, "max_length: expected 1 to 40 for this model, got 41"),
+        ({"max_length": 41}, ValueError, "max_length: expected 3 to 40 for this model, got 41"),
+        ({"max_length": 2}, ValueError, "max_length: expected 3 to 40 for this model, got 2"),
+        ({"max_length": "x"}, TypeError, "max_length: expected an integer, got str"),
+        ({"finalise": "x"}, TypeError, "finalise: expected answers by name, .* got str"),
+        ({"pairs": PAIRS, "scores": "1234"}, TypeError, "scores: expected a list of numbers"),
+        ({"pairs": PAIRS, "scores": 4}, TypeError, "scores: expected a list of numbers, got int"),
         ({"backend": "gpu"}, ValueError, "backend 'gpu'"),
     ],
 )
