@@ -5,7 +5,9 @@ Nothing here imports torch or transformers: a command does, when it runs.
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -65,8 +67,19 @@ app.add_typer(bench.app, name="bench")
 
 def main() -> None:
     """Entry point of the command `sparse-runtime`."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that lacks a sign shows "?" instead of ending the command.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     app(prog_name="sparse-runtime")
+
+
+def _open_closed_streams() -> None:
+    """Give streams that were closed before the start (``>&-``) a place to lead to.
+
+    Else the first file that is opened would take standard output's descriptor.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115

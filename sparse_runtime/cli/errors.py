@@ -19,6 +19,14 @@ PIPE_CLOSED = 141  # 128 + SIGPIPE, as a shell reports a program that the signal
 _DEBUG = "sparse_runtime.debug"
 
 
+class WrongUsage(typer.BadParameter):
+    """Options that contradict each other, or one without another that it belongs to."""
+
+    def format_message(self) -> str:
+        """The message alone, which names the options itself."""
+        return self.message
+
+
 class Group(TyperGroup):
     """A group of commands that turns exceptions into one line and an exit code."""
 
@@ -27,6 +35,14 @@ class Group(TyperGroup):
         options["standalone_mode"] = False
         try:
             code = super().main(args, *others, **options)
+            sys.stdout.flush()
+        except OSError as error:
+            # Help is printed before any command is invoked.
+            _silence_stdout()
+            if isinstance(error, BrokenPipeError):
+                sys.exit(PIPE_CLOSED)
+            _report(describe(error))
+            sys.exit(FAILED)
         except Exception as error:
             # Errors of the command line: typer has no public name for their common class.
             if not hasattr(error, "format_message"):

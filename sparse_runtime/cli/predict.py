@@ -34,7 +34,7 @@ def predictor(
     backend: str,
     batch_size: int,
     max_length: int | None,
-    top_k: int,
+    top_k: int | None,
 ) -> Predict:
     """Load a packed model, and return what turns inputs into results one by one.
 
@@ -42,6 +42,8 @@ def predictor(
         ValueError: the model does not load, or the options do not suit it.
     """
     model = SparseModel.from_pretrained(packed, device=device, backend=backend)
+    if top_k is not None and model.task != "masked_lm":
+        raise ValueError("--top-k: belongs to masks; this model's head predicts no words")
     if model.task == "base":
         if max_length is not None:
             raise ValueError("--max-length: an embedding model's own pipeline says where to cut")
@@ -52,7 +54,7 @@ def predictor(
     describe: dict[str, Callable[[Row], Result]] = {
         "sequence_classification": partial(_classified, reader),
         "token_classification": partial(_labelled, reader),
-        "masked_lm": partial(_unmasked, reader, top_k),
+        "masked_lm": partial(_unmasked, reader, 5 if top_k is None else top_k),
     }
     return lambda inputs: (describe[model.task](row) for row in reader.rows(inputs))
 

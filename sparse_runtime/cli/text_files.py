@@ -16,10 +16,7 @@ def read_texts(path: str) -> list[str]:
         ValueError: the file holds no line or is not UTF-8.
         OSError: it cannot be read.
     """
-    texts = list(iterate_texts(path))
-    if not texts:
-        raise ValueError(f"{_name(path)}: expected one text a line, got an empty file")
-    return texts
+    return list(iterate_texts(path))
 
 
 def read_calibration(path: str, option: str) -> list[str]:
@@ -45,6 +42,15 @@ def read_calibration(path: str, option: str) -> list[str]:
 
 def iterate_texts(path: str) -> Iterator[str]:
     """The lines of :func:`read_texts` one by one, as they arrive."""
+    empty = True
+    for text in _lines(path):
+        empty = False
+        yield text
+    if empty:
+        raise ValueError(f"{_name(path)}: expected one text a line, got an empty file")
+
+
+def _lines(path: str) -> Iterator[str]:
     number = 0
     try:
         if path == STDIN:
@@ -70,7 +76,7 @@ def read_pairs(path: str) -> tuple[list[tuple[str, str]], list[float] | None]:
         ValueError: columns are missing, a row is short, or a score is not a number.
         OSError: the file cannot be read.
     """
-    rows = (line.split("\t") for line in iterate_texts(path))
+    rows = (line.split("\t") for line in _lines(path))
     header = next(rows, None)
     if header is None:
         raise ValueError(f"{_name(path)}: expected a header and sentence pairs, got an empty file")

@@ -24,6 +24,7 @@ COMMANDS = (
     "prune",
     "verify",
     "run",
+    "export",
     "tune",
     "bench kernels",
     "bench model",
@@ -88,7 +89,10 @@ def test_convert_then_verify(command: Command, source: Make, tmp_path: Path) -> 
     assert "passed" in verified.stdout
 
 
-def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_of_convert_arrives(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "texts").write_text("one\ntwo\n")
     seen: dict[str, Any] = {}
 
     def convert(source: str, out: str, **arguments: Any) -> SimpleNamespace:
@@ -101,6 +105,7 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
     result = command(
         *["convert", "a", "b", *options.split(), "--overwrite", "--revision", "r"],
         *["--local-files-only", "--quiet", "--json"],
+        *["--calibration", tmp_path / "texts", "--prune-method", "obs"],
         *["--finalise", "threshold=0.1", "--finalise", "file=a=b"],
     )
     assert seen == {
@@ -112,9 +117,9 @@ def test_every_option_of_convert_arrives(command: Command, monkeypatch: pytest.M
         "crop": "fold",
         "activations": "none",
         "prune": "2:4",
-        "prune_method": None,
+        "prune_method": "obs",
         "state_dir": "s",
-        "calibration": None,
+        "calibration": ["one", "two"],
         "finalise": {"threshold": "0.1", "file": "a=b"},
         "overwrite": True,
         "progress": False,

@@ -65,6 +65,9 @@ def test_the_module_is_the_command(checkout_root: Path) -> None:
         (["run", "m", "a", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["run", "m", "a", "--file", "b"], "expected either texts, --file, --pairs, or"),
         (["run", "m"], "expected either texts, --file, --pairs, or"),
+        (["run", "m", "-", "b"], "expected either texts or - alone"),
+        (["convert", "m", "o", "--state", "s"], "--state: belongs to --calibration"),
+        (["convert", "m", "o", "--prune-method", "obs"], "--prune-method: belongs to --calibrat"),
         (["run", "m", "--question", "why"], "--question and --context belong together"),
     ],
 )
@@ -95,6 +98,9 @@ def test_wrong_usage_is_one_line_and_exits_with_2(
         (["run", "{source}", "a"], "convert"),
         (["run", "{packed}", "a", "--device", "toaster"], "toaster"),
         (["run", "{packed}", "a", "--max-length", "5"], "--max-length: an embedding model"),
+        (["run", "{packed}", "a", "--top-k", "5"], "--top-k: belongs to masks"),
+        (["run", "{packed}", "--file", os.devnull], "expected one text a line, got an empty file"),
+        (["run", "{packed}", "-"], "standard input: expected one text a line, got an empty file"),
     ],
 )
 def test_bad_input_is_one_line_and_exits_with_1(
@@ -184,3 +190,37 @@ def test_a_reader_that_leaves_is_no_error(
     assert b"Traceback" not in err
     assert b"Broken" not in err
     process.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device of Linux")
+@pytest.mark.parametrize("arguments", ["--help", "run --help", "--version", "info"])
+def test_output_that_cannot_be_written_is_an_error(checkout_root: Path, arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "sparse_runtime", *arguments.split()],
+            cwd=checkout_root,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device\n"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="streams as a POSIX shell closes them")
+def test_streams_that_are_closed_lead_nowhere(checkout_root: Path, packed: Make) -> None:
+    def run(line: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            f"{sys.executable} -m sparse_runtime {line}",
+            shell=True,
+            cwd=checkout_root,
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert run("info >&-") == (0, "", "")
+    assert run("info --json 2>&-")[0] == 0
+    code, out, err = run(f"run {packed('base')} - <&-")
+    assert (code, out) == (1, "")
+    assert err == "error: standard input: expected one text a line, got an empty file\n"

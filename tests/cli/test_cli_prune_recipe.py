@@ -101,19 +101,12 @@ def test_json_stands_alone_on_stdout(folder, tmp_path) -> None:
         (("--recipe", "dense", "--stage", "teacher=nodir"), "nodir: no such directory"),
         (("--recipe", "dense", "--stage", "teacher"), "expected STAGE=DIRECTORY"),
         (("--recipe", "dense", "--paper-out", "paper"), "states no layout of a paper; add"),
-        (("--recipe", "dense", "--top", "2"), "--top: belongs to --search"),
-        (("--recipe", "dense", "--formats", "2:4 int8"), "--formats: a recipe says this itself"),
         (("--recipe", "dense", "--search", "0.2"), "has no stage that prunes by a pattern"),
-        (("--search", "0.2"), "--search: belongs to training; give --recipe"),
         (("--recipe", "nxmiformer", "--search", "2"), "expected a share of the size in FP32"),
         (("--recipe", "nxmiformer", "--search", "0.2"), "needs a development part to choose by"),
         (
             ("--recipe", "nxmiformer", "--search", "0.2", "--formats", ","),
             "--formats ',': expected one or more",
-        ),
-        (
-            ("--recipe", "nxmiformer", "--search", "0.2", "--shape", "1x8"),
-            "--shape: belongs to --search latency",
         ),
     ],
 )
@@ -140,28 +133,29 @@ def test_a_papers_own_files_open_as_the_output_says(folder, tmp_path) -> None:
     assert f"--finalise threshold={paper['finalise']['threshold']}" in lines[0]
 
 
-def test_options_of_the_one_shot_half_are_refused(folder, tmp_path) -> None:
-    done = command(folder, tmp_path / "out", "--recipe", "dense", "--to", "2:4")
-    assert done.exit_code == 1 and "--to: a recipe says this itself" in done.stderr
-    done = command(folder, tmp_path / "out", "--to", "2:4", "--resume")
-    assert done.exit_code == 1 and "give --recipe" in done.stderr
-    done = command(folder, tmp_path / "out", "--to", "2:4", "--paper-out", "paper")
-    assert done.exit_code == 1 and "--paper-out: belongs to training" in done.stderr
-
-
-def test_a_hub_id_is_taken_at_its_revision(folder, tmp_path, monkeypatch) -> None:
-    import huggingface_hub
-
-    asked = []
-
-    def snapshot(repo_id, **more):
-        asked.append((repo_id, more["revision"], more["local_files_only"]))
-        return str(folder / "model")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    parts = ["--model", "some/one", "--data", folder / "all.csv", "--out", tmp_path / "out", "-q"]
-    more = ("--recipe", "dense", "--set", "teacher.steps=1", "--revision", "v2")
-    command = ("prune", *parts, *more, "--local-files-only")
-    done = CliRunner().invoke(app, [str(part) for part in command])
-    assert done.exit_code == 0, done.stderr
-    assert asked and {*asked} == {("some/one", "v2", True)}
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--recipe", "dense", "--to", "2:4"), "--to: a recipe says this itself"),
+        (("--recipe", "dense", "--formats", "2:4 int8"), "--formats: a recipe says this itself"),
+        (("--recipe", "dense", "--sensitivity", "a.svg"), "--sensitivity: measures without"),
+        (("--recipe", "dense", "--top", "2"), "--top: belongs to --search"),
+        (
+            ("--recipe", "nxmiformer", "--search", "0.2", "--shape", "1x8"),
+            "--shape: belongs to --search latency",
+        ),
+        (("--to", "2:4", "--resume"), "--resume: belongs to training; give --recipe"),
+        (("--to", "2:4", "--paper-out", "paper"), "--paper-out: belongs to training"),
+        (("--search", "0.2"), "--search: belongs to training; give --recipe"),
+        (("--to", "2:4", "--sensitivity", "a.svg"), "--sensitivity: with --out it draws what"),
+        (("--to", "2:4", "--formats", "2:4 int8"), "--formats: belongs to --target"),
+        (("--to", "2:4", "--shape", "8x16"), "--shape: belongs to --target latency"),
+    ],
+)
+def test_options_that_contradict_each_other_are_wrong_usage(
+    more, message, folder, tmp_path
+) -> None:
+    done = command(folder, tmp_path / "out", *more)
+    assert done.exit_code == 2
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

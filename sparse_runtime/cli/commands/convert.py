@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import WrongUsage
 from ..options import (
     Debug,
     Finalise,
@@ -88,6 +89,9 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Pack the linear layers of a checkpoint and write a packed model."""
+    for option, value in (("--prune-method", prune_method), ("--state", state)):
+        if value is not None and calibration is None:
+            raise WrongUsage(f"{option}: belongs to --calibration; leave it out, or give texts")
     from ... import convert as pack
 
     if calibration is not None:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..options import Debug
+from ..options import Debug, Json
+from ..output import to_json
 
 
 class Form(str, Enum):
@@ -31,9 +32,14 @@ def export(
             "a QDQ graph; onnx-dynamic: inputs quantized by the batch."
         ),
     ],
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a packed model for other programs; what they have no word for is refused."""
+    from ...store.directories import read_path
+
+    for name, path in (("PACKED", packed), ("OUT", out)):
+        read_path(name, path)
     if form is Form.hugging_face:
         from ...integrations.hugging_face import export_hugging_face
 
@@ -46,3 +52,7 @@ def export(
         from ...integrations.onnx import export_onnx
 
         export_onnx(packed, out, "qdq" if form is Form.onnx else "dynamic")
+    if as_json:
+        print(to_json({"directory": out, "form": form.value}, indent=2))
+    else:
+        print(f"written to {out}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import WrongUsage
 from ..options import BatchSize, Debug, Device, Json, LocalFilesOnly, Quiet, Revision
 from ..output import quiet_transformers, show
 from .prune_one_shot import one_shot, only_measure
@@ -254,12 +255,12 @@ def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse what the command line states of one half of the command while the other runs."""
     for option in context.command.params:
         if option.name in names and _stated(context, option.name):
-            raise ValueError(f"{option.opts[0]}: {why}")
+            raise WrongUsage(f"{option.opts[0]}: {why}")
 
 
 def _required(out: str | None) -> str:
     if out is None:
-        raise ValueError(
+        raise WrongUsage(
             "--out: expected a new directory for the compressed checkpoint; only --sensitivity "
             "works without"
         )

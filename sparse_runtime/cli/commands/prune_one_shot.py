@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..errors import WrongUsage
 from ..text_files import read_calibration
 from .prune_search import read_formats, read_shape
 
@@ -41,6 +42,7 @@ def one_shot(
         options: of ``compress.oneshot.prune.prune``, by its names.
 
     Raises:
+        WrongUsage: the options contradict each other.
         ValueError: the file holds no text, or as ``prune`` does.
     """
     from ...compress.oneshot.prune import prune
@@ -48,7 +50,7 @@ def one_shot(
     from ...compress.oneshot.solvers import SolverOptions
 
     if shape is not None and (target is None or not target.strip().startswith("latency")):
-        raise ValueError(
+        raise WrongUsage(
             "--shape: belongs to --target latency=...; leave it out, or give such a target"
         )
     options |= {
@@ -57,12 +59,12 @@ def one_shot(
     }
     if target is None:
         if sensitivity is not None:
-            raise ValueError(
+            raise WrongUsage(
                 "--sensitivity: with --out it draws what a --target chooses by; give a target, or "
                 "leave --out out to measure only"
             )
         if formats is not None:
-            raise ValueError("--formats: belongs to --target; leave it out, or give a target")
+            raise WrongUsage("--formats: belongs to --target; leave it out, or give a target")
         return prune(model, out, **options)
     from ...tools.targets import prune_to_target
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import WrongUsage
+
 if TYPE_CHECKING:
     from ...compress.oneshot.plans import SearchPlan
     from ...compress.training.format_search import FormatSearch
@@ -109,20 +111,21 @@ def format_search(
     """What the options ask a recipe to search for, or None.
 
     Raises:
-        ValueError: they contradict each other, or are not understood.
+        WrongUsage: they contradict each other.
+        ValueError: they are not understood.
     """
     if search is None:
         given = {"--top": top, "--evaluations": evaluations}
         for option, value in given.items():
             if value is not None:
-                raise ValueError(f"{option}: belongs to --search; leave it out, or give a search")
+                raise WrongUsage(f"{option}: belongs to --search; leave it out, or give a search")
         return None
     from ...compress.training.format_search import FormatSearch
     from ...tools.layer_latency import latency_costs
 
     timed = search.strip().startswith("latency")
     if shape is not None and not timed:
-        raise ValueError(
+        raise WrongUsage(
             "--shape: belongs to --search latency=...; leave it out, or give such a target"
         )
     return FormatSearch(

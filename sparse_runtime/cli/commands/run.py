@@ -45,7 +45,9 @@ def run(
         str | None,
         typer.Option(help="Text that holds the answer to --question.", show_default=False),
     ] = None,
-    top_k: Annotated[int, typer.Option(min=1, help="Words shown for each mask.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Words shown for each mask.", show_default="5")
+    ] = None,
     backend: Backend = "auto",
     device: Device = None,
     batch_size: BatchSize = 32,
@@ -87,6 +89,8 @@ def _inputs(
     if (question is None) != (context is None):
         raise typer.BadParameter("--question and --context belong together")
     given = [texts or None, file, pairs, question]
+    if texts and len(texts) > 1 and STDIN in texts:
+        raise typer.BadParameter("expected either texts or - alone, which reads them from stdin")
     if sum(value is not None for value in given) != 1:
         raise typer.BadParameter(
             "expected either texts, --file, --pairs, or --question with --context"

@@ -28,7 +28,7 @@ def _values(report: VerifyReport) -> Table:
 
     def row(name: str, value: str, check: str | None = None) -> None:
         limit = checks.get(check) if check else None
-        table.add_row(Text(name), value, _limit(limit), _mark(limit))
+        table.add_row(Text(name), value, _limit(limit, percent="%" in value), _mark(limit))
 
     row("cosine of embeddings, mean", f"{report.cosine.mean:.6f}", "min_cosine")
     row("cosine of embeddings, 5th percentile", f"{report.cosine.p5:.6f}")
@@ -72,11 +72,12 @@ def _verdict(report: VerifyReport) -> list[Text]:
     return lines + [Text(f"  {failure}") for failure in report.failures]
 
 
-def _limit(check: Check | None) -> str:
+def _limit(check: Check | None, *, percent: bool) -> str:
+    """A limit in the unit of what it limits."""
     if check is None:
         return ""
     sign = "≥" if check.name.startswith("min_") else "≤"
-    return f"{sign} {check.limit:g}"
+    return f"{sign} {100 * check.limit:g}%" if percent else f"{sign} {check.limit:g}"
 
 
 def _mark(check: Check | None) -> Text:
