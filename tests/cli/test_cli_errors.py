@@ -91,6 +91,7 @@ def test_wrong_usage_is_one_line_and_exits_with_2(
         (["convert", "{source}", "{out}", "--prune", "most"], "most"),
         (["convert", "{source}", "{source}"], "lies in the source"),
         (["convert", "{packed}", "{out}"], "already packed"),
+        (["convert", "{source}", "{out}", "--prune-method", "foo"], "prune_method 'foo': expected"),
         (["verify", "{packed}", "{source}", "--texts", "{out}/none"], "No such file or directory"),
         (["verify", "{packed}", "{source}", "--texts", "{source}"], "Is a directory"),
         (["verify", "{packed}", "{source}", "--backend", "gpu"], "backend 'gpu'"),

@@ -89,9 +89,8 @@ def convert(
     debug: Debug = False,
 ) -> None:
     """Pack the linear layers of a checkpoint and write a packed model."""
-    for option, value in (("--prune-method", prune_method), ("--state", state)):
-        if value is not None and calibration is None:
-            raise WrongUsage(f"{option}: belongs to --calibration; leave it out, or give texts")
+    if calibration is None:
+        _refuse_solving(prune_method, state)
     from ... import convert as pack
 
     if calibration is not None:
@@ -117,3 +116,14 @@ def convert(
         local_files_only=local_files_only,
     )
     show(report, as_json)
+
+
+def _refuse_solving(prune_method: str | None, state: str | None) -> None:
+    """Refuse the options that mean nothing without --calibration."""
+    if prune_method is not None:
+        from ...tools.one_shot import read_method
+
+        read_method(prune_method)
+    for option, value in (("--prune-method", prune_method), ("--state", state)):
+        if value is not None:
+            raise WrongUsage(f"{option}: belongs to --calibration; leave it out, or give texts")

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,9 @@ def test_a_pruned_model_fails_and_says_why(base: Path, pack: Converter) -> None:
     console.print(report)
     text = console.file.getvalue()
     assert "failed" in text
+    # A limit has the unit of what it limits.
+    assert re.search(r"relative drift +│ +[\d.]+% │ +≤ 20% │", text)
+    assert re.search(r"embeddings, mean +│ +[\d.]+ │ +≥ 0\.99 │", text)
     assert report.failures[0] in text
     assert "layer 2" in str(report)
 
