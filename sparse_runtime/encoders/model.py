@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self
 
 from .. import store
@@ -19,25 +19,23 @@ from ..store.companions import Companions
 from .explain import explain
 from .heads import Head
 from .hub import resolve
-from .inputs import read_inputs, restore_padding
+from .inputs import read_inputs
 from .pipeline import runs_base_model
-from .pooling import pool
+from .sentence_model import SentenceModel
 from .settings import read_device, read_dtype, read_settings
 from .stack import Stack
 from .weights import Weights
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PretrainedConfig
     from transformers.utils.generic import ModelOutput
 
-    from .sentence import SentenceEncoder
 
 WARM_UP_PASSES = 2
 """The first compiles kernels, the second captures them."""
 
 
-class SparseModel(nn.Module):
+class SparseModel(SentenceModel):
     """A packed encoder, for inference only.
 
     It has no parameters: what it was packed from stays as it is in ``packed``, and what runs is
@@ -53,7 +51,6 @@ class SparseModel(nn.Module):
         unused_tensors: names in the packed model that the task has no use for.
     """
 
-    _sentence: SentenceEncoder | None
     unused_tensors: tuple[str, ...]
 
     def __init__(
@@ -135,7 +132,14 @@ class SparseModel(nn.Module):
         return cls(store.load(directory), device=device, backend=backend, dtype=dtype)
 
     def save_pretrained(self, directory: str | Path, *, overwrite: bool = False) -> None:
-        """Write the packed model, with its tokenizer files, as :meth:`from_pretrained` reads it."""
+        """Write the packed model, with its tokenizer files, as :meth:`from_pretrained` reads it.
+
+        Raises:
+            ValueError: the files changed since the model was loaded.
+            FileExistsError: ``directory`` exists and may not be replaced.
+        """
+        if self._companions is not None:
+            self._companions.check()
         store.save(self.packed, directory, overwrite=overwrite)
 
     @property
@@ -288,57 +292,6 @@ class SparseModel(nn.Module):
         as_dict = self.config.return_dict if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
-    def encode(
-        self,
-        sentences: str | Sequence[str],
-        batch_size: int = 32,
-        normalize_embeddings: bool = False,
-        show_progress_bar: bool | None = None,
-        convert_to_numpy: bool = True,
-        convert_to_tensor: bool = False,
-        *,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-    ) -> np.ndarray[Any, Any] | Tensor:
-        """Embed sentences as the sentence-transformers pipeline of the same checkpoint does.
-
-        Args:
-            sentences: one text or several.
-            batch_size: texts run at a time, longest first.
-            normalize_embeddings: scale each embedding to length 1.
-            show_progress_bar: None shows it where logging is at level INFO or below.
-            convert_to_numpy: float32 NumPy array rather than a tensor on the model's device.
-            convert_to_tensor: the tensor whatever ``convert_to_numpy`` says.
-            prompt_name: put this one of the pipeline's prompts before each text; None is its
-                default one.
-            prompt: put this before each text.
-
-        Returns:
-            [features] for one text, [texts, features] for several, in their order.
-
-        Raises:
-            TypeError: something else than texts.
-            ValueError: the model has a task's head, brings no tokenizer, its pipeline asks for what
-                does not run here, or its files changed since it was loaded; no such prompt.
-        """
-        if self._sentence is None:
-            from .sentence import SentenceEncoder
-
-            self._sentence = SentenceEncoder(
-                self._companions, self._settings, self.device, self.dtype
-            )
-        with torch.no_grad(), self._without_autocast():
-            return self._sentence.encode(
-                self._pooled,
-                sentences,
-                batch_size=batch_size,
-                normalize_embeddings=normalize_embeddings,
-                show_progress_bar=show_progress_bar,
-                convert_to_numpy=convert_to_numpy and not convert_to_tensor,
-                prompt_name=prompt_name,
-                prompt=prompt,
-            )
-
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation, with a warning where ``mode`` is True.
 
@@ -352,12 +305,6 @@ class SparseModel(nn.Module):
             )
         return super().train(False)
 
-    def _without_autocast(self) -> AbstractContextManager[Any]:
-        # Entering one where none is on costs as much as checking an input.
-        if torch.is_autocast_enabled(self.device.type):
-            return torch.autocast(self.device.type, enabled=False)
-        return nullcontext()
-
     def extra_repr(self) -> str:
         settings = self._settings
         return (
@@ -365,19 +312,6 @@ class SparseModel(nn.Module):
             f"hidden={settings.sizes['hidden']}, device={self.device}, dtype={self.dtype}, "
             f"backend={self._backend.name}"
         )
-
-    def _pooled(
-        self, modes: tuple[str, ...], input_ids: Tensor, attention_mask: Tensor, **ids: Tensor
-    ) -> Tensor:
-        """Float [sentences, hidden * modes]; ``modes`` are keys of ``POOLINGS``."""
-        settings, backend = self._settings, self._backend
-        batch, columns = read_inputs(settings, backend, input_ids, attention_mask, **ids)
-        tokens = self._stack.run(batch, columns)[-1]
-        pooled = backend.pool(tokens, batch, modes)
-        if pooled is None:
-            mask = attention_mask.to(tokens.device) != 0
-            pooled = pool(restore_padding(tokens, batch), mask, modes)
-        return pooled
 
     def _build(self, device: torch.device, dtype: torch.dtype) -> None:
         if device.type == "meta":

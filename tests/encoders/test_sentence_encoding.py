@@ -257,6 +257,8 @@ def test_files_are_those_of_the_model_wherever_the_process_goes(
     model = SparseModel.from_pretrained("packed")
     monkeypatch.chdir(tmp_path / "there")  # where a directory has the same name
     assert np.array_equal(model.encode(TEXTS), expected)
+    # written anew with the same content, the files are still the model's
+    model.save_pretrained(tmp_path / "here/packed", overwrite=True)
     copied = pickle.loads(pickle.dumps(model))
     assert np.array_equal(copied.encode(TEXTS), expected)
 
@@ -279,3 +281,5 @@ def test_files_that_changed_since_the_model_was_loaded_are_refused(
     for model in (ours, pickle.loads(stored)):
         with pytest.raises(ValueError, match=r"saved: .*not those .*; load the model again"):
             model.encode("x")
+        with pytest.raises(ValueError, match="load the model again"):
+            model.save_pretrained(tmp_path / "copy")
