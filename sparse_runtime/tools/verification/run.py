@@ -12,6 +12,7 @@ import torch
 from ...checkpoints import open_checkpoint
 from ...encoders import SparseModel
 from ...ops import get_backend
+from ...store.directories import read_path
 from ..thresholds import Thresholds
 from .inputs import check_texts, read_scores
 from .report import VerifyReport
@@ -96,6 +97,7 @@ def verify(
         max_spearman_drop=max_spearman_drop,
         max_implementation_error=max_implementation_error,
     )
+    read_path("packed", packed)
     check_texts(texts, pairs)
     numbers = read_scores(scores, pairs)
     if type(batch_size) is not int or batch_size < 1:

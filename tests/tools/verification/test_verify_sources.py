@@ -126,3 +126,14 @@ def test_a_packed_model_is_no_source_and_a_source_no_packed_model(
         verify(pack(base), pack(base), TEXTS, progress=False)
     with pytest.raises(ValueError, match="convert"):
         verify(base, base, TEXTS, progress=False)
+
+
+def test_names_of_nothing_are_refused(base: Path) -> None:
+    for packed, source, error, message in (
+        (None, base, TypeError, "packed: expected a path, got NoneType"),
+        ("", base, ValueError, "packed: expected a path, got an empty string"),
+        (base, None, TypeError, "source: expected a directory or a hub id, got NoneType"),
+        (base, "", ValueError, "source: expected a directory or a hub id, got an empty string"),
+    ):
+        with pytest.raises(error, match=message):
+            verify(packed, source, progress=False)
