@@ -128,10 +128,14 @@ class Pipeline:
 
 def runs_base_model(directory: Path) -> bool:
     """Whether a pipeline lies here that runs the base model whatever the checkpoint's class is."""
-    if not (directory / "modules.json").is_file():
+    path = directory / "modules.json"
+    if not path.is_file():
         return False
     task = _read(directory / "sentence_bert_config.json").get("transformer_task")
-    return task in (None, "feature-extraction")
+    # Before sentence-transformers 6 the class alone said that a SPLADE model predicts words.
+    kinds = [str(module.get("type")) for module in _read_list(path) if isinstance(module, dict)]
+    predicts_words = any(kind.endswith(".MLMTransformer") for kind in kinds)
+    return task in (None, "feature-extraction") and not predicts_words
 
 
 def read_pipeline(directory: Path, hidden: int) -> Pipeline:

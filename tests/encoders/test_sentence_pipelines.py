@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sparse_runtime.encoders.pipeline import runs_base_model
+
 LIMIT = 1e-5
 
 MODULES = "modules.json"
@@ -61,6 +63,26 @@ def test_pipelines_that_are_refused(
     ours = make_dense(saved)
     with pytest.raises(ValueError, match=message):
         ours.encode("x")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "base"),
+    [
+        ("sentence_transformers.models.Transformer", None, True),
+        ("sentence_transformers.base.modules.transformer.Transformer", "feature-extraction", True),
+        # SPLADE, since sentence-transformers 6 and before
+        ("sentence_transformers.base.modules.transformer.Transformer", "fill-mask", False),
+        ("sentence_transformers.sparse_encoder.models.MLMTransformer.MLMTransformer", None, False),
+    ],
+)
+def test_which_pipelines_run_the_base_model(
+    kind: str, settings: str | None, base: bool, tmp_path: Path
+) -> None:
+    assert not runs_base_model(tmp_path)
+    (tmp_path / MODULES).write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": kind}]))
+    if settings is not None:
+        (tmp_path / BERT).write_text(json.dumps({"transformer_task": settings}))
+    assert runs_base_model(tmp_path) == base
 
 
 def test_a_prompt_that_is_not_pooled_is_refused(
