@@ -7,15 +7,14 @@ may hold ``texts.txt`` for what needs no labels. A single file is the training p
 from __future__ import annotations
 
 import hashlib
+import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from .rows import FIRST, LABELS, READERS, SECOND, reader
+from .data_files import Columns, found_files, read_columns
 
-_PARTS = ("train", "dev", "test")
 _UNLABELLED = "texts.txt"
 
 
@@ -34,10 +33,10 @@ class Part:
     labels: tuple[int, ...] | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        for name, column in (("seconds", self.seconds), ("labels", self.labels)):
-            if column is not None and len(column) != len(self.texts):
+        for name, values in (("seconds", self.seconds), ("labels", self.labels)):
+            if values is not None and len(values) != len(self.texts):
                 raise ValueError(
-                    f"data: {len(self.texts)} texts but {len(column)} {name}; expected as many"
+                    f"data: {len(self.texts)} texts but {len(values)} {name}; expected as many"
                 )
 
     def __len__(self) -> int:
@@ -66,6 +65,7 @@ class Data:
         test: to report; None where there is none.
         label_names: of the classes, by number; None for scores and plain texts.
         unlabelled: for masked LM and embedding distillation; None takes the training texts.
+        columns: of the training file, for errors.
     """
 
     train: Part
@@ -73,6 +73,7 @@ class Data:
     test: Part | None = None
     label_names: tuple[str, ...] | None = None
     unlabelled: Part | None = None
+    columns: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def plain(self) -> Part:
@@ -108,15 +109,13 @@ def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
             f"data (--data) {path}: there is no such file or folder; give a folder with a train "
             f"file or {_UNLABELLED}, or one such file"
         )
-    found = _find(path)
-    raw = {name: _read(file) for name, file in found.items()}
+    found = found_files(path)
+    raw = {name: read_columns(file) for name, file in found.items()}
     plain = path / _UNLABELLED
-    unlabelled = _read(plain) if path.is_dir() and plain.is_file() else None
+    unlabelled = read_columns(plain) if path.is_dir() and plain.is_file() else None
     train = raw.pop("train", unlabelled)
     if train is None:
-        raise ValueError(
-            f"{path}: expected train.csv, train.tsv, train.jsonl or {_UNLABELLED}, found none"
-        )
+        raise _nothing_to_train_on(path)
     names = _label_names(train)
     for name, part in raw.items():
         _check_alike(train, part, f"{path}: {name}")
@@ -127,8 +126,25 @@ def load_data(path: str | Path, *, dev: float = 0.0, test: float = 0.0) -> Data:
         test=parts.get("test"),
         label_names=names,
         unlabelled=None if unlabelled is None else Part(unlabelled.texts),
+        columns=train.columns,
     )
     return set_aside(data, dev=dev, test=test)
+
+
+def load_texts(path: str | Path) -> list[str]:
+    """The texts of a file, or of a folder's texts.txt or training part: each once, no labels.
+
+    Raises:
+        ValueError: there are none, or columns are missing.
+        OSError: the file cannot be read.
+    """
+    path = Path(path).expanduser()
+    plain = path / _UNLABELLED
+    file = plain if plain.is_file() else found_files(path).get("train")
+    if file is None:
+        raise _nothing_to_train_on(path)
+    raw = read_columns(file)
+    return list(Part(raw.texts, raw.seconds).plain().texts)
 
 
 def set_aside(data: Data, *, dev: float = 0.0, test: float = 0.0, seed: int = 0) -> Data:
@@ -137,19 +153,36 @@ def set_aside(data: Data, *, dev: float = 0.0, test: float = 0.0, seed: int = 0)
     The choice depends on ``seed`` and the number of rows alone, never on the seed of a run.
 
     Raises:
-        ValueError: a share that is not in [0, 1), or of a part that is there already.
+        ValueError: a share that is not in [0, 1), or of a part that is there already; or shares
+            that leave a part without rows.
     """
     for name, share in (("dev", dev), ("test", test)):
-        if not 0 <= share < 1 or dev + test >= 1:
-            raise ValueError(f"{name} {share}: expected a share from 0 to below 1")
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} (--{name}) {share}: expected a share from 0 to below 1")
         if share and getattr(data, name) is not None:
             raise ValueError(f"{name} {share}: the data has a {name} part; leave the share out")
+    if dev + test >= 1:
+        raise ValueError(
+            f"dev (--dev) {dev} and test (--test) {test}: together {dev + test:g} of the rows; "
+            "expected less than 1, the rest is trained on"
+        )
     if not dev and not test:
         return data
     order = list(range(len(data.train)))
     random.Random(seed).shuffle(order)
     cut = round(test * len(order))
     end = cut + round(dev * len(order))
+    for name, share, rows in (("dev", dev, end - cut), ("test", test, cut)):
+        if share and not rows:
+            raise ValueError(
+                f"{name} (--{name}) {share}: is no row of {len(order)}; give a larger share, or "
+                "more rows"
+            )
+    if end == len(order):
+        raise ValueError(
+            f"dev (--dev) {dev} and test (--test) {test}: leave none of {len(order)} rows to train "
+            "on; give smaller shares, or more rows"
+        )
     return replace(
         data,
         train=data.train.rows(sorted(order[end:])),
@@ -177,65 +210,13 @@ def labelled_lines(path: str | Path, *, encoding: str = "utf-8") -> Part:
     return Part(tuple(texts), labels=tuple(labels))
 
 
-@dataclass(frozen=True)
-class _Raw:
-    texts: tuple[str, ...]
-    seconds: tuple[str, ...] | None = None
-    labels: tuple[str, ...] | None = None
-    scores: bool = False
-
-    @property
-    def columns(self) -> str:
-        """In words."""
-        texts = "texts" if self.seconds is None else "pairs of texts"
-        labels = "scores" if self.scores else "labels"
-        return f"{texts} without labels" if self.labels is None else f"{texts} with {labels}"
+def _nothing_to_train_on(path: Path) -> ValueError:
+    return ValueError(
+        f"{path}: expected train.csv, train.tsv, train.jsonl or {_UNLABELLED}, found none"
+    )
 
 
-def _find(path: Path) -> dict[str, Path]:
-    if not path.is_dir():
-        reader(path)
-        return {"train": path}
-    found: dict[str, Path] = {}
-    for name in _PARTS:
-        files = [path / f"{name}{suffix}" for suffix in READERS if suffix != ".txt"]
-        files = [file for file in files if file.is_file()]
-        if len(files) > 1:
-            raise ValueError(f"{path}: expected one {name} file, got {[f.name for f in files]}")
-        if files:
-            found[name] = files[0]
-    return found
-
-
-def _read(path: Path) -> _Raw:
-    try:
-        rows = list(reader(path)(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file first") from error
-    if not rows:
-        raise ValueError(f"{path}: expected rows, got none")
-    first = _column(rows[0], FIRST)
-    second, label = _column(rows[0], SECOND), _column(rows[0], LABELS)
-    if first is None:
-        raise ValueError(
-            f"{path}: expected a column {', '.join(FIRST)}; got {', '.join(map(str, rows[0]))}"
-        )
-    try:
-        return _Raw(
-            tuple(str(row[first]) for row in rows),
-            None if second is None else tuple(str(row[second]) for row in rows),
-            None if label is None else tuple(str(row[label]) for row in rows),
-            scores=label == "score",
-        )
-    except KeyError as error:
-        raise ValueError(f"{path}: a row lacks {error}; every row needs the same columns") from None
-
-
-def _column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    return next((name for name in names if name in row), None)
-
-
-def _label_names(train: _Raw) -> tuple[str, ...] | None:
+def _label_names(train: Columns) -> tuple[str, ...] | None:
     if train.labels is None or train.scores:
         return None
     names = set(train.labels)
@@ -244,15 +225,13 @@ def _label_names(train: _Raw) -> tuple[str, ...] | None:
     return tuple(sorted(names))
 
 
-def _check_alike(train: _Raw, part: _Raw, where: str) -> None:
+def _check_alike(train: Columns, part: Columns, where: str) -> None:
     """What is learnt from labels is measured by such labels, on texts or pairs like these."""
-    if train.labels is not None and train.columns != part.columns:
-        raise ValueError(
-            f"{where}: expected {train.columns} as in the training part, got {part.columns}"
-        )
+    if train.labels is not None and train.kind != part.kind:
+        raise ValueError(f"{where}: expected {train.kind} as in the training part, got {part.kind}")
 
 
-def _numbered(raw: _Raw, names: tuple[str, ...] | None, where: str) -> Part:
+def _numbered(raw: Columns, names: tuple[str, ...] | None, where: str) -> Part:
     if raw.labels is None:
         return Part(raw.texts, raw.seconds)
     if raw.scores:
@@ -260,6 +239,9 @@ def _numbered(raw: _Raw, names: tuple[str, ...] | None, where: str) -> Part:
             scores = tuple(float(label) for label in raw.labels)
         except ValueError as error:
             raise ValueError(f"{where}: expected numbers in the column score: {error}") from None
+        wrong = next((score for score in scores if not math.isfinite(score)), None)
+        if wrong is not None:
+            raise ValueError(f"{where}: expected finite numbers in the column score, got {wrong}")
         return Part(raw.texts, raw.seconds, scores)
     if names is None:
         # Plain texts to train on, and labels to report: they can only be scores.

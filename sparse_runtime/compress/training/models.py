@@ -51,10 +51,15 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
     named = checkpoint_classes(AutoConfig.from_pretrained(source))
     if task == "classification":
         if data.label_names is None:
-            raise ValueError("task classification: the data has no classes; give labelled data")
+            raise ValueError(_no_classes(data))
         names = data.label_names
+        if len(names) < 2:
+            raise ValueError(
+                f"task classification: expected two classes or more, and all rows have {names[0]!r}"
+            )
         settings = {
             "num_labels": len(names),
+            "problem_type": "single_label_classification",
             "id2label": dict(enumerate(names)),
             "label2id": {name: i for i, name in enumerate(names)},
         }
@@ -86,6 +91,14 @@ def load_model(source: str | Path, task: Task, data: Data, dropout: float | None
         # Sentence vectors do not go through it, and a random one must not be written.
         model.pooler, model.new_parameters = None, []
     return model
+
+
+def _no_classes(data: Data) -> str:
+    found = f" (its columns: {', '.join(data.columns)})" if data.columns else ""
+    return (
+        f"task classification: the data has no classes{found}; expected a column label or "
+        "category, or another task: regression for scores, embedding or masked_lm for texts alone"
+    )
 
 
 def continue_from(model: nn.Module, earlier: nn.Module) -> None:

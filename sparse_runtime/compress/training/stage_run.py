@@ -56,6 +56,18 @@ class Pace:
                 raise ValueError(f"{name} {steps}: expected 1 step or more")
 
 
+def refuse_diverged(model: nn.Module, stage: Stage) -> None:
+    """Raise ValueError for a parameter with NaN or infinities: no model to write."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ValueError(
+                f"stage {stage.name!r}: the training has diverged ({name} has values that are not "
+                f"finite); lower learning_rate {stage.learning_rate:g} (--set "
+                f"{stage.name}.learning_rate={stage.learning_rate / 10:g}) and go on with resume "
+                "(--resume), which keeps the stages before"
+            )
+
+
 class StageRunner:
     """Runs the stages of one recipe on one model and one set of data.
 
@@ -175,6 +187,7 @@ class StageRunner:
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         seconds = time.perf_counter() - began
         model = training.model.eval()
+        refuse_diverged(model, stage)
         if pruner is not None:
             pruner.finish()
         history = tuple(dict(entry) for entry in trainer.state.log_history)
