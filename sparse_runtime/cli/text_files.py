@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STDIN = "-"
+_TABLES = (".csv", ".tsv", ".jsonl")
 
 
 def read_texts(path: str) -> list[str]:
@@ -20,23 +21,33 @@ def read_texts(path: str) -> list[str]:
 
 
 def read_calibration(path: str, option: str) -> list[str]:
-    """The lines of :func:`read_texts` that hold something.
+    """Texts that hold something: lines, or the text columns of a table or of a data folder.
+
+    Tables (csv, tsv, jsonl) and folders are read as training reads them, each text once.
 
     Args:
-        path: of the file, or "-".
+        path: of the file or folder, or "-".
         option: that gave it, such as "--data", for errors.
 
     Raises:
         ValueError: none does, or the file is not UTF-8.
         OSError: there is no such file, or it cannot be read.
     """
-    if path != STDIN and not Path(path).expanduser().exists():
+    place = Path(path).expanduser()
+    if path != STDIN and not place.exists():
         raise FileNotFoundError(
-            f"{option} {path}: there is no such file; give one with a text a line, or - for stdin"
+            f"{option} {path}: there is no such file; give one with a text a line, a table with a "
+            "column text, or - for stdin"
         )
-    texts = [text for text in read_texts(path) if text.strip()]
+    if path != STDIN and (place.is_dir() or place.suffix in _TABLES):
+        from ..compress.training.data import load_texts
+
+        texts = load_texts(place)
+    else:
+        texts = read_texts(path)
+    texts = [text for text in texts if text.strip()]
     if not texts:
-        raise ValueError(f"{_name(path)}: expected one text a line, got empty lines only")
+        raise ValueError(f"{_name(path)}: expected texts, got empty ones only")
     return texts
 
 

@@ -29,6 +29,9 @@ from .writing import new_directory
 NXM_PATTERNS = ("1:4", "2:8", "1:2", "2:4", "4:8")
 """What layout "nxm" can say of a pattern, the tightest first."""
 
+MASKED_MODEL_TYPE = "bert"
+"""What layout "cap" holds: the authors' code has no other masked model."""
+
 _NXM_FILE = "nxm_config.json"
 _PAPERS_THRESHOLD = 0.1  # of the sigmoids of scores
 
@@ -176,6 +179,9 @@ def _projected(weight: Tensor, pattern: Pattern) -> Tensor:
 
 def _cap(trained: Trained, directory: Path) -> dict[str, Any]:
     trained.refuse_quantized("cap")
+    kind = trained.config["model_type"]
+    if kind != MASKED_MODEL_TYPE:
+        raise ValueError(f"layout 'cap': expected a model of type {MASKED_MODEL_TYPE}, got {kind}")
     scores, block = {}, (1, 1)
     for name, mask in trained.masks.items():
         # Without learned scores: on both sides of every threshold in use, sigmoid(-3) below 0.1.

@@ -68,7 +68,7 @@ def test_errors_are_one_line(command: Command, source: Make, tmp_path: Path, tex
     for arguments, message in (
         (
             ["--data", empty, "--to", "2:4"],
-            "empty.txt: expected one text a line, got empty lines only",
+            "empty.txt: expected texts, got empty ones only",
         ),
         (["--data", texts], "error: prune: nothing to do; give to (--to 2:4)"),
         (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_runtime.cli.text_files import read_pairs, read_texts
+from sparse_runtime.cli.text_files import read_calibration, read_pairs, read_texts
 
 
 def write(path: Path, content: bytes) -> str:
@@ -31,6 +31,19 @@ def test_lines_end_as_on_any_system_and_nowhere_else(tmp_path: Path) -> None:
 def test_files_that_hold_no_texts(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_texts(write(tmp_path / "f", content))
+
+
+def test_calibration_texts_are_lines_or_the_texts_of_a_table(tmp_path: Path) -> None:
+    assert read_calibration(write(tmp_path / "f.txt", b"a,b\n\nc\n"), "--data") == ["a,b", "c"]
+    table = write(tmp_path / "train.csv", b'label,text\nx,"a, b"\ny,c\n')
+    rows = b'{"sentence1": "a", "sentence2": "b", "score": 1}\n'
+    assert read_calibration(table, "--data") == ["a, b", "c"]
+    assert read_calibration(str(tmp_path), "--data") == ["a, b", "c"]
+    assert read_calibration(write(tmp_path / "f.jsonl", rows), "--data") == ["a", "b"]
+    with pytest.raises(ValueError, match=r"expected a column text, .*; got words"):
+        read_calibration(write(tmp_path / "f.tsv", b"words\na\n"), "--data")
+    with pytest.raises(FileNotFoundError, match=r"--data .*none.csv: there is no such file"):
+        read_calibration(str(tmp_path / "none.csv"), "--data")
 
 
 def test_pairs_go_by_the_header_and_quotes_are_letters(tmp_path: Path) -> None:

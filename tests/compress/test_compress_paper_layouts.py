@@ -161,6 +161,11 @@ def test_learned_scores_travel_with_cap(make_model, tmp_path: Path) -> None:
     runs_as_trained(model, tmp_path / "out", options, tmp_path / "packed")
 
 
+def test_cap_is_of_bert_alone(make_model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'cap': expected a model of type bert, got roberta"):
+        export_paper_layout(make_model("roberta"), tmp_path / "out", layout="cap")
+
+
 def test_scores_without_a_common_share_travel_with_cap_by_a_threshold(
     make_model, tmp_path: Path
 ) -> None:

@@ -157,7 +157,7 @@ def test_refusals_name_what_is_wrong() -> None:
         ContrastiveBanks(3, ContrastiveSettings(), labels=torch.zeros(3))
     with pytest.raises(ValueError, match="banks"):
         ContrastiveSettings(banks=("teacher",))
-    with pytest.raises(ValueError, match="temperature 0"):
+    with pytest.raises(ValueError, match="temperature: expected a number above 0, got 0"):
         ContrastiveSettings(temperature=0)
     banks = ContrastiveBanks(3, INSTANCE_ONLY)
     with pytest.raises(ValueError, match="'pretrained' is empty"):

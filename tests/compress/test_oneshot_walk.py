@@ -223,6 +223,12 @@ def test_other_dtypes_are_refused(make_model: MakeModel) -> None:
         walk(make_model("bert").bfloat16(), batches(), lambda stage, seen: None)
 
 
+def test_a_length_that_special_tokens_fill_is_refused() -> None:
+    tokenizer = SimpleNamespace(num_special_tokens_to_add=lambda pair: 3 if pair else 2)
+    with pytest.raises(ValueError, match=r"\(--max-length\) 2: expected 3 or more, .* adds 2 tok"):
+        calibration_batches(tokenizer, ["a"], max_length=2)
+
+
 @pytest.mark.parametrize("name", ["max_length", "batch_size"])
 def test_numbers_below_one_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} 0: expected 1 or more"):

@@ -53,8 +53,8 @@ def prune(
     data: Annotated[
         str,
         typer.Option(
-            help="Calibration texts, one a line; - is stdin. With --recipe: a folder with train, "
-            "dev and test (csv, tsv, jsonl) or texts.txt, or one such file."
+            help="Calibration texts, one a line, - is stdin; or, as with --recipe, a folder with "
+            "train, dev and test (csv, tsv, jsonl) or texts.txt, or one such file."
         ),
     ],
     out: Annotated[
@@ -147,7 +147,9 @@ def prune(
     test: Annotated[
         float, typer.Option(min=0, max=0.9, help="Recipe: share of the rows to report on.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Recipe: of heads, batches, dropout.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Recipe: of heads, batches, dropout.")
+    ] = 0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Recipe: go on with an unfinished training.")
     ] = False,

@@ -80,7 +80,7 @@ def calibration_batches(
     """Tokenize texts into batches of near equal length, the longest first.
 
     Raises:
-        ValueError: there are no texts, one is not a string, or a number is below 1.
+        ValueError: there are no texts, one is not a string, or a number is too low.
     """
     for name, count in (("max_length", max_length), ("batch_size", batch_size)):
         if count < 1:
@@ -91,6 +91,12 @@ def calibration_batches(
         )
     if not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError("calibration: expected a list of at least one text")
+    least = least_length(tokenizer)
+    if max_length < least:
+        raise ValueError(
+            f"max_length (--max-length) {max_length}: expected {least} or more, for the tokenizer "
+            f"adds {least - 1} tokens of its own"
+        )
     ordered = sorted(texts, key=len, reverse=True)
     encoded = [tokenizer(text, truncation=True, max_length=max_length) for text in ordered]
     encoded.sort(key=lambda item: -len(item["input_ids"]))
@@ -98,6 +104,11 @@ def calibration_batches(
         dict(tokenizer.pad(encoded[start : start + batch_size], return_tensors="pt"))
         for start in range(0, len(encoded), batch_size)
     ]
+
+
+def least_length(tokenizer: Any, *, pairs: bool = False) -> int:
+    """Tokens that a text must be left: below, tokenizers cut nothing."""
+    return int(tokenizer.num_special_tokens_to_add(pair=pairs)) + 1
 
 
 def longest(model: nn.Module, tokenizer: Any, wanted: int) -> int:

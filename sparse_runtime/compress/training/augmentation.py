@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .data import Part
+from .schema import require
 from .seeds import text_generator
 from .tokens import tokenized
 
@@ -48,8 +49,7 @@ class Augmentation:
             "join": (0 <= self.join <= 1, "a fraction from 0 to 1"),
         }
         for key, (fits, expected) in fitting.items():
-            if not fits:
-                raise ValueError(f"augment.{key}: expected {expected}, got {getattr(self, key)}")
+            require(**{key: (getattr(self, key), fits, expected)})
 
 
 class Copies:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ..oneshot.calibrate import least_length
 from ..patterns import Pattern
 from ..targets import encoder_linears
 from .data import Data
@@ -70,6 +71,7 @@ class Checks:
         with in_stage(stage):
             model = self._load(self.source, stage.task)
             masking_of(stage, self.tokenizer, 0)
+            self._check_length(stage)
             self._check_labels(stage)
             frozen = frozen_parameters(model, stage)
             self._check_start(stage)
@@ -82,7 +84,8 @@ class Checks:
         linears, patterns = self._check_pruning(stage, model, frozen)
         if self.paper and stage is self.recipe.stages[-1]:
             with in_stage(stage):
-                end = End(stage, encoder_linears(model), set(linears), patterns, groups)
+                kind = model.config.model_type
+                end = End(stage, kind, encoder_linears(model), set(linears), patterns, groups)
                 check_layout_holds(end)
 
     def _check_quantization(self, stage: Stage, model: nn.Module) -> Groups:
@@ -118,6 +121,15 @@ class Checks:
     def _steps(self, stage: Stage) -> int:
         copies = 0 if stage.augment is None else stage.augment.copies
         return stage.steps_in(len(training_part(stage, self.data)) * (1 + copies))[1]
+
+    def _check_length(self, stage: Stage) -> None:
+        pairs = training_part(stage, self.data).seconds is not None
+        least = least_length(self.tokenizer, pairs=pairs)
+        if stage.max_length is not None and stage.max_length < least:
+            raise ValueError(
+                f"max_length: expected {least} or more, for the tokenizer adds {least - 1} tokens "
+                f"of its own, got {stage.max_length}"
+            )
 
     def _check_labels(self, stage: Stage) -> None:
         labels = training_part(stage, self.data).labels

@@ -8,12 +8,15 @@ a teacher that was fine-tuned on the task ("finetuned").
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from .schema import require
 
 BankName = Literal["pretrained", "snapshots", "finetuned"]
 BANKS: tuple[str, ...] = get_args(BankName)
@@ -39,18 +42,14 @@ class ContrastiveSettings:
     banks: tuple[str, ...] = BANKS
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature}: expected a number above 0")
-        if min(self.instance_weight, self.label_weight, self.extra_candidates) < 0:
-            raise ValueError(
-                f"instance_weight {self.instance_weight}, label_weight {self.label_weight}, "
-                f"extra_candidates {self.extra_candidates}: expected none below 0"
-            )
-        unknown = [name for name in self.banks if name not in BANKS]
-        if unknown or not self.banks or len(set(self.banks)) != len(self.banks):
-            raise ValueError(
-                f"banks {list(self.banks)}: expected some of {', '.join(BANKS)}, each once"
-            )
+        for key in ("instance_weight", "label_weight", "extra_candidates"):
+            value = getattr(self, key)
+            require(**{key: (value, 0 <= value < math.inf, "a number of 0 or more")})
+        fits = 0 < self.temperature < math.inf
+        require(temperature=(self.temperature, fits, "a number above 0"))
+        known = set(self.banks) <= set(BANKS) and len(set(self.banks)) == len(self.banks)
+        expected = f"some of {', '.join(BANKS)}, each once"
+        require(banks=(list(self.banks), known and bool(self.banks), expected))
 
 
 def info_nce(

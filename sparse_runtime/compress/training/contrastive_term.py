@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from .context import Batch, LossTerm, Training
 from .contrastive import ContrastiveBanks, ContrastiveSettings
 from .forward import POOLINGS
+from .schema import require
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class ContrastiveSection(ContrastiveSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling not in POOLINGS or self.snapshot_epochs < 1:
-            raise ValueError(
-                f"contrastive: expected pooling to be one of {', '.join(POOLINGS)} and "
-                f"snapshot_epochs of at least 1, got {self.pooling!r} and {self.snapshot_epochs}"
-            )
+        poolings = f"one of {', '.join(POOLINGS)}"
+        require(
+            pooling=(self.pooling, self.pooling in POOLINGS, poolings),
+            snapshot_epochs=(self.snapshot_epochs, self.snapshot_epochs >= 1, "1 or more"),
+        )
 
 
 class ContrastiveTerm(LossTerm):

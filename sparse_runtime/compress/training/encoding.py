@@ -98,6 +98,7 @@ class EncodedTexts(Dataset[Any]):
         }
         self.padding = {name: 0 for name in self.columns}
         self.padding["input_ids"] = int(tokenizer.pad_token_id or 0)
+        self.limit = int(tokenizer.model_max_length)
         self.masking = masking
         self.copies: Copies | None = None
         self.labels = _label_tensor(part)
@@ -121,6 +122,7 @@ class EncodedTexts(Dataset[Any]):
         part = object.__new__(EncodedTexts)
         part.columns = {name: column[:rows] for name, column in self.columns.items()}
         part.padding, part.masking, part.copies = self.padding, self.masking, None
+        part.limit = self.limit
         part.labels = None if self.labels is None else self.labels[:rows]
         part.lengths = self.lengths[:rows]
         return part
@@ -135,7 +137,7 @@ class EncodedTexts(Dataset[Any]):
     def batch(
         self, rows: Sequence[int], epoch: int, device: torch.device | str = "cpu"
     ) -> TextBatch:
-        """Some rows or copies, padded on the right to a multiple of 8 tokens."""
+        """Some rows or copies, padded on the right to a multiple of 8 tokens, at most the limit."""
         made = [self._columns(row, epoch) for row in rows]
         columns = {name: [one[name] for one in made] for name in self.columns}
         rows = [row % len(self) for row in rows]
@@ -146,8 +148,10 @@ class EncodedTexts(Dataset[Any]):
                 for tokens, row in zip(columns["input_ids"], rows, strict=True)
             ]
             columns["input_ids"] = [hidden for hidden, _ in pairs]
-            labels = _padded([asked for _, asked in pairs], IGNORED)
-        inputs = {name: _padded(column, self.padding[name]) for name, column in columns.items()}
+            labels = self._padded([asked for _, asked in pairs], IGNORED)
+        inputs = {
+            name: self._padded(column, self.padding[name]) for name, column in columns.items()
+        }
         return TextBatch(
             {name: tensor.to(device) for name, tensor in inputs.items()},
             torch.tensor(rows, device=device),
@@ -167,10 +171,20 @@ class EncodedTexts(Dataset[Any]):
         for begin in range(0, len(order), batch_size):
             rows = order[begin : begin + batch_size]
             inputs = {
-                name: _padded([column[row] for row in rows], self.padding[name]).to(device)
+                name: self._padded([column[row] for row in rows], self.padding[name]).to(device)
                 for name, column in self.columns.items()
             }
             yield inputs, torch.tensor(rows, device=device)
+
+    def _padded(self, rows: Sequence[Tensor], value: int) -> Tensor:
+        # Few lengths: CPU kernels are prepared once for each. But none that has no position.
+        longest = max(len(row) for row in rows)
+        rounded = -(-longest // _ROUND_TO) * _ROUND_TO
+        length = max(longest, min(rounded, self.limit))
+        padded = torch.full((len(rows), length), value, dtype=torch.int64)
+        for target, row in zip(padded, rows, strict=True):
+            target[: len(row)] = row
+        return padded
 
 
 def _label_tensor(part: Part) -> Tensor | None:
@@ -178,12 +192,3 @@ def _label_tensor(part: Part) -> Tensor | None:
         return None
     whole = all(isinstance(label, int) for label in part.labels)
     return torch.tensor(part.labels, dtype=torch.int64 if whole else torch.float32)
-
-
-def _padded(rows: Sequence[Tensor], value: int) -> Tensor:
-    # Few lengths: CPU kernels are prepared once for each.
-    longest = -(-max(len(row) for row in rows) // _ROUND_TO) * _ROUND_TO
-    padded = torch.full((len(rows), longest), value, dtype=torch.int64)
-    for target, row in zip(padded, rows, strict=True):
-        target[: len(row)] = row
-    return padded

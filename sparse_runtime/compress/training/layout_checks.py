@@ -9,7 +9,7 @@ from typing import get_args
 from torch import nn
 
 from ...spec import ValueSpec
-from ..paper_layouts import NXM_PATTERNS, Layout
+from ..paper_layouts import MASKED_MODEL_TYPE, NXM_PATTERNS, Layout
 from ..patterns import Pattern
 from .recipe import Stage
 from .schema import WrongValue
@@ -31,6 +31,7 @@ class End:
 
     Attributes:
         stage: that states a layout.
+        model_type: of the student, as its config.json has it.
         every: the encoder's linears by name.
         pruned: names of those that the stage prunes.
         patterns: name of a linear -> pattern, of those that the stage prunes by one.
@@ -38,6 +39,7 @@ class End:
     """
 
     stage: Stage
+    model_type: str
     every: Mapping[str, nn.Linear]
     pruned: Set[str]
     patterns: Mapping[str, Pattern]
@@ -110,6 +112,8 @@ def _nxm(end: End) -> str | None:
 
 
 def _cap(end: End) -> str | None:
+    if end.model_type != MASKED_MODEL_TYPE:
+        return f"a model of type {MASKED_MODEL_TYPE}, the only one with masks, got {end.model_type}"
     if end.method in (None, *_WITHOUT_MASKS):
         return None
     if end.every.keys() != end.pruned:

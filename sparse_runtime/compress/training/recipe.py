@@ -7,6 +7,7 @@ stage gave, and the last stage's is the result.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -21,6 +22,8 @@ LearningRateSchedule = Literal["linear", "constant", "rewinding", "sawtooth"]
 
 MODEL = "model"
 """Word for the model that the recipe is applied to."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,12 @@ class Stage:
     layout: Layout | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or self.name in (MODEL, ".", ".."):
-            raise WrongValue("name", f"{self.name!r}: expected a word that can name a folder")
+        if not _NAME.fullmatch(self.name) or self.name == MODEL:
+            raise WrongValue(
+                "name",
+                f"{self.name!r}: expected a word that can name a folder: up to 64 letters, digits, "
+                f"_ and -, and not {MODEL!r}",
+            )
         self._check_length()
         self._check_ranges()
         self._check_schedule()

@@ -78,8 +78,9 @@ def distillation_terms(settings: Distillation, task: Task) -> list[LossTerm]:
         TeacherTerm("similarity", settings.similarity, _similarity),
     ]
     terms: list[LossTerm] = [term for term in made if term.weight]
-    if settings.contrastive is not None:
-        terms.append(ContrastiveTerm(settings.contrastive))
+    banks = settings.contrastive
+    if banks is not None and (banks.instance_weight or banks.label_weight):
+        terms.append(ContrastiveTerm(banks))
     return terms
 
 

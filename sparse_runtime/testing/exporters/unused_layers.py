@@ -23,7 +23,7 @@ def export_unused_layer(
         tensors: of the model.
         layer: "fit_dense" or "layer_transformation".
     """
-    size = config["hidden_size"]
+    size = config.get("hidden_size", config.get("dim"))  # DistilBERT's word
     generator = torch.Generator().manual_seed(0)
     unused = {
         f"{layer}.weight": torch.randn(size, size, generator=generator),

@@ -65,9 +65,28 @@ READ: list[tuple[str, dict[str, Any], str, str]] = [
     (
         "distillation",
         {"contrastive": {"temperature": 0}},
-        "distillation.contrastive: temperature",
-        "above 0",
+        "distillation.contrastive.temperature",
+        "above 0, got 0",
     ),
+    (
+        "distillation",
+        {"contrastive": {"label_weight": NAN}},
+        "distillation.contrastive.label_weight",
+        "0 or more, got nan",
+    ),
+    (
+        "distillation",
+        {"contrastive": {"pooling": "max"}},
+        "distillation.contrastive.pooling: expected one of",
+        "got max",
+    ),
+    (
+        "distillation",
+        {"logits": 0, "contrastive": {"instance_weight": 0, "label_weight": 0}},
+        "distillation: every weight of the loss is 0",
+        "one above 0",
+    ),
+    ("", {"augment": {"copies": 0}}, "prune', augment.copies: expected", "1 or more, got 0"),
     ("quantization", {"weights": "int9"}, "quantization.weights: 'int9'", "int8 or int4"),
     ("quantization", {"weights": "fp16"}, "quantization.weights: 'fp16'", "int8 or int4"),
     ("quantization", {"scales": "bogus"}, "quantization.scales: 'bogus'", "chunk:R or group:G"),
@@ -124,6 +143,7 @@ ON_THE_MODEL: list[tuple[str, dict[str, Any], str, str]] = [
         "pruning.fisher_block",
         "at most the 2048 weights of the largest matrix",
     ),
+    ("", {"max_length": 2}, "max_length: expected 3 or more", "2 tokens of its own, got 2"),
     ("", {"task": "masked_lm"}, "teacher: 'teacher'", "a stage of that task"),
     ("", {"task": "regression"}, "task: regression needs scores", "name the column score"),
     (

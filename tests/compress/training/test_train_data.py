@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sparse_runtime.compress.oneshot.calibrate import least_length
 from sparse_runtime.compress.training.batches import GroupedBatches, TrainingLoader
 from sparse_runtime.compress.training.data import (
     Data,
@@ -185,6 +186,23 @@ def test_encoding_pads_and_cuts(tokenizer) -> None:
     pairs = EncodedTexts(Part(("w1",), ("w2 w3",)), tokenizer, None).batch([0], 0)
     # Both texts in one row, the second of another type.
     assert pairs.inputs["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("seconds", [None, ("w5 w6 w7",)])
+def test_the_least_length_cuts(seconds, tokenizer) -> None:
+    part = Part(("w1 w2 w3 w4",), seconds)
+    least = least_length(tokenizer, pairs=seconds is not None)
+    assert EncodedTexts(part, tokenizer, least).lengths == [least]
+
+
+def test_no_batch_is_longer_than_the_model_reaches(tokenizer) -> None:
+    tokenizer.model_max_length = 12
+    texts = EncodedTexts(Part(("w1 " * 20, "w2")), tokenizer, max_length=None)
+    for part in (texts, texts.first(2)):
+        assert part.batch([0, 1], epoch=0).inputs["input_ids"].shape == (2, 12)
+        assert part.batch([1], epoch=0).inputs["input_ids"].shape == (1, 8)
+    ((inputs, _),) = texts.in_order(2)
+    assert inputs["attention_mask"].sum(1).tolist() == [12, 3]
 
 
 def test_masks_depend_on_the_row_and_the_epoch_alone() -> None:
