@@ -169,3 +169,10 @@ def bake(model: nn.Module) -> nn.Module:
         with torch.no_grad():
             cast(Tensor, module.weight).copy_(weight)
     return model
+
+
+def share_of_zeros(linears: Mapping[str, nn.Linear]) -> float:
+    """Of all weights of some layers together, as they are multiplied with."""
+    size = sum(linear.in_features * linear.out_features for linear in linears.values())
+    kept = sum(int(baked_weight(linear).count_nonzero()) for linear in linears.values())
+    return 1 - kept / size

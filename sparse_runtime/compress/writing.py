@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from .. import __version__
@@ -133,8 +133,16 @@ def copy_missing(source: Path, staging: Path) -> None:
 def _save_statement(stated: Mapping[str, LinearQuantization], path: Path) -> None:
     scales = {f"{module}.{SCALE}": one.scales.cpu().clone() for module, one in stated.items()}
     said = {module: json.dumps(one.to_dict()) for module, one in stated.items()}
-    save_file(scales, path, metadata={**FORMAT, **said})
+    path.write_bytes(_in_order(save(scales, metadata={**FORMAT, **said})))
     path.chmod(0o644)
+
+
+def _in_order(file: bytes) -> bytes:
+    """A safetensors file with its header sorted: the library writes metadata in any order."""
+    end = 8 + int.from_bytes(file[:8], "little")
+    header = json.dumps(json.loads(file[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + file[end:]
 
 
 def _record(

@@ -159,3 +159,26 @@ def test_options_that_contradict_each_other_are_wrong_usage(
     assert done.exit_code == 2
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_seed_that_no_generator_takes_is_refused(folder, tmp_path) -> None:
+    done = command(folder, tmp_path / "out", "--recipe", "dense", "--seed", str(2**32))
+    assert done.exit_code == 2 and "--seed" in done.stderr and "4294967295" in done.stderr
+
+
+def test_a_hub_id_is_taken_at_its_revision(folder, tmp_path, monkeypatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(repo_id, **more):
+        asked.append((repo_id, more["revision"], more["local_files_only"]))
+        return str(folder / "model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    parts = ["--model", "some/one", "--data", folder / "all.csv", "--out", tmp_path / "out", "-q"]
+    more = ("--recipe", "dense", "--set", "teacher.steps=1", "--revision", "v2")
+    command = ("prune", *parts, *more, "--local-files-only")
+    done = CliRunner().invoke(app, [str(part) for part in command])
+    assert done.exit_code == 0, done.stderr
+    assert asked and {*asked} == {("some/one", "v2", True)}

@@ -18,9 +18,15 @@ from sparse_runtime.compress import (
     masks_of,
     sparsity,
 )
-from sparse_runtime.compress.masks import original_weight, transforms
+from sparse_runtime.compress.masks import original_weight, share_of_zeros, transforms
 
 IDS = torch.arange(12).view(2, 6)
+
+
+def test_zeros_of_layers_are_weighed_by_their_size() -> None:
+    small, large = nn.Linear(2, 2), nn.Linear(4, 3)
+    attach_masks({"small": small}, {"small": torch.zeros(2, 2, dtype=torch.bool)})
+    assert share_of_zeros({"small": small, "large": large}) == 4 / 16
 
 
 def test_masked_weights_stay_zero_at_every_step_of_adam(make_model) -> None:

@@ -186,6 +186,21 @@ def test_solvers_state_their_own_scales(make_model, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*again*"))  # nothing half-written
 
 
+def test_a_statement_is_written_in_one_order(make_model, tmp_path: Path) -> None:
+    model = make_model("bert")
+    attach_fake_quant(encoder_linears(model), weights=ValueSpec("int8"), activations="dynamic")
+    first, second = (
+        (write_checkpoint(model, None, tmp_path / name) / "quantization.safetensors").read_bytes()
+        for name in ("first", "second")
+    )
+    assert first == second
+    end = 8 + int.from_bytes(first[:8], "little")
+    header = json.loads(first[8:end])
+    assert end % 8 == 0 and len(header["__metadata__"]) == 12 + 2
+    for keys in (header, header["__metadata__"]):
+        assert list(keys) == sorted(keys)
+
+
 @pytest.mark.parametrize(
     ("scales", "name", "match"),
     [

@@ -228,6 +228,11 @@ def test_convert_crops_what_went(make_model: MakeModel, tmp_path: Path) -> None:
         assert list(layer.heads) == (~kept.heads).nonzero().flatten().tolist()
 
 
+def test_a_share_below_one_unit_a_layer_names_the_option(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"\(--keep-flops\) 0.001: one head .* 2 layers take 0\."):
+        prune_structured(make_model("bert"), batches(), flops=0.001)
+
+
 @pytest.mark.parametrize("flops", [0.0, 1.5])
 def test_shares_are_checked(make_model: MakeModel, flops: float) -> None:
     with pytest.raises(ValueError, match="share"):

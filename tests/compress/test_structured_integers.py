@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 from transformers import BertTokenizer
 
 import sparse_runtime as sr
 from sparse_runtime import SparseModel, store
+from sparse_runtime.compress import encoder_linears
 from sparse_runtime.compress.oneshot.plans import SearchPlan
 from sparse_runtime.compress.oneshot.prune import prune
 
@@ -29,6 +32,24 @@ def tokenizer() -> BertTokenizer:
 def logits(folder: Path) -> Tensor:
     ids = torch.arange(24).view(2, 12) % 50
     return SparseModel.from_pretrained(folder, backend="reference")(input_ids=ids).logits
+
+
+def test_the_report_says_what_went(make_model: MakeModel) -> None:
+    model = make_model("bert")
+    plan = SearchPlan(keep_flops=0.5, progress=False)
+    report = prune(model, None, calibration=TEXTS, plan=plan, tokenizer=tokenizer(), progress=False)
+    assert plan.removed is not None and plan.removed.neurons_removed > 0
+    weights = [linear.weight for linear in encoder_linears(model).values()]
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    assert report.sparsity == pytest.approx(zeros / sum(weight.numel() for weight in weights))
+    assert report.sparsity > 0.3
+    said = report.to_dict()
+    assert said["removed"] == plan.removed.to_dict() and said["sparsity"] == report.sparsity
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report)
+    text = console.export_text()
+    assert f"heads and {plan.removed.neurons_removed} neurons; the others take" in text
+    assert f"{report.sparsity:.1%} zeros" in text and "0 layers" not in text
 
 
 @pytest.mark.parametrize(

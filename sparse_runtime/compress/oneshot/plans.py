@@ -43,7 +43,13 @@ REFERENCE = LayerFormat.parse("dense int8")
 
 
 class Plan(Protocol):
-    """Prepares a model, and says what each layer becomes."""
+    """Prepares a model, and says what each layer becomes.
+
+    Attributes:
+        removed: afterwards, which heads and neurons are left; None where all are.
+    """
+
+    removed: StructuredReport | None
 
     def __call__(
         self,

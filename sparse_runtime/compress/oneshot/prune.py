@@ -13,6 +13,7 @@ from torch import nn
 from ...formats import Compression
 from ...spec import ActivationSpec
 from ...spec.values import INTEGER_RANGES
+from ..masks import share_of_zeros
 from ..patterns import Pattern
 from ..statement import LinearQuantization
 from ..targets import check_patterns, encoder_linears
@@ -180,10 +181,12 @@ def prune(
         directory=None if out_dir is None else str(out_dir),
         arguments=arguments,
         layers=result.rows,
+        sparsity=share_of_zeros(linears),
         texts=len(texts),
         tokens=sum(int(batch["attention_mask"].sum()) for batch in batches),
         seconds=time.perf_counter() - start,
         notes=tuple(notes),
+        removed=None if plan is None else plan.removed,
     )
 
 

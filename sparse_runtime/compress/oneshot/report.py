@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .layerwise import LayerRow
+from .structured import StructuredReport
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -21,20 +22,24 @@ class PruneReport:
         directory: where the checkpoint was written, or None.
         arguments: as they were asked for.
         layers: the layers that were compressed, in the order of the network.
+        sparsity: share of zeros in the matrices that were asked for, whatever made them zero.
         texts: calibration texts.
         tokens: their tokens, padding excluded.
         seconds: wall time.
         notes: arguments that came to nothing, and why.
+        removed: which heads and neurons are left; None where all are.
     """
 
     source: str
     directory: str | None
     arguments: dict[str, Any]
     layers: list[LayerRow]
+    sparsity: float
     texts: int
     tokens: int
     seconds: float
     notes: tuple[str, ...] = ()
+    removed: StructuredReport | None = None
 
     @property
     def error(self) -> float:
@@ -46,17 +51,11 @@ class PruneReport:
         """The same for pruning by magnitude and rounding to nearest."""
         return sum(row.magnitude_error for row in self.layers) / max(1, len(self.layers))
 
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros in the compressed layers."""
-        sizes = [row.shape[0] * row.shape[1] for row in self.layers]
-        zeros = sum(row.sparsity * size for row, size in zip(self.layers, sizes, strict=True))
-        return zeros / max(1, sum(sizes))
-
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         means = {"error": self.error, "magnitude_error": self.magnitude_error}
-        return asdict(self) | means | {"sparsity": self.sparsity}
+        removed = None if self.removed is None else self.removed.to_dict()
+        return asdict(replace(self, removed=None)) | means | {"removed": removed}
 
     def __rich__(self) -> Group:
         """A table for a terminal; layers that differ only in their number share a row."""
@@ -71,12 +70,28 @@ class PruneReport:
             table.add_row(*cells)
         written = "not written" if self.directory is None else f"written to {self.directory}"
         return Group(
-            table,
-            f"{len(self.layers)} layers, {self.sparsity:.1%} zeros; output error "
-            f"{self.error:.3f}, by magnitude {self.magnitude_error:.3f}; {self.texts:,} texts, "
+            *([table] if self.layers else [self.source]),
+            *self._removal(),
+            f"{self._solved()}{self.sparsity:.1%} zeros; {self.texts:,} texts, "
             f"{self.tokens:,} tokens",
             f"{written}, {self.seconds:.1f} s",
             *self.notes,
+        )
+
+    def _removal(self) -> list[str]:
+        if self.removed is None:
+            return []
+        return [
+            f"removed {self.removed.heads_removed:,} heads and {self.removed.neurons_removed:,} "
+            f"neurons; the others take {self.removed.flops:.1%} of the multiply-adds"
+        ]
+
+    def _solved(self) -> str:
+        if not self.layers:
+            return ""
+        return (
+            f"{len(self.layers)} layers, output error {self.error:.3f}, by magnitude "
+            f"{self.magnitude_error:.3f}; "
         )
 
     def _table(self) -> list[tuple[str, ...]]:

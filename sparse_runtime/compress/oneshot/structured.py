@@ -54,10 +54,22 @@ class StructuredReport:
     layers: tuple[PrunedUnits, ...]
     flops: float
 
+    @property
+    def heads_removed(self) -> int:
+        """Of all layers."""
+        return sum(int((~layer.heads).sum()) for layer in self.layers)
+
+    @property
+    def neurons_removed(self) -> int:
+        """Of all layers."""
+        return sum(int((~layer.neurons).sum()) for layer in self.layers)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: what each layer keeps."""
+        """JSON form: how much went, and what each layer keeps."""
         return {
             "flops": self.flops,
+            "heads_removed": self.heads_removed,
+            "neurons_removed": self.neurons_removed,
             "layers": {
                 layer.name: {
                     "heads": layer.heads.nonzero().squeeze(1).tolist(),
@@ -145,6 +157,12 @@ def choose_units(
     heads = [one.double().square().mean(0) for one in gradients.heads]
     neurons = [one.double().square().mean(0) for one in gradients.neurons]
     whole = sum(map(len, heads)) * costs.head + sum(map(len, neurons)) * costs.neuron
+    least = (len(heads) * costs.head + len(neurons) * costs.neuron) / whole
+    if flops < least:
+        raise ValueError(
+            f"flops (--keep-flops) {flops:g}: one head and one neuron in each of {len(heads)} "
+            f"layers take {least:.4f} of the multiply-adds; give more"
+        )
     found = search_masks(
         heads, neurons, head_cost=costs.head, neuron_cost=costs.neuron, budget=flops * whole
     )

@@ -96,8 +96,12 @@ def apply_change(data: Any, change: str) -> None:
     if not stages:
         names = ", ".join(str(stage.get("name")) for stage in _stage_list(data))
         raise ValueError(f"--set {change!r}: no stage {name!r}; expected * or one of {names}")
-    for stage in stages:
-        _assign(stage, keys.split("."), _load_yaml(text), change)
+    try:
+        values = [_load_yaml(text) for _ in stages]  # each its own, for later changes go into it
+    except ValueError as error:
+        raise ValueError(f"--set {change!r}: {error}") from None
+    for stage, value in zip(stages, values, strict=True):
+        _assign(stage, keys.split("."), value, change)
 
 
 def _assign(stage: Any, keys: list[str], value: Any, change: str) -> None:
@@ -150,7 +154,12 @@ def _text(recipe: str | Path) -> str:
                 f"recipe (--recipe) {path}: there is no such file; correct the path, or give one "
                 f"of {', '.join(recipe_names())}"
             )
-        return path.expanduser().read_text(encoding="utf-8")
+        try:
+            return path.expanduser().read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"recipe (--recipe) {path}: not UTF-8 ({error.reason}); convert the file first"
+            ) from error
     names = recipe_names()
     if str(recipe) not in names:
         near = difflib.get_close_matches(str(recipe), names, n=1)
@@ -170,7 +179,16 @@ def _load_yaml(text: str) -> Any:
         raise ImportError("recipes need PyYAML: pip install 'sparse-runtime[train]'") from error
 
     class Loader(yaml.SafeLoader):
-        """YAML 1.2's numbers: 2:4 is a text and not 124, and 1e-4 is a number."""
+        """YAML 1.2: 2:4 is a text and not 124, 1e-4 is a number, and each key stands once."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            for key in keys:
+                if keys.count(key) > 1:
+                    line = node.start_mark.line + 1
+                    raise ValueError(f"key {key!r} stands twice in the section of line {line}")
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
 
     numbers = {"tag:yaml.org,2002:int": _INTEGER, "tag:yaml.org,2002:float": _FLOAT}
     Loader.yaml_implicit_resolvers = {
@@ -182,4 +200,4 @@ def _load_yaml(text: str) -> Any:
     try:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise ValueError(f"recipe: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None

@@ -151,6 +151,19 @@ class Stage:
                 f"expected 0, for lr_schedule sawtooth has none, got {self.warmup}; leave it out, "
                 "or say lr_schedule: linear",
             )
+        if self.lr_schedule != "sawtooth":
+            of_sawtooth = f"for it belongs to lr_schedule sawtooth, not {self.lr_schedule}"
+            low, cycles = self.final_learning_rate, self.lr_cycles
+            require(
+                final_learning_rate=(low, low == 0, f"0, {of_sawtooth}"),
+                lr_cycles=(cycles, cycles == 1, f"1, {of_sawtooth}"),
+            )
+        elif self.final_learning_rate > self.learning_rate:
+            raise WrongValue(
+                "final_learning_rate",
+                f"expected at most learning_rate {self.learning_rate:g}, from which a tooth falls, "
+                f"got {self.final_learning_rate:g}",
+            )
 
     def _check_ranges(self) -> None:
         # Written so that NaN is refused too.

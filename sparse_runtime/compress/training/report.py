@@ -25,6 +25,7 @@ class StageReport:
         seconds: spent training, those before an interruption not counted.
         metrics: on the test part, empty where there is none.
         layers: name of a matrix of the encoder -> its share of zeros.
+        sparsity: share of zeros of all these weights together.
         quantized: names of the matrices whose values are integers times scales.
         new_parameters: parameters that began random, for the checkpoint has none: a head.
         history: the trainer's log, a dict an entry.
@@ -38,6 +39,7 @@ class StageReport:
     seconds: float
     metrics: dict[str, float]
     layers: dict[str, float]
+    sparsity: float
     quantized: tuple[str, ...] = ()
     new_parameters: tuple[str, ...] = ()
     history: tuple[dict[str, float], ...] = ()
@@ -48,11 +50,6 @@ class StageReport:
         """Take back what ``asdict`` gave and JSON kept."""
         lists = {key: tuple(data[key]) for key in ("quantized", "new_parameters", "history")}
         return cls(**{**data, **lists})
-
-    @property
-    def sparsity(self) -> float:
-        """Share of zeros, mean over the matrices of the encoder."""
-        return sum(self.layers.values()) / len(self.layers)
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,12 @@ class Quantization:
             raise ValueError(
                 f"expected 0 <= start <= freeze <= 1, got start {self.start}, freeze {self.freeze}"
             )
+        if self.activations != "static":
+            only = f"for it belongs to activations static, not {self.activations}"
+            require(
+                start=(self.start, self.start == Quantization.start, f"0, {only}"),
+                freeze=(self.freeze, self.freeze == Quantization.freeze, f"0.5, {only}"),
+            )
         _check_names(self)
         for index, name in enumerate(self.outputs):
             regular_expression(f"outputs[{index}]", name)

@@ -25,10 +25,28 @@ def check_stage(stage: Stage) -> None:
                 )
             PRUNERS[stage.pruning.method].check(stage.pruning)
     with in_stage(stage):
+        _check_rewinding(stage)
+        if stage.teacher is not None and stage.distillation is None:
+            raise WrongValue(
+                "teacher",
+                f"nothing asks {stage.teacher!r} without a distillation section; add one, or leave "
+                "the teacher out",
+            )
         settings = stage.distillation
         terms = [] if settings is None else distillation_terms(settings, stage.task)
         if not terms and not asks_labels(stage):
             raise WrongValue("distillation", "every weight of the loss is 0; expected one above 0")
+
+
+def _check_rewinding(stage: Stage) -> None:
+    if stage.lr_schedule != "rewinding" or stage.pruning is None:
+        return
+    if not PRUNERS[stage.pruning.method].follows_schedule:
+        raise WrongValue(
+            "lr_schedule",
+            f"rewinding goes back at pruning events, and method {stage.pruning.method} has none; "
+            "say linear",
+        )
 
 
 def asks_labels(stage: Stage) -> bool:

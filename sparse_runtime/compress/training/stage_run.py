@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..fake_quant import read_quantization
-from ..masks import baked_weight
+from ..masks import baked_weight, share_of_zeros
 from ..patterns import sparsity
 from ..targets import encoder_linears
 from ..writing import write_checkpoint
@@ -62,9 +62,9 @@ def refuse_diverged(model: nn.Module, stage: Stage) -> None:
         if not bool(parameter.isfinite().all()):
             raise ValueError(
                 f"stage {stage.name!r}: the training has diverged ({name} has values that are not "
-                f"finite); lower learning_rate {stage.learning_rate:g} (--set "
-                f"{stage.name}.learning_rate={stage.learning_rate / 10:g}) and go on with resume "
-                "(--resume), which keeps the stages before"
+                f"finite); lower learning_rate {stage.learning_rate:g} (--set {stage.name}."
+                f"learning_rate={stage.learning_rate / 10:g}); resume (--resume) keeps the stages "
+                "before it"
             )
 
 
@@ -235,6 +235,7 @@ class StageRunner:
                 name: sparsity(baked_weight(linear))
                 for name, linear in encoder_linears(model).items()
             },
+            sparsity=share_of_zeros(encoder_linears(model)),
             quantized=tuple(read_quantization(model)),
             new_parameters=tuple(getattr(model, "new_parameters", ())),
             history=history,

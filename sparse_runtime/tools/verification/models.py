@@ -63,7 +63,7 @@ def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> Pretraine
     differences = [
         f"{name} is {mine!r} in the packed model and {theirs!r} in the source"
         for name in _FIELDS
-        if (mine := getattr(packed.config, name, None)) != (theirs := getattr(original, name, None))
+        if (mine := _field(packed.config, name)) != (theirs := _field(original, name))
     ]
     if differences:
         raise ValueError(
@@ -71,6 +71,14 @@ def check_same_network(packed: SparseModel, checkpoint: Checkpoint) -> Pretraine
             f"{'; '.join(differences)}; pass the checkpoint that was converted"
         )
     return original
+
+
+def _field(config: PretrainedConfig, name: str) -> Any:
+    value = getattr(config, name, None)
+    if name == "problem_type" and value is None:
+        # What transformers takes for it, and writes there while it trains.
+        return "regression" if config.num_labels == 1 else "single_label_classification"
+    return value
 
 
 def load_original(

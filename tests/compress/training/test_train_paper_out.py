@@ -294,7 +294,7 @@ def test_what_the_layout_cannot_hold_leaves_the_plain_result(
 
 
 def test_the_report_says_how_to_open_them() -> None:
-    stage = StageReport("prune", "classification", 1, 1.0, {}, {"a": 0.0})
+    stage = StageReport("prune", "classification", 1, 1.0, {}, {"a": 0.0}, 0.0)
     paper = PaperFiles(Path("my paper"), "cap", {"threshold": 0.25})
     report = TrainReport("own", Path("out"), 0, (stage,), 1.0, paper)
     assert json.loads(json.dumps(report.to_dict()))["paper"] == {

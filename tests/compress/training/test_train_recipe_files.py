@@ -40,7 +40,8 @@ def test_defaults_and_numbers() -> None:
         ({"batch_size": 2.5}, "batch_size: expected a whole number"),
         ({"bf16": 1}, "bf16: expected true or false"),
         ({"batch_size": 32, "accumulation": 3}, "multiple of accumulation"),
-        ({"teacher": "later"}, "'later' is no earlier stage"),
+        ({"teacher": "later", "distillation": {}}, "'later' is no earlier stage"),
+        ({"teacher": "model"}, "teacher: nothing asks 'model' without a distillation section"),
         ({"distillation": {"logits": 1}}, "needs a teacher"),
         ({"task": "embedding"}, "give a teacher"),
         ({"name": "model"}, "name a folder"),
@@ -62,7 +63,8 @@ def test_refusals(stage, message) -> None:
 
 
 def test_stages_refer_to_earlier_ones() -> None:
-    two = [{**STAGE, "name": "a"}, {**STAGE, "name": "b", "start": "model", "teacher": "a"}]
+    taught = {"start": "model", "teacher": "a", "distillation": {"logits": 1}}
+    two = [{**STAGE, "name": "a"}, {**STAGE, "name": "b", **taught}]
     made = parse({"name": "test", "stages": two})
     assert made.start_of(made.stages[0]) == "model"
     assert made.start_of(made.stages[1]) == "model"
@@ -103,7 +105,8 @@ def test_changes() -> None:
         ("other.epochs=1", "no stage 'other'"),
         ("prune.epochs.x=1", "holds a value"),
         ("prune.epoch=1", "did you mean 'epochs'"),
-        ("prune.epochs=[", "not YAML"),
+        ("prune.epochs=[", r"--set 'prune.epochs=\[': not YAML"),
+        ("prune.freeze={a: 1, a: 2}", "--set .*: key 'a' stands twice in the section of line 1"),
     ],
 )
 def test_wrong_changes(change, message) -> None:
@@ -151,7 +154,7 @@ def test_the_report_shows_what_began_random() -> None:
     from rich.console import Console
 
     def shown(*new: str) -> str:
-        stage = StageReport("tune", "classification", 1, 1.0, {}, {"a": 0.0}, new_parameters=new)
+        stage = StageReport("tune", "classification", 1, 1.0, {}, {}, 0.0, new_parameters=new)
         console = Console(width=200, record=True, file=io.StringIO())
         console.print(TrainReport("own", Path("out"), 0, (stage,), 1.0))
         return console.export_text()
@@ -166,6 +169,15 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"recipe \(--recipe\) .*mine.yaml.* one of .*int8-qat"
     ):
+        load_recipe(path)
+    path.write_bytes(b"name: \xe9\n")
+    with pytest.raises(ValueError, match=r"recipe \(--recipe\) .*mine.yaml: not UTF-8 .*convert"):
+        load_recipe(path)
+    path.write_text("name: mine\nstages: [\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: not YAML: "):
+        load_recipe(path)
+    path.write_text("name: mine\nstages: []\nname: yours\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: key 'name' stands twice in the section of "):
         load_recipe(path)
     path.write_text("name: mine\nstages:\n- {name: prune, task: classification, epoch: 2}\n")
     with pytest.raises(ValueError, match=r"mine.yaml: recipe: stage .prune.: unknown key 'epoch'"):

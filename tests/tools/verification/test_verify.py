@@ -102,6 +102,21 @@ def test_several_outputs_of_a_regression_are_no_predictions(
     assert report.agreement is None
 
 
+def test_a_problem_type_that_training_stated(
+    make_checkpoint: Checkpoints, tmp_path: Path, pack: Converter
+) -> None:
+    fields = {"num_labels": 3, "problem_type": "single_label_classification"}
+    source = make_checkpoint(tmp_path / "s", name="BertForSequenceClassification", **fields)
+    packed, file = pack(source), source / "config.json"
+    config = json.loads(file.read_text())
+    del config["problem_type"]
+    file.write_text(json.dumps(config))
+    assert verify(packed, source, TEXTS, progress=False).passed
+    file.write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    with pytest.raises(ValueError, match=r"problem_type is 'single_label.* 'multi_label_class"):
+        verify(packed, source, TEXTS, progress=False)
+
+
 def test_numbers_equal_a_direct_computation(base: Path, pack: Converter) -> None:
     """Drift and cosine of texts run one by one, straight from the two models."""
     packed = pack(base)

@@ -109,6 +109,16 @@ class AdmmPruner(Pruner):
     Options = AdmmOptions
     splittings: dict[str, Splitting]
 
+    @classmethod
+    def check(cls, settings: Pruning) -> None:
+        """Scales are of integers."""
+        super().check(settings)
+        options, usual = settings.options, cls.Options()
+        for key in ("scales", "scale") if options.values is None else ():
+            value, common = getattr(options, key), getattr(usual, key)
+            expected = f"{common}, for it belongs to values int8 or int4"
+            require(**{key: (value, value == common, expected)})
+
     def attach(
         self, model: nn.Module, linears: Mapping[str, nn.Linear], training: Training
     ) -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ...patterns import floor_units
 from ...schedules import CubicSparsity
-from ..schema import WrongValue
+from ..schema import WrongValue, require
 
 if TYPE_CHECKING:
     from ...patterns import Pattern
@@ -55,6 +55,7 @@ class Pruner:
             every method; unknown keys are refused when the recipe is read.
         settings: the stage's ``pruning`` section, with ``settings.options`` an ``Options``.
         needs_pattern: whether its sections state patterns; others may not.
+        follows_schedule: whether it prunes at the events of ``pruning.schedule``.
         ranks_together: whether it can rank all matrices together (scope global).
         learns_scores: whether it trains parameters of its own, which no ``freeze`` reaches.
         reads_gradients: components or regular expressions of matrices whose gradients it asks for:
@@ -68,6 +69,7 @@ class Pruner:
 
     Options: ClassVar[type[Any]] = NoOptions
     needs_pattern: ClassVar[bool] = True
+    follows_schedule: ClassVar[bool] = False
     ranks_together: ClassVar[bool] = False
     learns_scores: ClassVar[bool] = False
     reads_gradients: ClassVar[tuple[str, ...]] = ()
@@ -105,6 +107,27 @@ class Pruner:
         if settings.scope == "global" and not cls.ranks_together:
             raise WrongValue(
                 "scope", f"method {settings.method} takes each matrix by itself; say uniform"
+            )
+        cls._check_schedule(settings)
+        if settings.scope == "uniform" and cls.ranks_together:
+            floor = settings.options.floor
+            common = cls.Options().floor
+            expected = f"{common:g}, for it counts under scope global alone"
+            require(floor=(floor, floor == common, expected))
+
+    @classmethod
+    def _check_schedule(cls, settings: Pruning) -> None:
+        schedule = settings.schedule
+        if not cls.follows_schedule and schedule != type(schedule)():
+            raise WrongValue(
+                "schedule", f"method {settings.method} has no pruning events; leave it out"
+            )
+        reached = [one.final_sparsity for one in settings.stated_patterns.values()]
+        if reached and schedule.initial > max(reached):
+            raise WrongValue(
+                "schedule.initial",
+                f"expected at most {max(reached):g}, the sparsity to reach, got "
+                f"{schedule.initial:g}",
             )
 
     @classmethod

@@ -40,6 +40,7 @@ class MagnitudePruner(Pruner):
     """
 
     Options = MagnitudeOptions
+    follows_schedule = True
     ranks_together = True
     masks: dict[str, Mask]
 

@@ -123,6 +123,7 @@ class ScorePruner(Pruner):
     """What pruners with learned scores have in common."""
 
     learns_scores = True
+    follows_schedule = True
     masks: dict[str, ScoredMask]
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:

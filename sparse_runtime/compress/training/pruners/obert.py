@@ -63,6 +63,7 @@ class ObertPruner(Pruner):
     """Prunes by second-order saliency on a cubic schedule; what is pruned stays pruned."""
 
     Options = ObertOptions
+    follows_schedule = True
     ranks_together = True
     reads_gradients = (*COMPONENTS, "pooler")
     masks: dict[str, Mask]
