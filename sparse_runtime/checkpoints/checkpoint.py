@@ -13,7 +13,7 @@ from ..spec import QuantizedAttention
 from .config import read_config, refuse_compressed
 from .containers import Container
 from .draft import Draft, LazyTensor, Recognition
-from .errors import CheckpointError, listed
+from .errors import CheckpointError
 from .foreign import refuse_foreign
 from .layouts import finalise as finalise_layouts
 from .naming import is_ignored_buffer, normalise
@@ -23,8 +23,6 @@ from .quantized import QuantizedLinear
 from .readers import find_reader, inside_path
 from .source import locate
 from .tied import find_aliases
-
-_FLOATS = ("float32", "bfloat16", "float16")
 
 
 class CheckpointTensors(Mapping[str, Tensor]):
@@ -195,9 +193,4 @@ def _require_floats(draft: Draft) -> None:
     tensors = draft.tensors
     if not tensors and not draft.linears:
         raise CheckpointError(f"{draft.where}: the weights file holds no tensors")
-    others = {f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _FLOATS}
-    if others:
-        raise CheckpointError(
-            f"{draft.where}: expected float32, bfloat16 or float16 tensors, got {listed(others)}; "
-            "save float64 weights as float32, and convert quantized ones from the float checkpoint"
-        )
+    draft.refuse_others(tensors)

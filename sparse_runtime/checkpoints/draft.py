@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from .containers import Container
 from .errors import CheckpointError, listed
 from .options import Options
 from .quantized import QuantizedLinear
+
+FLOATS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,31 @@ class Draft:
             )
         return self.tensors.pop(name)
 
+    def take_float(self, name: str) -> LazyTensor:
+        """Remove a tensor of floats that nothing has to be known of, and return it.
+
+        Raises:
+            CheckpointError: the file does not hold it, or in another dtype.
+        """
+        tensor = self.take(name)
+        self.refuse_others({name: tensor})
+        return tensor
+
+    def refuse_others(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """Raise CheckpointError for tensors that are no floats which may be computed with."""
+        others = {n: tensor.dtype for n, tensor in tensors.items() if tensor.dtype not in FLOATS}
+        if others:
+            raise CheckpointError(
+                f"{self.where}: expected float32, bfloat16 or float16 tensors, got "
+                f"{listed(f'{name} ({dtype})' for name, dtype in others.items())}; "
+                + (
+                    "save the model as float32"
+                    if {*others.values()} == {"float64"}
+                    else "integers and other kinds of floats mean nothing without their layout, "
+                    "and none that is known has read them: convert the float checkpoint"
+                )
+            )
+
     def put(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype, load: Callable[[], Tensor]
     ) -> None:
@@ -126,12 +153,12 @@ class Draft:
         self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
 
     def change(self, name: str, dtype: torch.dtype, compute: Callable[[Tensor], Tensor]) -> None:
-        """Put what ``compute`` makes of a tensor in its place, in the same shape.
+        """Put what ``compute`` makes of a tensor of floats in its place, in the same shape.
 
         Raises:
-            CheckpointError: the file does not hold it.
+            CheckpointError: the file does not hold it, or in another dtype.
         """
-        before = self.take(name)
+        before = self.take_float(name)
         self.put(name, before.shape, dtype, lambda: compute(before.load()))
 
     def put_linear(self, module: str, linear: QuantizedLinear) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..draft import Draft
 from ..errors import CheckpointError, listed
+from ..numbers import finite
 from .blocks import BERT_ATTENTION, BERT_FEED_FORWARD, find_stack, positive
 
 # An axis of a tensor, or None for all of it, and what multiplies it.
@@ -83,7 +84,7 @@ def _mask(file: str, name: str, mask: Tensor, shape: tuple[int, ...]) -> Tensor:
             f"{file}: {name}: expected {list(shape)}, with or without axes of 1, got "
             f"{list(mask.shape)}; it belongs to another model"
         )
-    mask = mask.reshape(shape).to(torch.float32)
+    mask = finite(f"{file}: {name}", mask).reshape(shape).to(torch.float32)
     if not bool(((mask >= 0) & (mask <= 1)).all()):
         raise CheckpointError(f"{file}: {name}: expected numbers from 0 to 1, got others")
     if name == "hidden_z" and not mask.any():
@@ -104,7 +105,7 @@ def apply_masks(draft: Draft, masks: Masks) -> None:
     stack = find_stack(draft)
     assert stack is not None
     base = stack.removesuffix("encoder.layer")
-    kept = None if masks.hidden_z is None else masks.hidden_z.nonzero().flatten()
+    kept = None if masks.hidden_z is None else masks.hidden_z != 0
     cut = _Cutter(draft)
     pruned: dict[str, list[int]] = {}
     neurons = 0
@@ -115,7 +116,7 @@ def apply_masks(draft: Draft, masks: Masks) -> None:
     channels = 0
     if masks.hidden_z is not None and kept is not None:
         _cut_outside(cut, base, masks.hidden_z, kept)
-        channels = len(masks.hidden_z) - len(kept)
+        channels = int((~kept).sum())
     draft.config["pruned_heads"] = pruned
     draft.steps.append(
         f"folded {', '.join(name for name, z in vars(masks).items() if z is not None)} of zs.pt "
@@ -134,10 +135,22 @@ class _Cutter:
     def cut(
         self, name: str, *scales: _Scale, keep: Mapping[int, Tensor | None] | None = None
     ) -> None:
-        """Multiply in the given order, then keep the given positions of each axis; None: all."""
+        """Multiply in the given order, then keep of each axis what is True; None: all.
+
+        Raises:
+            CheckpointError: the file does not hold it, not in floats, or in another size.
+        """
         factors = [(axis, factor) for axis, factor in scales if factor is not None]
-        indices = {axis: index for axis, index in (keep or {}).items() if index is not None}
-        before = self.draft.take(name)
+        kept = {axis: places for axis, places in (keep or {}).items() if places is not None}
+        before = self.draft.take_float(name)
+        along = [*kept.items(), *((a, f) for a, f in factors if a is not None)]
+        for axis, size in ((axis, len(entries)) for axis, entries in along):
+            if before.shape[axis : axis + 1] != (size,):
+                raise CheckpointError(
+                    f"{name}: expected {size} entries along axis {axis}, as its mask in zs.pt has, "
+                    f"got {list(before.shape)}; the file is damaged"
+                )
+        indices = {axis: places.nonzero().flatten() for axis, places in kept.items()}
         shape = tuple(
             len(indices[a]) if a in indices else size for a, size in enumerate(before.shape)
         )
@@ -187,7 +200,7 @@ def _cut_attention(
             cut.drop(*names)
             return lost
         size = positive(cut.draft, "hidden_size") // len(heads)
-        rows = (left != 0).repeat_interleave(size).nonzero().flatten()
+        rows = (left != 0).repeat_interleave(size)
         factor = heads.repeat_interleave(size)
     *queries_keys, value, output = names
     for name in queries_keys:
@@ -207,8 +220,8 @@ def _cut_feed_forward(cut: _Cutter, layer: str, masks: Masks, i: int, kept: Tens
     left, rows = _together(neurons, all_neurons), None
     hidden = masks.hidden_z
     if left is not None:
-        rows = left.nonzero().flatten()
-        if not len(rows):
+        rows = left != 0
+        if not rows.any():
             cut.drop(first, second)
             return len(left)
     cut.cut(f"{first}.weight", (1, hidden), keep={0: rows, 1: kept})
@@ -216,7 +229,7 @@ def _cut_feed_forward(cut: _Cutter, layer: str, masks: Masks, i: int, kept: Tens
     scales = (1, neurons), (None, all_neurons), (0, hidden)
     cut.cut(f"{second}.weight", *scales, keep={0: kept, 1: rows})
     cut.cut(f"{second}.bias", (None, all_neurons), keep={0: kept})
-    return 0 if left is None or rows is None else len(left) - len(rows)
+    return 0 if rows is None else int((~rows).sum())
 
 
 def _cut_outside(cut: _Cutter, base: str, hidden: Tensor, kept: Tensor) -> None:

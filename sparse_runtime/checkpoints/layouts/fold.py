@@ -100,7 +100,7 @@ def _find(draft: Draft, blocks: Sequence[Block]) -> tuple[Block, list[str]]:
 
 def _fold_layer(draft: Draft, layer: str, block: Block, row: _Row) -> None:
     after = f"{layer}.{block.after}.weight"
-    entries, columns = row.mask.shape[1], draft.tensors[after].shape[-1]
+    entries, columns = row.mask.shape[1], _columns(draft, after)
     if columns % entries:
         raise CheckpointError(
             f"{after}: expected columns for {entries} entries of {row.name}, got {columns}; heads "
@@ -108,8 +108,25 @@ def _fold_layer(draft: Draft, layer: str, block: Block, row: _Row) -> None:
         )
     draft.change(after, torch.float32, lambda weight: _scaled(weight, row.spread(columns)))
     for module in block.before:
-        for name in (f"{layer}.{module}.weight", f"{layer}.{module}.bias"):
+        for name, ndim in ((f"{layer}.{module}.weight", 2), (f"{layer}.{module}.bias", 1)):
+            _require_rows(draft, name, ndim, columns, after)
             draft.change(name, torch.float32, _without_unread(row))
+
+
+def _columns(draft: Draft, name: str) -> int:
+    shape = draft.tensors[name].shape
+    if len(shape) != 2:
+        raise CheckpointError(f"{name}: expected a matrix, got {list(shape)}; the file is damaged")
+    return shape[1]
+
+
+def _require_rows(draft: Draft, name: str, ndim: int, rows: int, after: str) -> None:
+    shape = draft.tensors[name].shape if name in draft.tensors else (rows,) * ndim
+    if len(shape) != ndim or shape[0] != rows:
+        raise CheckpointError(
+            f"{name}: expected {ndim} axes and the {rows} rows that {after} reads, got "
+            f"{list(shape)}; the file is damaged"
+        )
 
 
 def _scaled(weight: Tensor, mask: Tensor) -> Tensor:

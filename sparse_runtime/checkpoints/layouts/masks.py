@@ -58,7 +58,7 @@ def apply_mask(draft: Draft, name: str, original: str, mask: str) -> None:
             a mask with other values.
     """
     module = name.rpartition(".")[0]
-    dense, kept = draft.take(f"{module}.{original}"), draft.take(f"{module}.{mask}")
+    dense, kept = draft.take_float(f"{module}.{original}"), draft.take(f"{module}.{mask}")
     if dense.shape != kept.shape:
         raise CheckpointError(
             f"{module}.{mask}: expected the shape of {original}, {list(dense.shape)}, got "

@@ -9,8 +9,6 @@ from ...spec import ActivationSpec
 from ..draft import LazyTensor
 from ..errors import CheckpointError
 
-FLOATS = ("float32", "bfloat16", "float16")
-
 
 def check_layout(
     name: str, tensor: LazyTensor, shapes: tuple[tuple[int, ...], ...], dtypes: tuple[str, ...]

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from ...spec import DYNAMIC_ACTIVATIONS, ActivationSpec, ValueSpec
-from ..draft import Draft, LazyTensor
+from ..draft import FLOATS, Draft, LazyTensor
 from ..errors import CheckpointError, listed
 from ..naming import kind_of, normalise
 from ..options import one_of
 from ..quantized import QuantizedLinear, QuantizedValues
 from .base import Layout
-from .scales import FLOATS, check_layout, load_scales, load_zero_points, static_int8
+from .scales import check_layout, load_scales, load_zero_points, static_int8
 
 _PLAIN, _INT8 = "Tensor", "Int8Tensor"
 _ADVICE = {

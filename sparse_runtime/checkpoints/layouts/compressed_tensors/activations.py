@@ -9,10 +9,10 @@ is added, as ONNX does; the package's own simulation adds it first, which differ
 from __future__ import annotations
 
 from ....spec import DYNAMIC_ACTIVATIONS, ActivationSpec
-from ...draft import Draft
+from ...draft import FLOATS, Draft
 from ...errors import CheckpointError
 from ...options import one_of
-from ..scales import FLOATS, check_layout, load_zero_points, static_int8
+from ..scales import check_layout, load_zero_points, static_int8
 from .schemes import Arguments, Scheme
 
 _ONE = ((1,), (), (1, 1))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ....spec import LinearSpec, Structure, ValueSpec
-from ...draft import Draft, LazyTensor
+from ...draft import FLOATS, Draft, LazyTensor
 from ...errors import CheckpointError
-from ..scales import FLOATS, check_layout, check_range, load_scales, load_zero_points
+from ..scales import check_layout, check_range, load_scales, load_zero_points
 from .packing import BITS, unpack_int32, words
 from .schemes import UNCOMPRESSED_FORMATS, Arguments, Scheme
 
