@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -18,11 +19,19 @@ _SAFETENSORS_DTYPES = {
     "F32": "float32",
     "F16": "float16",
     "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
     "BF16": "bfloat16",
+    "C64": "complex64",
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
     "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
     "U8": "uint8",
     "BOOL": "bool",
 }
@@ -54,6 +63,7 @@ class SafetensorsFile:
     """One safetensors file; the format itself forbids shared storage."""
 
     def __init__(self, path: Path) -> None:
+        _refuse_pointer(path)
         try:
             self._file = safe_open(path, framework="pt")
             self._names = list(self._file.offset_keys())
@@ -70,7 +80,12 @@ class SafetensorsFile:
 
     def dtype(self, name: str) -> str:
         written = self._file.get_slice(name).get_dtype()
-        return _SAFETENSORS_DTYPES.get(written, written.lower())
+        if written not in _SAFETENSORS_DTYPES:
+            raise CheckpointError(
+                f"{name}: expected a dtype that torch has, one of "
+                f"{', '.join(_SAFETENSORS_DTYPES)}, got {written}; convert the float checkpoint"
+            )
+        return _SAFETENSORS_DTYPES[written]
 
     def load(self, name: str) -> Tensor:
         return self._file.get_tensor(name)
@@ -166,7 +181,7 @@ def load_tensor(path: Path) -> Tensor:
     if not _is_plain(path.name, data):
         raise CheckpointError(f"{path.name}: expected one plain tensor, got {type(data).__name__}")
     assert isinstance(data, Tensor)
-    return data.detach()
+    return _resolved(data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor] | None:
@@ -180,6 +195,7 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
 
 
 def _unpickle(path: Path) -> object:
+    _refuse_pointer(path)
     try:
         # Only the zip form, torch's own since 1.6, can be memory-mapped.
         return torch.load(
@@ -187,11 +203,38 @@ def _unpickle(path: Path) -> object:
         )
     # Damaged pickles raise nearly anything: UnpicklingError, EOFError, KeyError, RuntimeError ...
     except Exception as error:
+        # Text is read as a pickle too, up to its first letter that is no operation.
+        unknown = "Unsupported operand" in str(error) and _head(path, 1) != b"\x80"
+        if isinstance(error, UnpicklingError) and not unknown:
+            raise CheckpointError(
+                f"{path.name}: not a file of plain tensors that can be loaded without running code "
+                f"from it ({_reason(error)}); load it where you trust it and save its state dict "
+                "as safetensors"
+            ) from error
         raise CheckpointError(
-            f"{path.name}: not a file of plain tensors that can be loaded without running code "
-            f"from it ({_reason(error)}); load it where you trust it and save its state dict as "
-            "safetensors"
+            f"{path.name}: expected a whole file of torch.save, got one of {path.stat().st_size} "
+            f"bytes that is cut off, damaged or something else ({_reason(error)}); download it "
+            "again"
         ) from error
+
+
+_POINTER = b"version https://git-lfs"
+
+
+def _refuse_pointer(path: Path) -> None:
+    if _head(path, len(_POINTER)) == _POINTER:
+        raise CheckpointError(
+            f"{path.name}: expected weights, got a pointer of Git LFS to them; run git lfs pull "
+            "where it was cloned, or download the file itself"
+        )
+
+
+def _head(path: Path, length: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(length)
+    except OSError:  # whoever reads the whole file says why
+        return b""
 
 
 def _reason(error: Exception) -> str:
@@ -217,7 +260,13 @@ def _checked_state_dict(data: object, where: str) -> dict[str, Tensor]:
             f"{where}: expected plain tensors by name, got other things under {listed(strange)}; "
             "save the model's state_dict() alone"
         )
-    return {name: tensor.detach() for name, tensor in data.items()}
+    return {name: _resolved(tensor) for name, tensor in data.items()}
+
+
+def _resolved(tensor: Tensor) -> Tensor:
+    """The tensor's numbers as they are: a pickle may say of a storage that it is read negated or
+    conjugated, which its bytes, its place in memory and some kernels do not show."""
+    return tensor.detach().resolve_neg().resolve_conj()
 
 
 def _is_plain(name: object, value: object) -> bool:

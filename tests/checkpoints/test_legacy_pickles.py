@@ -186,3 +186,21 @@ def test_the_header_of_the_old_form_runs_nothing(
         with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
             open_checkpoint(directory)
         assert not victim.exists(), place
+
+
+@FORMS
+def test_tensors_read_negated_or_conjugated_keep_their_signs(
+    zipped: bool, write: Callable[..., Path]
+) -> None:
+    # The imaginary part of a conjugate is a view with the negative bit.
+    weight = torch.complex(torch.zeros(2, 3), torch.arange(6.0).view(2, 3)).conj().imag
+    assert weight.is_neg()
+    directory = write({}, "torch")
+    save(directory, {WEIGHT: weight, "other": torch._neg_view(weight)}, zipped=zipped)
+    checkpoint = open_checkpoint(directory)
+    assert not checkpoint.aliases
+    opened = checkpoint.tensors[WEIGHT]
+    assert not opened.is_neg()
+    assert opened.flatten().tolist() == [0, -1, -2, -3, -4, -5]
+    assert opened.contiguous().numpy().tolist() == opened.tolist()
+    assert torch.equal(checkpoint.tensors["other"], -opened)

@@ -230,7 +230,11 @@ def test_an_index_and_its_shards_must_agree(
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn]
+    "dtype",
+    [
+        *(torch.float64, torch.int8, torch.uint8, torch.int64, torch.uint16, torch.bool),
+        *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64),
+    ],
 )
 @pytest.mark.parametrize("layout", ["safetensors", "torch"])
 def test_other_dtypes_are_refused(
@@ -238,7 +242,10 @@ def test_other_dtypes_are_refused(
 ) -> None:
     message = refusal(write({WEIGHT: torch.zeros(2, 2).to(dtype)}, layout))
     assert "expected float32, bfloat16 or float16" in message
-    assert WEIGHT in message
+    assert f"{WEIGHT} ({str(dtype)[6:]})" in message
+    wide = dtype == torch.float64
+    assert ("save the model as float32" in message) == wide
+    assert ("mean nothing without their layout" in message) != wide
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -325,6 +332,51 @@ def test_a_config_that_states_compression_is_refused(
 def test_an_empty_compression_section_means_nothing(write: Callable[..., Path]) -> None:
     directory = write({WEIGHT: torch.ones(2, 2)}, config={"quantization_config": None})
     assert list(open_checkpoint(directory).tensors) == [WEIGHT]
+
+
+def test_dtypes_that_torch_has_not_are_refused(write: Callable[..., Path]) -> None:
+    directory = write({WEIGHT: torch.ones(2, 4)})
+    path = directory / "model.safetensors"
+    # Eight numbers of four bits are as many bytes as one float.
+    path.write_bytes(path.read_bytes().replace(b'"F32","shape":[2,4]', b'"F4", "shape":[8,8]'))
+    assert f"{WEIGHT}: expected a dtype that torch has" in refusal(directory)
+
+
+FILES = {"safetensors": "model.safetensors", "torch": "pytorch_model.bin"}
+
+
+@pytest.mark.parametrize("layout", list(FILES))
+def test_a_pointer_of_git_lfs_is_no_file_of_weights(
+    layout: str, write: Callable[..., Path]
+) -> None:
+    directory = write({WEIGHT: torch.ones(2, 2)}, layout)
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 438000\n"
+    (directory / FILES[layout]).write_text(text)
+    assert "run git lfs pull" in refusal(directory)
+
+
+@pytest.mark.parametrize("end", [0, 1, 20, 100, 0.5, -100, -1])
+@pytest.mark.parametrize("layout", ["safetensors", "torch", "old_torch"])
+def test_files_that_are_cut_off_are_to_be_downloaded_again(
+    layout: str, end: float, write: Callable[..., Path]
+) -> None:
+    directory = write({WEIGHT: torch.ones(20, 20), "bias": torch.ones(20)}, layout)
+    path = directory / FILES[layout.removeprefix("old_")]
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) / 2) if end == 0.5 else int(end)])
+    message = refusal(directory)
+    assert "download it again" in message
+    assert "without running code" not in message
+
+
+@pytest.mark.parametrize("text", ["<!DOCTYPE html><html></html>", '{"error": "not found"}', "PK"])
+@pytest.mark.parametrize("layout", list(FILES))
+def test_a_page_instead_of_a_file_is_to_be_downloaded_again(
+    layout: str, text: str, write: Callable[..., Path]
+) -> None:
+    directory = write({WEIGHT: torch.ones(2, 2)}, layout)
+    (directory / FILES[layout]).write_text(text)
+    assert "download it again" in refusal(directory)
 
 
 def test_a_zip_of_something_else_is_refused(write: Callable[..., Path]) -> None:
