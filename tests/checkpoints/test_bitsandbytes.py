@@ -45,6 +45,17 @@ def test_integers_stay_what_they_are(
     assert f"activations={choice} as asked for" in checkpoint.steps[0]
 
 
+def test_a_section_may_name_no_method(write: Callable[..., Path]) -> None:
+    config = CONFIG | {"quantization_config": {"load_in_8bit": True, "llm_int8_threshold": 4.5}}
+    checkpoint = open_checkpoint(write(tensors(), config=config), finalise={"activations": "none"})
+    assert checkpoint.linears[LAYER].load().weight.tolist()[0] == [127, -64, 0]
+    assert checkpoint.recognised[0].why == "load_in_8bit of config.json"
+    four = {f"{LAYER}.weight.absmax": torch.ones(3)}
+    config = CONFIG | {"quantization_config": {"load_in_4bit": True}}
+    with pytest.raises(CheckpointError, match="4-bit layout"):
+        open_checkpoint(write(four, config=config))
+
+
 def test_activations_are_asked_for(write: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(write(tensors(), config=CONFIG))

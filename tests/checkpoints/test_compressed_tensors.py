@@ -117,21 +117,67 @@ def test_static_inputs_and_outputs(
     assert linear.outputs == ActivationSpec("static", "int8", 0.25, 0)
 
 
-@pytest.mark.parametrize("old_names", [False, True])
 @pytest.mark.parametrize("two_of_four", [False, True])
 def test_bitmasks_are_undone(
-    two_of_four: bool,
-    old_names: bool,
-    opened: Callable[..., Checkpoint],
-    pruned: dict[str, Tensor],
+    two_of_four: bool, opened: Callable[..., Checkpoint], pruned: dict[str, Tensor]
 ) -> None:
-    exported = export_bitmask(pruned, two_of_four=two_of_four, old_names=old_names)
-    assert (f"{LAYER}.weight.bitmask" in exported[0]) == old_names
-    checkpoint = opened(exported)
+    checkpoint = opened(export_bitmask(pruned, two_of_four=two_of_four))
     assert {*checkpoint.tensors, *checkpoint.aliases} == set(pruned)
     for name in checkpoint.tensors:
         assert torch.equal(checkpoint.tensors[name], pruned[name]), name
     assert checkpoint.steps == ("weight = compressed at the places of bitmask in 12 modules",)
+
+
+def test_bitmasks_of_every_tensor_are_undone(
+    opened: Callable[..., Checkpoint], pruned: dict[str, Tensor]
+) -> None:
+    zeros = {f"{LAYER}.bias": torch.zeros(32)}
+    positions = {"bert.embeddings.position_ids": torch.arange(16)[None]}
+    tensors, section = export_bitmask(pruned | zeros | positions, old_names=True)
+    assert tensors[f"{LAYER}.bias.bitmask"].shape == (4,)
+    assert tensors[f"{LAYER}.bias.row_offsets"].shape == ()
+    assert all(name.endswith(("shape", "compressed", "bitmask", "offsets")) for name in tensors)
+    checkpoint = opened((tensors, section))
+    assert {*checkpoint.tensors, *checkpoint.aliases} == set(pruned)
+    for name in checkpoint.tensors:
+        assert torch.equal(checkpoint.tensors[name], (pruned | zeros)[name]), name
+    assert checkpoint.dropped == dict.fromkeys(positions, "transformers rebuilds it")
+    count = len(pruned) + 1
+    assert checkpoint.steps == (f"tensor = compressed at the places of bitmask in {count} tensors",)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_integers_and_scales_inside_of_bitmasks_of_every_tensor(
+    packed: bool, opened: Callable[..., Checkpoint], pruned: dict[str, Tensor]
+) -> None:
+    integers, section = export_integers(pruned, packed=packed, symmetric=False)
+    plain = opened((integers, section)).linears[LAYER].load()
+    linear = opened(export_bitmask(integers, section, old_names=True)).linears[LAYER].load()
+    assert torch.equal(linear.weight, plain.weight)
+    assert torch.equal(linear.scales, plain.scales)
+    assert linear.zero_points is not None and plain.zero_points is not None
+    assert torch.equal(linear.zero_points, plain.zero_points)
+
+
+@pytest.mark.parametrize("version", [None, "0.8.1"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_zero_points_that_old_versions_leave_out_are_0(
+    packed: bool, version: str | None, opened: Callable[..., Checkpoint], untied: dict[str, Tensor]
+) -> None:
+    inputs = {**STATIC, "symmetric": False}
+    tensors, section = export_integers(untied, packed=packed, symmetric=False, inputs=inputs)
+    left_out = [n for n in tensors if n.startswith(LAYER) and n.endswith("zero_point")]
+    assert len(left_out) == 2
+    fewer = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    assert "zero_point is missing" in refusal(opened, (fewer, section))
+    linears = opened((fewer, section | {"version": version})).linears
+    whole = opened((tensors, section)).linears
+    linear, other = linears.pop(LAYER), whole[LAYER]
+    assert linear.values == ValueSpec("int8")
+    assert linear.load().zero_points is None
+    assert torch.equal(linear.load().weight, other.load().weight)
+    assert linear.activations is not None and linear.activations.zero_point == 0
+    assert all(kept.values.zero_points for kept in linears.values())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -241,6 +287,7 @@ def test_other_sections_that_versions_have_used(
 ) -> None:
     tensors, section = export_bitmask(pruned)
     for key, value in [
+        ("quantization_config", section | {"quant_method": "sparseml"}),
         ("compression_config", {"sparsity_config": section["sparsity_config"]}),
         ("sparsity_config", section["sparsity_config"]),
     ]:

@@ -28,11 +28,14 @@ _FOUR_BITS = r".+\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quan
 
 def _recognise(draft: Draft) -> str | None:
     section = draft.config.get("quantization_config")
-    if not isinstance(section, Mapping) or section.get("quant_method") != "bitsandbytes":
+    if not isinstance(section, Mapping) or not (_modules(draft) or draft.names(_FOUR_BITS)):
         return None
-    if _modules(draft) or draft.names(_FOUR_BITS):
-        return "quant_method of config.json"
-    return None
+    method = section.get("quant_method")
+    # Before transformers 4.35 no method was named.
+    told = [key for key in ("load_in_8bit", "load_in_4bit") if method is None and section.get(key)]
+    if method == "bitsandbytes":
+        told = ["quant_method"]
+    return f"{told[0]} of config.json" if told else None
 
 
 def _modules(draft: Draft) -> list[str]:

@@ -70,6 +70,7 @@ def export_integers(
         "kv_cache_scheme": None,
         "sparsity_config": {},
         "transform_config": {},
+        "version": "0.20.0",
     }
 
 
@@ -80,20 +81,21 @@ def export_bitmask(
     two_of_four: bool = False,
     old_names: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """sparse-bitmask, or sparse-24-bitmask, of the layers' matrices.
+    """sparse-bitmask, or sparse-24-bitmask, of the layers' matrices, or of all tensors.
 
     Args:
         tensors: floats, or the int8 weights of :func:`export_integers`.
         section: theirs, or None.
         two_of_four: sparse-24-bitmask; the matrices are 2:4.
-        old_names: ``X.weight.compressed``, as SparseML writes it, for ``X.compressed``.
+        old_names: every tensor is packed under its full name, such as ``X.weight.compressed`` and
+            ``X.bias.compressed``, as versions up to 0.8 do; they have no sparse-24-bitmask.
 
     Returns:
         (tensors, ``quantization_config``)
     """
     written: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if not is_layer_weight(name, tensor):
+        if not old_names and not is_layer_weight(name, tensor):
             written[name] = tensor
             continue
         prefix = name if old_names else name.removesuffix(".weight")
@@ -160,7 +162,7 @@ def _pack(parts: list[tuple[str, Tensor]], bits: int) -> list[tuple[str, Tensor]
 
 def _bitmask(weight: Tensor) -> dict[str, Tensor]:
     kept = weight != 0
-    counts = kept.sum(1)
+    counts = kept.sum(-1)  # of a vector no axis is left
     return {
         "shape": torch.tensor(weight.shape),
         "compressed": weight[kept],
@@ -187,5 +189,5 @@ def _two_of_four(weight: Tensor) -> dict[str, Tensor]:
 
 
 def _bits(kept: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(kept.to(torch.int64), (0, -kept.shape[1] % 8))
-    return (padded.unflatten(1, (-1, 8)) << torch.arange(8)).sum(-1).to(torch.uint8)
+    padded = torch.nn.functional.pad(kept.to(torch.int64), (0, -kept.shape[-1] % 8))
+    return (padded.unflatten(-1, (-1, 8)) << torch.arange(8)).sum(-1).to(torch.uint8)

@@ -1,7 +1,7 @@
 """compressed-tensors: config.json says which modules are quantized, and how.
 
-Source: compressed-tensors 0.20 for quantized weights, 0.12 for the bitmask formats, which later
-versions do not read. A model may have both: its integers then lie in ``compressed``.
+Source: compressed-tensors 0.3 to 0.20 for quantized weights, up to 0.12 for the bitmask formats,
+which later versions do not read. A model may have both: its integers then lie in ``compressed``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from .schemes import read_quantization, read_sparsity_format
 from .targets import SchemeFinder
 from .weights import read_module
 
-_METHOD = "compressed-tensors"
+# The second is what version 0.3 writes.
+_METHODS = ("compressed-tensors", "sparseml")
 # Sections under which versions have written it; the last one is SparseML's, of a sparse model.
 _SECTIONS = ("quantization_config", "compression_config", "sparsity_config")
 # Tensors that no plain module has.
@@ -48,7 +49,8 @@ def _section(draft: Draft) -> tuple[str, Mapping[str, Any] | None]:
             continue
         if key == "sparsity_config":
             return key, {"sparsity_config": section}
-        if section.get("quant_method", _METHOD if key == "compression_config" else "") == _METHOD:
+        unnamed = _METHODS[0] if key == "compression_config" else ""
+        if section.get("quant_method", unnamed) in _METHODS:
             return key, section
     return "", None
 

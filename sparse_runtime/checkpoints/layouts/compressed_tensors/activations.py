@@ -35,8 +35,8 @@ def read_activations(
     """
     why = _obstacle(scheme, integer_weight)
     if why is None:
-        inputs = _read(draft, module, "input", scheme.inputs)
-        return inputs, _read(draft, module, "output", scheme.outputs)
+        inputs = _read(draft, module, "input", scheme.inputs, scheme.omits_zeros)
+        return inputs, _read(draft, module, "output", scheme.outputs, scheme.omits_zeros)
     choices = ("none", *DYNAMIC_ACTIVATIONS) if integer_weight else ("none",)
     explanation = (
         f"{draft.where}: {module} has activations that cannot be computed here as they were in "
@@ -80,7 +80,7 @@ def _can_be_read(arguments: Arguments) -> bool:
 
 
 def _read(
-    draft: Draft, module: str, side: str, arguments: Arguments | None
+    draft: Draft, module: str, side: str, arguments: Arguments | None, omits_zeros: bool
 ) -> ActivationSpec | None:
     if arguments is None:
         return None
@@ -89,12 +89,15 @@ def _read(
     name = f"{module}.{side}_scale"
     stored = draft.take(name)
     check_layout(name, stored, _ONE, FLOATS)
-    return static_int8(name, stored, _zero_point(draft, module, side, arguments))
+    zero_point = _zero_point(draft, module, side, arguments, omits_zeros)
+    return static_int8(name, stored, zero_point)
 
 
-def _zero_point(draft: Draft, module: str, side: str, arguments: Arguments) -> int:
+def _zero_point(
+    draft: Draft, module: str, side: str, arguments: Arguments, omits_zeros: bool
+) -> int:
     name = f"{module}.{side}_zero_point"
-    if arguments.symmetric and name not in draft.tensors:
+    if (arguments.symmetric or omits_zeros) and name not in draft.tensors:
         return 0
     stored = draft.take(name)
     check_layout(name, stored, _ONE, ("int8",))

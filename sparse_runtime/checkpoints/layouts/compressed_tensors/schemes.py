@@ -7,6 +7,7 @@ mean, so it is refused; keys that only tell how the file came about are listed a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +88,7 @@ class Scheme:
         weights: None leaves them in floats.
         inputs: None leaves the input in floats.
         outputs: None leaves the output as it is.
+        omits_zeros: whether zero points that are not in the file are 0.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Scheme:
     weights: Arguments | None
     inputs: Arguments | None
     outputs: Arguments | None
+    omits_zeros: bool
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ def read_quantization(section: Mapping[str, Any]) -> Quantization:
         )
     default = section.get("format") or "dense"
     return Quantization(
-        schemes=tuple(_scheme(name, group, default) for name, group in groups.items()),
+        schemes=tuple(
+            _scheme(name, group, default, _omits_zeros(section)) for name, group in groups.items()
+        ),
         ignore=_strings(section.get("ignore"), "quantization_config.ignore"),
     )
 
@@ -157,7 +162,13 @@ def read_sparsity_format(section: Mapping[str, Any]) -> str:
     return str(written)
 
 
-def _scheme(name: str, group: Any, default: str) -> Scheme:
+def _omits_zeros(section: Mapping[str, Any]) -> bool:
+    """Whether a version up to 0.8 wrote it; the first of them do not say which they are."""
+    version = re.match(r"0\.(\d+)", str(section.get("version") or "0.0"))
+    return version is not None and int(version[1]) <= 8
+
+
+def _scheme(name: str, group: Any, default: str, omits_zeros: bool) -> Scheme:
     where = f"quantization_config.config_groups.{name}"
     if not isinstance(group, Mapping):
         raise CheckpointError(
@@ -184,6 +195,7 @@ def _scheme(name: str, group: Any, default: str) -> Scheme:
         weights=_arguments(group.get("weights"), f"{where}.weights"),
         inputs=_arguments(group.get("input_activations"), f"{where}.input_activations"),
         outputs=_arguments(group.get("output_activations"), f"{where}.output_activations"),
+        omits_zeros=omits_zeros,
     )
 
 

@@ -68,7 +68,7 @@ def find_weight(draft: Draft, module: str, scheme: Scheme, arguments: Arguments)
     scale = draft.take(name)
     check_layout(name, scale, _shapes(arguments, grid), FLOATS)
     parts = [values, scale]
-    zero_points = _zero_points(draft, module, arguments, grid, parts)
+    zero_points = _zero_points(draft, module, scheme, arguments, grid, parts)
 
     def load() -> Parts:
         scales = load_scales(name, scale).reshape(grid)
@@ -164,6 +164,7 @@ def _shapes(arguments: Arguments, grid: tuple[int, int]) -> tuple[tuple[int, ...
 def _zero_points(
     draft: Draft,
     module: str,
+    scheme: Scheme,
     arguments: Arguments,
     grid: tuple[int, int],
     parts: list[LazyTensor],
@@ -174,6 +175,8 @@ def _zero_points(
         return None
     if arguments.type != "int":
         raise CheckpointError(f"{name}: float values have no zero points; the file is damaged")
+    if scheme.omits_zeros and name not in draft.tensors:
+        return None
     stored = draft.take(name)
     parts.append(stored)
     bits = arguments.bits
