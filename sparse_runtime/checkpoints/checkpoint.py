@@ -12,7 +12,7 @@ from torch import Tensor
 from ..spec import QuantizedAttention
 from .config import read_config, refuse_compressed
 from .containers import Container
-from .draft import Draft, LazyTensor, Recognition
+from .draft import Draft, LazyTensor, Recognition, check_sizes
 from .errors import CheckpointError
 from .foreign import refuse_foreign
 from .layouts import finalise as finalise_layouts
@@ -141,6 +141,10 @@ def open_checkpoint(
     buffers = [name for name in names if is_ignored_buffer(name, container.dtype(name))]
     normal = normalise(names, buffers)
     lazy = {name: _lazy(container, old) for name, old in normal.stored.items()}
+    for name in lazy:
+        # Layouts count rows and columns of these; of observers and states some are empty.
+        if name.endswith((".weight", ".bias")):
+            check_sizes(name, lazy[name].shape)
     draft = Draft(
         directory=directory,
         config=dict(config),

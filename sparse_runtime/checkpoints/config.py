@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def read_config(directory: Path, options: Options) -> dict[str, Any]:
                 f"{directory.name}: already packed; open it with SparseModel.from_pretrained, or "
                 "convert the checkpoint that it was made from"
             )
-        return config
+        return _checked(path, config)
     named = options.get("config", existing_file)
     if named is None:
         raise CheckpointError(f"{directory.name}: no config.json; {_where_it_may_be(directory)}")
@@ -59,6 +60,29 @@ def read_config(directory: Path, options: Options) -> dict[str, Any]:
             f"finalise config={named.name}: expected the config.json of a checkpoint, got that of "
             "a packed model"
         )
+    return _checked(named, config)
+
+
+def _checked(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The fields, of which those that say what the model is are what they should be."""
+    expected: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "model_type": ("a name", lambda value: isinstance(value, str)),
+        "architectures": (
+            "a list of class names",
+            lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        ),
+        "pruned_heads": (
+            "lists of heads by layer",
+            lambda value: not value or isinstance(value, dict),
+        ),
+    }
+    for key, (what, holds) in expected.items():
+        value = config.get(key)
+        if value is not None and not holds(value):
+            raise CheckpointError(
+                f"{path.name}: {key}: expected {what}, got {str(value)[:120]}; take the "
+                "config.json of the model that the weights are of"
+            )
     return config
 
 

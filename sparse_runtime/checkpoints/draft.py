@@ -40,6 +40,15 @@ class LazyTensor:
         return torch.Size(self.shape).numel() * int(getattr(torch, self.dtype).itemsize)
 
 
+def check_sizes(name: str, shape: tuple[int, ...]) -> None:
+    """Raise CheckpointError for a parameter without an axis or without a number."""
+    if not shape or 0 in shape:
+        raise CheckpointError(
+            f"{name}: expected a vector or a matrix with sizes from 1, got {list(shape)}; the file "
+            "is damaged"
+        )
+
+
 @dataclass(frozen=True)
 class Recognition:
     """A layout that a checkpoint has.
@@ -147,9 +156,10 @@ class Draft:
         """Add a tensor that is computed when it is asked for.
 
         Raises:
-            CheckpointError: the name is taken.
+            CheckpointError: the name is taken, or the shape empty.
         """
         self._require_free(name)
+        check_sizes(name, shape)
         self.tensors[name] = LazyTensor(shape, str(dtype).removeprefix("torch."), load)
 
     def change(self, name: str, dtype: torch.dtype, compute: Callable[[Tensor], Tensor]) -> None:
@@ -165,9 +175,10 @@ class Draft:
         """Add a layer that the file states in integers.
 
         Raises:
-            CheckpointError: its weight is in the file as well.
+            CheckpointError: its weight is in the file as well, or empty.
         """
         self._require_free(f"{module}.weight")
+        check_sizes(f"{module}.weight", linear.shape)
         self.linears[module] = linear
 
     def _require_free(self, name: str) -> None:

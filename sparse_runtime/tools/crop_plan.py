@@ -266,7 +266,16 @@ class _Planner:
         return self._checkpoint.tensors[self._stored(f"{module}.weight")].float()
 
     def _bias(self, module: str) -> Tensor | None:
-        return self._checkpoint.tensors.get(self._stored(f"{module}.bias"))
+        name, tensors = self._stored(f"{module}.bias"), self._checkpoint.tensors
+        if name not in tensors:
+            return None
+        rows = self._shape(module)[0]
+        if tensors.shape(name) != (rows,):
+            raise CheckpointError(
+                f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
+                f"{list(tensors.shape(name))}; the checkpoint is damaged"
+            )
+        return tensors[name]
 
     def _stored(self, name: str) -> str:
         return self._checkpoint.aliases.get(name, name)

@@ -70,7 +70,7 @@ def scale_with(value: float) -> Tensor:
         ({"weight": torch.zeros(32, 48)}, "got float32; the file and its config.json disagree"),
         ({"weight": torch.zeros(32, 48, dtype=torch.uint8)}, "got uint8"),
         ({"weight": torch.zeros(32, dtype=torch.int8)}, "expected a matrix, got [32]"),
-        ({"weight": torch.zeros(32, 0, dtype=torch.int8)}, "two sizes of at least 1"),
+        ({"weight": torch.zeros(32, 0, dtype=torch.int8)}, "sizes from 1, got [32, 0]"),
         ({"weight_zero_point": torch.ones(32, 1, dtype=torch.int8)}, "states symmetric values"),
         ({"weight_global_scale": torch.ones(1)}, "has no place for it"),
         ({"output_scale": torch.ones(1)}, "has no place for it"),

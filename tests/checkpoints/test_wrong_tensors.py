@@ -14,6 +14,7 @@ from sparse_runtime.checkpoints import CheckpointError, open_checkpoint
 from sparse_runtime.testing.exporters.cofi import export_cofi_run
 from sparse_runtime.testing.exporters.movement import export_movement
 from sparse_runtime.testing.exporters.structured_masks import export_mask_buffers, export_mask_files
+from sparse_runtime.tools.convert import convert
 
 Export = Callable[[Path, dict[str, Any], dict[str, Tensor]], None]
 
@@ -128,5 +129,97 @@ def test_shapes_that_masks_do_not_fit_are_refused(
     replaced(exporter, tmp_path, model_config, untied, name, to)
     # CoFi's whole weights have the sizes of config.json.
     whole = exporter == "cofi" and name.endswith(".weight")
-    with pytest.raises(CheckpointError, match="not as large as" if whole else f"{name}: expected"):
+    said = rf"{name}: expected" + ("|not as large as" if whole else "")
+    with pytest.raises(CheckpointError, match=said):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (WEIGHT, ()),
+        (WEIGHT, (0, 32)),
+        (WEIGHT, (48, 0)),
+        (f"{VALUE}.bias", ()),
+        (f"{VALUE}.bias", (0,)),
+        ("bert.embeddings.word_embeddings.weight", ()),
+        ("bert.embeddings.LayerNorm.weight", (0,)),
+        ("bert.pooler.dense.weight", ()),
+    ],
+)
+def test_parameters_without_numbers_are_refused(
+    name: str, shape: tuple[int, ...], untied: dict[str, Tensor], write: Callable[..., Path]
+) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        open_checkpoint(write(untied | {name: torch.zeros(shape)}))
+    assert f"{name}: expected a vector or a matrix with sizes from 1, got {list(shape)}" in str(
+        caught.value
+    )
+
+
+def test_masked_parameters_without_numbers_are_refused(
+    untied: dict[str, Tensor], write: Callable[..., Path]
+) -> None:
+    pair = {f"{WEIGHT}_{part}": torch.zeros(0, 32) for part in ("orig", "mask")}
+    with pytest.raises(CheckpointError, match=rf"{WEIGHT}: .* sizes from 1, got \[0, 32\]"):
+        open_checkpoint(write({n: t for n, t in untied.items() if n != WEIGHT} | pair))
+
+
+@pytest.mark.parametrize("crop", ["auto", "none"])
+@pytest.mark.parametrize("module", ["attention.self.value", "intermediate.dense", "output.dense"])
+@pytest.mark.parametrize("to", [lambda t: t[:-1], lambda t: torch.cat([t, t]), lambda t: t[None]])
+def test_biases_that_do_not_fit_their_weight_are_refused(
+    to: Callable[[Tensor], Tensor],
+    module: str,
+    crop: str,
+    untied: dict[str, Tensor],
+    model_config: dict[str, Any],
+    write: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    name = f"{LAYER}.{module}.bias"
+    right, wrong = untied[name], to(untied[name])
+    directory = write(untied | {name: wrong}, config=model_config)
+    with pytest.raises(CheckpointError) as caught:
+        convert(directory, tmp_path / "packed", crop=crop, progress=False)
+    assert f"{name}: expected {len(right)} values" in str(caught.value)
+    assert f"got shape {list(wrong.shape)}" in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"architectures": 5}, "architectures: expected a list of class names, got 5"),
+        ({"architectures": [["A"]]}, "architectures: expected a list of class names"),
+        ({"model_type": []}, r"model_type: expected a name, got \[\]"),
+        ({"pruned_heads": 5}, "pruned_heads: expected lists of heads by layer, got 5"),
+    ],
+)
+def test_a_config_of_other_kinds_is_refused(
+    fields: dict[str, Any],
+    said: str,
+    model_type: str,
+    untied: dict[str, Tensor],
+    model_config: dict[str, Any],
+    write: Callable[..., Path],
+) -> None:
+    config = model_config | {"model_type": model_type} | fields
+    with pytest.raises(CheckpointError, match=rf"config\.json: {said}"):
+        open_checkpoint(write(untied, config=config))
+
+
+@pytest.mark.parametrize("model_type", ["bert", "electra"])
+def test_more_heads_than_features_are_refused(
+    model_type: str,
+    untied: dict[str, Tensor],
+    model_config: dict[str, Any],
+    write: Callable[..., Path],
+) -> None:
+    fields = {"num_attention_heads": 10**30, "pruned_heads": {"0": [1]}, "model_type": model_type}
+    with pytest.raises(CheckpointError, match="num_attention_heads: expected at most hidden_size"):
+        open_checkpoint(write(untied, config=model_config | fields))
+    flat = {f"{VALUE}.weight": untied[f"{VALUE}.weight"][0]}
+    config = model_config | {"pruned_heads": {"0": [1]}, "model_type": model_type}
+    with pytest.raises(CheckpointError, match=rf"{VALUE}\.weight: expected a matrix, got \[32\]"):
+        open_checkpoint(write(untied | flat, config=config))

@@ -61,10 +61,18 @@ def find_attention(draft: Draft) -> Block | None:
 
 
 def shape_of(draft: Draft, module: str) -> tuple[int, ...] | None:
-    """Sizes of a linear layer's weight, floats or integers; None where there is none."""
+    """Sizes of a linear layer's weight, floats or integers; None where there is none.
+
+    Raises:
+        CheckpointError: it is no matrix.
+    """
     if module in draft.linears:
         return draft.linears[module].shape
     tensor = draft.tensors.get(f"{module}.weight")
+    if tensor is not None and len(tensor.shape) != 2:
+        raise CheckpointError(
+            f"{module}.weight: expected a matrix, got {list(tensor.shape)}; the file is damaged"
+        )
     return None if tensor is None else tensor.shape
 
 
@@ -107,6 +115,24 @@ def read_pruned_heads(draft: Draft) -> dict[int, list[int]]:
             f"layers below {layers}, got {str(given)[:120]}; it belongs to another model"
         )
     return {layer: lost for layer, lost in sorted(found.items()) if lost}
+
+
+def features_of_a_head(draft: Draft) -> int:
+    """As many as before any head was removed.
+
+    Raises:
+        CheckpointError: config.json states sizes that leave none.
+    """
+    if draft.head_size:
+        return draft.head_size
+    hidden = positive(draft, "hidden_size", "dim")
+    heads = positive(draft, "num_attention_heads", "n_heads")
+    if heads > hidden:
+        raise CheckpointError(
+            f"{draft.where}: config.json: num_attention_heads: expected at most hidden_size, "
+            f"{hidden}, got {heads}"
+        )
+    return hidden // heads
 
 
 def heads_in_tensors(draft: Draft, layer: str, block: Block, size: int) -> int:

@@ -21,6 +21,7 @@ from .blocks import (
     BERT_ATTENTION,
     BERT_FEED_FORWARD,
     Block,
+    features_of_a_head,
     find_stack,
     heads_in_tensors,
     positive,
@@ -181,7 +182,7 @@ def _count_heads(draft: Draft) -> None:
     heads than it lost. Which they were changes nothing of what runs.
     """
     stack, heads = find_stack(draft), positive(draft, "num_attention_heads")
-    size = draft.head_size or positive(draft, "hidden_size") // heads
+    size = features_of_a_head(draft)
     pruned, longer = read_pruned_heads(draft), []
     draft.config.pop("pruned_heads", None)
     for i in range(positive(draft, "num_hidden_layers")):

@@ -15,7 +15,15 @@ from torch import Tensor
 from ..draft import Draft
 from ..errors import CheckpointError
 from .base import Layout
-from .blocks import Block, find_attention, find_stack, heads_in_tensors, positive, read_pruned_heads
+from .blocks import (
+    Block,
+    features_of_a_head,
+    find_attention,
+    find_stack,
+    heads_in_tensors,
+    positive,
+    read_pruned_heads,
+)
 
 _NO_NORM = "no_norm"
 
@@ -46,7 +54,7 @@ def _check_heads(draft: Draft, pruned: dict[int, list[int]]) -> None:
             "'encoder.layer.0.attention.self.query'; this architecture is not supported"
         )
     heads = positive(draft, "num_attention_heads", "n_heads")
-    size = draft.head_size or positive(draft, "hidden_size", "dim") // heads
+    size = features_of_a_head(draft)
     cut: dict[str, list[int]] = {}
     zeros: list[int] = []
     for i in range(positive(draft, "num_hidden_layers", "n_layers")):
