@@ -27,6 +27,7 @@ from .names import name_linears, wrapper_of
 from .parameters import Parameter, find_parameters
 from .path import check_path
 from .quantizers import Placed, Quantizers, find_quantizers
+from .stated import check_heads, take_epsilon
 from .weights import read_values, value_spec
 
 _LAYER = re.compile(r"(.*\.layers?\.\d+)\..+")
@@ -53,6 +54,10 @@ class Assembly:
         names = name_linears(self._linears, self._attentions, draft.config, stored.where)
         check_feed_forwards(self._graph, self._linears, names, draft.config)
         check_path(self._graph, self._linears, self._attentions)
+        check_heads(self._graph, self._attentions, draft.config)
+        epsilon = take_epsilon(self._graph, draft.config)
+        if epsilon:
+            draft.steps.append(epsilon)
         self._parameters = find_parameters(self._graph, self._linears)
         wrapper = wrapper_of([*names, *(found.module for found in self._parameters)])
         if wrapper:

@@ -53,7 +53,7 @@ def check_path(
 def _check_axes(graph: Graph, start: str, end: str, expected: tuple[int, ...]) -> None:
     """The transpositions of one way, one after another."""
     axes: tuple[int, ...] = _UNSPLIT
-    nodes = [node for node in _way(graph, start, end) if node.op == "Transpose"]
+    nodes = [node for node in way(graph, start, end) if node.op == "Transpose"]
     for node in nodes:
         perm = node.attributes.get("perm")
         given = tuple(perm) if isinstance(perm, (list, tuple)) else ()
@@ -73,8 +73,8 @@ def _check_axes(graph: Graph, start: str, end: str, expected: tuple[int, ...]) -
         )
 
 
-def _way(graph: Graph, start: str, end: str) -> list[Node]:
-    """The nodes from one value to another, in order."""
+def way(graph: Graph, start: str, end: str) -> list[Node]:
+    """The nodes from one value to another, in order; none where no way leads there."""
     nodes: list[Node] = []
     reached = _reached(graph, {start})
     if end not in reached:
