@@ -45,7 +45,7 @@ def read_layer_shapes(model: PackedModel, settings: Settings, stack: str) -> tup
         ValueError: ``absent`` names what the stack does not have, or a layer that lost all its
             heads is not stated as absent.
     """
-    layers = range(settings.layers)
+    layers = range(_layers(model, settings, stack))
     known = {f"{stack}.{i}.{part}" for i in layers for part in ("attention", "ffn")}
     unknown = sorted(set(model.absent) - known)
     if unknown:
@@ -64,6 +64,13 @@ def read_layer_shapes(model: PackedModel, settings: Settings, stack: str) -> tup
         )
         for i in layers
     )
+
+
+def _layers(model: PackedModel, settings: Settings, stack: str) -> int:
+    """Layers to look at: one more than the packed model has something of shows what is missing."""
+    names = (*model.linears, *model.tensors, *model.aliases, *model.absent)
+    below = (name.removeprefix(f"{stack}.") for name in names if name.startswith(f"{stack}."))
+    return min(settings.layers, len({name.partition(".")[0] for name in below}) + 1)
 
 
 def absent_modules(architecture: Architecture, absent: Iterable[str]) -> set[str]:

@@ -32,11 +32,19 @@ TASKS: dict[str, str] = {
     "ForQuestionAnswering": QUESTION,
     "ForMaskedLM": MASKED,
 }
+# Classes with a second head, which stays unused: BERT's guess whether two sentences follow.
+_CLASSES = {"BertForPreTraining": MASKED}
 _CLASS = re.compile(rf"(?P<family>\w+?)(?P<task>{'|'.join(TASKS)})")
 
 NO_NORM = "no_norm"
 """``layer_norm_type`` of nn_pruning's models whose norms take no statistics: every one of them,
 those of embeddings and heads included."""
+
+# Fields of training and generation, which some files hold as null; transformers checks their types.
+_UNREAD = frozenset(
+    {"use_cache", "initializer_range", "hidden_dropout_prob", "attention_probs_dropout_prob"}
+    | {"dropout", "attention_dropout", "qa_dropout", "seq_classif_dropout"}
+)
 
 # Values under which the network is an encoder with learned absolute positions.
 _REQUIRED: dict[str, tuple[Any, ...]] = {
@@ -244,27 +252,43 @@ def _task(data: Mapping[str, Any], architecture: Architecture) -> str:
         return BASE
     if not (isinstance(names, list) and len(names) == 1 and isinstance(names[0], str)):
         raise ValueError(f"config.json: architectures {names!r}: expected a list of one class name")
+    if names[0] in _CLASSES and names[0].startswith(architecture.class_names):
+        return _CLASSES[names[0]]
     match = _CLASS.fullmatch(names[0])
     if match is None or match["family"] not in architecture.class_names:
         family = architecture.class_names[0]
         raise ValueError(
             f"config.json: architectures {names!r} is not supported with model_type "
             f"{data['model_type']!r}, expected one of "
-            f"{', '.join(family + task for task in TASKS)}; name {family + 'Model'!r} to run the "
-            "encoder without its head"
+            f"{', '.join(family + task for task in TASKS)}; name {family + 'Model'!r} in "
+            "config.json to run the encoder without its head"
         )
     return TASKS[match["task"]]
 
 
 def _fill_defaults(data: Mapping[str, Any]) -> PretrainedConfig:
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
-    fields = {key: value for key, value in data.items() if key != "model_type"}
+    declared = CONFIG_MAPPING[data["model_type"]].__annotations__
+    fields = {
+        key: _as_declared(value, declared.get(key))
+        for key, value in data.items()
+        if key != "model_type" and (key not in _UNREAD or isinstance(value, (int, float)))
+    }
     try:
         return AutoConfig.for_model(data["model_type"], **fields)
     except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ValueError(f"config.json: {error}") from error
+
+
+def _as_declared(value: Any, declared: Any) -> Any:
+    """A number as transformers' strict fields want it: files have 1 for 1.0 and 48.0 for 48."""
+    if declared is float and type(value) is int:
+        return float(value)
+    if declared is int and type(value) is float and value.is_integer():
+        return int(value)
+    return value
 
 
 def _integer(config: PretrainedConfig, key: str, minimum: int = 1) -> int:

@@ -1,6 +1,6 @@
 """The tensors a model needs, checked against those a packed model holds before any is used.
 
-Nothing is ever made up: a missing tensor is an error that lists every missing name.
+Nothing is ever made up: a missing tensor is an error.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Weights:
         if linear is not None:
             rows = linear.packed.spec.shape[0]
         else:
-            rows = 0 if stored is None else len(self._model.tensors[stored])
+            rows = 0 if stored is None else next(iter(self._model.tensors[stored].shape), 0)
         return whole if rows == whole else hidden
 
     def projection(self) -> LinearNames | None:
@@ -247,11 +247,11 @@ class Weights:
     def _refuse(self, missing: list[str], wrong: list[str], unknown: list[str]) -> None:
         problems = []
         if missing:
-            problems.append(f"missing: {', '.join(missing)}")
+            problems.append(f"missing: {_listed(missing)}")
         if wrong:
-            problems.append(f"of another shape: {'; '.join(wrong)}")
+            problems.append(f"of another shape: {_listed(wrong, '; ')}")
         if unknown:
-            problems.append(f"of no known part: {', '.join(unknown)}")
+            problems.append(f"of no known part: {_listed(unknown)}")
         if problems:
             raise ValueError(
                 f"the packed model does not hold a {self._settings.config.model_type} "
@@ -262,6 +262,13 @@ class Weights:
 
 
 _PARTS = ("weight", "bias")
+_MOST_LISTED = 24
+
+
+def _listed(problems: list[str], between: str = ", ") -> str:
+    shown = between.join(problems[:_MOST_LISTED])
+    rest = len(problems) - _MOST_LISTED
+    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def _difference(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -> str:

@@ -66,10 +66,21 @@ def test_missing_fields_take_the_defaults_of_transformers() -> None:
         ("camembert", "CamembertForMaskedLM", "masked_lm"),
         ("xlm-roberta", "RobertaModel", "base"),  # the three families share every name
         ("mpnet", "MPNetForQuestionAnswering", "question_answering"),
+        ("bert", "BertForPreTraining", "masked_lm"),
     ],
 )
 def test_tasks(model_type: str, name: str, task: str) -> None:
     assert read_settings({"model_type": model_type, "architectures": [name]}).task == task
+
+
+def test_numbers_of_another_type_mean_the_same() -> None:
+    changes = {"layer_norm_eps": 1, "intermediate_size": 48.0, "initializer_range": 1}
+    nulls = {"use_cache": None, "hidden_dropout_prob": None, "attention_probs_dropout_prob": None}
+    settings = read_settings({**BERT, **changes, **nulls})
+    assert (settings.norm_eps, settings.intermediate) == (1.0, 48)
+    assert settings.config.use_cache is True
+    with pytest.raises(ValueError, match="intermediate_size"):
+        read_settings({**BERT, "intermediate_size": 48.5})
 
 
 def test_a_sentence_encoder_runs_the_base_model() -> None:

@@ -46,6 +46,23 @@ def test_every_missing_name_is_listed(make_reference: Any, make_packed: Any) -> 
         assert f"bert.encoder.layer.{name}" in str(error.value)
 
 
+def test_layers_that_config_json_makes_up_are_not_counted_out(
+    make_reference: Any, make_packed: Any
+) -> None:
+    packed = make_packed(make_reference("bert", "ForTokenClassification"))
+    packed.config["num_hidden_layers"] = 10**9
+    with pytest.raises(ValueError, match=r"missing: .*bert\.encoder\.layer\.2\.") as error:
+        SparseModel.from_packed(packed)
+    assert len(str(error.value)) < 2000
+
+
+def test_a_weight_without_axes_is_named(make_reference: Any, make_packed: Any) -> None:
+    packed = make_packed(make_reference("bert", "Model"))
+    packed.tensors["pooler.dense.weight"] = torch.tensor(1.0)
+    with pytest.raises(ValueError, match=r"pooler\.dense\.weight expected \[32, 32\], got \[\]"):
+        SparseModel.from_packed(packed)
+
+
 def test_wrong_shapes_are_named(make_reference: Any, make_packed: Any) -> None:
     packed = make_packed(make_reference("bert", "ForTokenClassification"))
     packed.config["num_labels"] = 4
