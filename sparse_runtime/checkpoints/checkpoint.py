@@ -16,7 +16,7 @@ from .draft import Draft, LazyTensor, Recognition, check_sizes
 from .errors import CheckpointError
 from .foreign import refuse_foreign
 from .layouts import finalise as finalise_layouts
-from .naming import is_ignored_buffer, normalise
+from .naming import family_of, is_ignored_buffer, normalise
 from .numbers import finite
 from .options import Options
 from .quantized import QuantizedLinear
@@ -125,6 +125,7 @@ def open_checkpoint(
         CheckpointError: there is no checkpoint, its files are damaged, or its layout is not
             supported or leaves something open; the message names the file or tensor and what to do.
     """
+    options = Options(finalise)
     directory = locate(
         source,
         finalise=finalise,
@@ -133,7 +134,6 @@ def open_checkpoint(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    options = Options(finalise)
     config = read_config(directory, options)
     reader = find_reader(directory, options.get("file", inside_path))
     container = reader.open(directory)
@@ -151,8 +151,13 @@ def open_checkpoint(
         container=container,
         tensors=dict(lazy),
         options=options,
-        dropped=dict.fromkeys(normal.dropped, "transformers rebuilds it"),
+        dropped=dict(normal.dropped),
     )
+    if normal.holder:
+        draft.steps.append(f"names without {normal.holder!r}, which all of the encoder begin with")
+    if config.get("model_type") is None and (family := family_of(lazy)):
+        draft.config["model_type"] = family
+        draft.steps.append(f"model_type = {family}, as layers are named: config.json has none")
     finalise_layouts(draft)
     draft.options.check_all_read()
     refuse_compressed(draft.where, draft.config)

@@ -13,6 +13,13 @@ Kind = Literal["encoder_linear", "embedding", "head", "norm", "other"]
 
 # Wrappers whose state dicts were saved unopened: DataParallel and torch.compile.
 _WRAPPERS = ("module.", "_orig_mod.")
+# What training frameworks put before the names of a model that they hold: Lightning,
+# sentence-transformers, Intel's Model-Compression-Research with a teacher beside.
+_HOLDERS = ("model.", "0.auto_model.", "student.")
+_TEACHERS = re.compile(r"teachers\.\d+\..+")
+# How the names of an encoder's layers begin, in the families that run.
+_BASE = r"((?P<family>bert|roberta|distilbert|electra|mpnet)\.)?"
+_LAYER = re.compile(rf"(?P<before>|.*?\.){_BASE}(encoder|transformer)\.layer\.\d+\..+")
 # LayerNorm as the first BERT checkpoints, written by TensorFlow's converter, call it.
 _OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
 # Counters 0, 1, 2, ... and zeros that transformers rebuilds by itself.
@@ -35,12 +42,14 @@ class Names:
     Attributes:
         stored: name used from here on -> name in the file.
         renamed: name in the file -> name used from here on, where they differ.
-        dropped: buffers that carry no information.
+        dropped: name in the file -> why it was left out.
+        holder: what stood before every name of the encoder, such as "model.", and was taken away.
     """
 
     stored: dict[str, str]
     renamed: dict[str, str]
-    dropped: tuple[str, ...]
+    dropped: dict[str, str]
+    holder: str = ""
 
 
 def is_ignored_buffer(name: str, dtype: str) -> bool:
@@ -49,18 +58,21 @@ def is_ignored_buffer(name: str, dtype: str) -> bool:
 
 
 def normalise(names: Iterable[str], ignored: Iterable[str] = ()) -> Names:
-    """Drop wrappers' prefixes and ignored buffers, and spell LayerNorm's tensors as today.
+    """Drop wrappers' prefixes, teachers and ignored buffers; spell LayerNorm's tensors as today.
 
     Raises:
         CheckpointError: two names become one.
     """
-    dropped = frozenset(ignored)
+    dropped = dict.fromkeys(sorted(ignored), "transformers rebuilds it")
+    modern = {old: _modern(old) for old in names if old not in dropped}
+    holder = _holder(modern.values())
     stored: dict[str, str] = {}
     renamed: dict[str, str] = {}
-    for old in names:
-        if old in dropped:
+    for old, spelled in modern.items():
+        if holder and _TEACHERS.fullmatch(spelled):
+            dropped[old] = "the teacher's"
             continue
-        new = _modern(old)
+        new = spelled.removeprefix(holder)
         if new in stored:
             raise CheckpointError(
                 f"{old!r} and {stored[new]!r} are two spellings of {new!r}; expected one of them: "
@@ -69,7 +81,22 @@ def normalise(names: Iterable[str], ignored: Iterable[str] = ()) -> Names:
         stored[new] = old
         if new != old:
             renamed[old] = new
-    return Names(stored, renamed, tuple(sorted(dropped)))
+    return Names(stored, renamed, dropped, holder)
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """The ``model_type`` that the names of all layers begin with, such as "bert"."""
+    matches = (match for name in names if (match := _LAYER.fullmatch(name)))
+    found = {None if match["before"] else match["family"] for match in matches}
+    return found.pop() if len(found) == 1 else None
+
+
+def _holder(names: Iterable[str]) -> str:
+    """What stands before every layer, where it is one of ``_HOLDERS``."""
+    matches = (_LAYER.fullmatch(name) for name in names if not _TEACHERS.fullmatch(name))
+    found = {match["before"] for match in matches if match}
+    before = found.pop() if len(found) == 1 else ""
+    return before if before in _HOLDERS else ""
 
 
 def _modern(name: str) -> str:

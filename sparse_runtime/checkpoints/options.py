@@ -16,14 +16,19 @@ class Options:
 
     Args:
         given: values, or their text as the command line has it.
+
+    Raises:
+        TypeError: it is no mapping, or its keys are no names.
     """
 
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(
-                "finalise: expected answers by name, such as {'threshold': 0.1}, got "
-                f"{type(given).__name__}"
+                f"finalise: expected a mapping such as {{'threshold': 0.1}}, got {given!r}"
             )
+        strange = [name for name in given or {} if not isinstance(name, str)]
+        if strange:
+            raise TypeError(f"finalise: expected names of options as keys, got {strange[0]!r}")
         self._given = dict(given or {})
         self._known: set[str] = set()
 

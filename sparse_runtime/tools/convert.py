@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,6 @@ from .. import __version__
 from ..checkpoints import (
     Checkpoint,
     CheckpointError,
-    is_packed,
     kind_of,
     natural_key,
     open_checkpoint,
@@ -27,11 +27,15 @@ from ..formats import Compression, CompressionNote, PackedWeight
 from ..store import PackedLinear, PackedModel, save, size_report
 from ..store.directories import read_path
 from ..store.tokenizer_files import has_tokenizer
-from .convert_report import ConvertReport, KeptTensor, LayerReport
+from .convert_checks import check_target, check_texts, refuse_requantizing
+from .convert_report import ConvertReport, KeptTensor, LayerReport, unpruned
 from .crop import Crop
 from .crop_plan import check_crop, plan_crop
 from .integers import linear_shape, pack_integers, packed_values
 from .one_shot import METHOD, read_method, solve_checkpoint
+from .runnable import check_weights, only_transformers, read_runnable
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -97,9 +101,10 @@ def convert(
         What was packed and kept, layer by layer, with sizes and errors.
 
     Raises:
-        TypeError: a path or ``finalise`` is of another type.
+        TypeError: a path, ``calibration`` or ``finalise`` is of another type.
         ValueError: arguments that are not understood or contradict each other; a checkpoint that
-            is not found, damaged, or in a layout that is not supported (CheckpointError).
+            is not found, damaged, in a layout that is not supported, or could not be loaded once
+            packed (CheckpointError).
         FileExistsError: ``out_dir`` is not empty and ``overwrite`` is not given.
     """
     start = time.perf_counter()
@@ -107,6 +112,7 @@ def convert(
         structure=structure, values=values, scales=scales, activations=activations, prune=prune
     )
     read_method(prune_method)
+    check_texts(calibration)
     if prune_method is not None and calibration is None:
         raise ValueError(
             f"prune_method {prune_method!r}: needs texts; give calibration, or leave it out to "
@@ -126,7 +132,8 @@ def convert(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    _check_target(target, checkpoint.directory, overwrite)
+    settings = read_runnable(checkpoint)
+    check_target(target, checkpoint.directory, overwrite)
     arguments = {
         "structure": structure,
         "values": values,
@@ -139,7 +146,7 @@ def convert(
         "finalise": _recorded(finalise or {}),
     }
     if checkpoint.linears:
-        _refuse_requantizing(checkpoint, arguments)
+        refuse_requantizing(checkpoint, arguments)
     check_crop(checkpoint, policy, crop, calibrated=calibration is not None)
     name = source_name(source, checkpoint.directory)
     provenance = _provenance(name, revision, checkpoint, arguments)
@@ -159,6 +166,12 @@ def convert(
     provenance["cropped"] = cut.to_dict()
     notes = {} if solved is None else solved.notes
     model, layers = _pack(checkpoint, policy, cut, provenance, progress, notes)
+    remarks = unpruned(prune, policy, layers)
+    if settings is None:
+        remarks.append(only_transformers(checkpoint))
+        logger.warning("%s: %s", name, remarks[-1])
+    else:
+        check_weights(model, settings)
     save(model, target, overwrite=overwrite)
     return ConvertReport(
         source=name,
@@ -174,6 +187,7 @@ def convert(
         tokenizer=has_tokenizer(target),
         size=size_report(model, target),
         seconds=time.perf_counter() - start,
+        notes=tuple(remarks),
     )
 
 
@@ -260,26 +274,6 @@ def _pack_one(
         raise CheckpointError(f"{stored}: {error}") from error
 
 
-def _refuse_requantizing(checkpoint: Checkpoint, arguments: dict[str, Any]) -> None:
-    """The file's own integers and their meaning are what is packed."""
-    plain = {
-        "values": "auto",
-        "scales": "row",
-        "activations": "auto",
-        "prune": None,
-        "calibration": None,
-    }
-    asked = [
-        f"{name}={arguments[name]!r}" for name, value in plain.items() if arguments[name] != value
-    ]
-    if asked:
-        raise CheckpointError(
-            f"{checkpoint.directory.name}: its linear layers are integers already "
-            f"({checkpoint.layout}), which are kept as they are; leave {', '.join(asked)} out, or "
-            "convert the float checkpoint that it was made from"
-        )
-
-
 def _bias(checkpoint: Checkpoint, module: str) -> Tensor | None:
     name = checkpoint.aliases.get(f"{module}.bias", f"{module}.bias")
     if name not in checkpoint.tensors:
@@ -311,22 +305,6 @@ def _rest(checkpoint: Checkpoint, modules: list[str]) -> tuple[dict[str, Tensor]
             # What it shared has gone into a packed layer, so it needs a copy of its own.
             tensors[other] = checkpoint.tensors[kept].clone()
     return tensors, aliases
-
-
-def _check_target(target: Path, source: Path, overwrite: bool) -> None:
-    """Refuse early what save would refuse after minutes of packing."""
-    if target.is_dir():
-        if source.resolve() in (target.resolve(), *target.resolve().parents):
-            raise ValueError(
-                f"out_dir {target}: lies in the source {source}; choose another directory"
-            )
-        if any(target.iterdir()) and not (overwrite and is_packed(target)):
-            raise FileExistsError(
-                f"out_dir {target}: expected a new or an empty directory, got one with files; "
-                "overwrite=True (--overwrite) replaces a packed model, and nothing else"
-            )
-    elif target.exists():
-        raise FileExistsError(f"out_dir {target}: expected a directory, got a file")
 
 
 def _recorded(finalise: Mapping[str, Any]) -> dict[str, Any]:

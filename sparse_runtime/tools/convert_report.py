@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints import Recognition, kind_of
-from ..formats import CompressionNote, PackedWeight
+from ..checkpoints.errors import listed
+from ..formats import Compression, CompressionNote, PackedWeight
 from ..store import SizeReport
 from .crop import CroppedLayer
 from .tables import add_rows_by_layer, human_bytes, layout_lines, new_table, percent, shape_text
@@ -105,6 +107,7 @@ class ConvertReport:
         tokenizer: whether the source has tokenizer files, which travel along.
         size: the size report of the packed model.
         seconds: wall time of the conversion.
+        notes: what the user did not ask for and should know.
     """
 
     source: str
@@ -120,6 +123,7 @@ class ConvertReport:
     tokenizer: bool
     size: SizeReport
     seconds: float
+    notes: tuple[str, ...] = ()
 
     @property
     def zeroed(self) -> int:
@@ -144,6 +148,7 @@ class ConvertReport:
             f"as they are ({human_bytes(kept)})",
             *self._cropped(),
             *([] if self.tokenizer else [NO_TOKENIZER]),
+            *(f"note: {note}" for note in self.notes),
             f"written to {self.directory} in {self.seconds:.1f} s",
         )
 
@@ -187,6 +192,22 @@ class ConvertReport:
                 f"{part.fp32 / part.packed:.2f}×" if part.packed else "",
             )
         return table
+
+
+def unpruned(prune: str | None, policy: Compression, layers: list[LayerReport]) -> list[str]:
+    """A note of the layers of which a share was to go that rounds to no block at all."""
+    share, structure = policy.sparsity, policy.structure
+    if not share or structure is None or structure.kind != "block":
+        return []
+    rows, cols = structure.rows, structure.cols
+    grids = ((layer.name, *layer.shape) for layer in layers)
+    whole = [name for name, r, c in grids if not round(share * ceil(r / rows) * ceil(c / cols))]
+    if not whole:
+        return []
+    return [
+        f"prune {prune!r} removed nothing of {listed(whole)}: the share rounds to no block of "
+        "theirs; take smaller ones"
+    ]
 
 
 def _cells(layers: list[LayerReport]) -> list[str]:

@@ -203,6 +203,7 @@ def test_integers_inside_of_bitmasks(
     opened: Callable[..., Checkpoint],
     pruned: dict[str, Tensor],
     write: Callable[..., Path],
+    model_config: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     dense, section = export_integers(pruned)
@@ -210,7 +211,7 @@ def test_integers_inside_of_bitmasks(
     checkpoint = opened(exported)
     assert torch.equal(checkpoint.linears[LAYER].load().weight, dense[f"{LAYER}.weight"])
     assert len(checkpoint.steps) == 2
-    directory = write(exported[0], config={**CONFIG, "quantization_config": exported[1]})
+    directory = write(exported[0], config={**model_config, "quantization_config": exported[1]})
     report = convert(directory, tmp_path / "packed", progress=False)
     assert {str(layer.structure) for layer in report.layers} == {"2:4"}
 

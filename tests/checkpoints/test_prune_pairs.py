@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,10 +57,13 @@ def test_pairs_open_as_after_prune_remove(
 
 
 def test_pairs_convert_to_the_zeros_of_the_masks(
-    bert: BertForMaskedLM, write: Callable[..., Path], tmp_path: Path
+    bert: BertForMaskedLM,
+    write: Callable[..., Path],
+    model_config: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     before, after = pruned_state(bert)
-    report = convert(write(before), tmp_path / "packed", progress=False)
+    report = convert(write(before, config=model_config), tmp_path / "packed", progress=False)
     zeros = {layer.name: layer.density for layer in report.layers}
     for name, density in zeros.items():
         weight = after[f"{name}.weight"]

@@ -273,15 +273,6 @@ def test_layers_that_share_a_weight_are_both_packed(model: BertModel, tmp_path: 
     assert packed.aliases == {}
 
 
-def test_a_layer_without_a_bias_stays_without(model: BertModel, tmp_path: Path) -> None:
-    state = {n: t for n, t in model.state_dict().items() if n != f"{QUERY}.bias"}
-    model.save_pretrained(tmp_path / "source", state_dict=state)
-    convert(tmp_path / "source", tmp_path / "out")
-    linears = store.load(tmp_path / "out").linears
-    assert linears[QUERY].bias is None
-    assert linears[KEY].bias is not None
-
-
 def test_companions_and_provenance_travel(source: Path, tmp_path: Path) -> None:
     convert(source, tmp_path / "out", prune="2:4")
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"version": "1.0"}'
