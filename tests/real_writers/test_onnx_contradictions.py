@@ -86,3 +86,13 @@ def test_another_epsilon_of_norms_in_parts(tmp_path: Path) -> None:
     change_config(tmp_path, layer_norm_eps=1e-5)
     with pytest.raises(CheckpointError, match=r"adds epsilon 1e-12, config\.json states .* 1e-05"):
         open_checkpoint(tmp_path)
+
+
+def test_positions_that_an_export_without_dynamic_shapes_has_folded(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    model = BertModel(BertConfig(**SIZES)).eval()
+    model.config.save_pretrained(tmp_path)
+    program = torch.onnx.export(model, (IDS, torch.ones_like(IDS)), dynamo=True, verbose=False)
+    program.save(tmp_path / "model.onnx")
+    with pytest.raises(CheckpointError, match=r"constant of shape \[\d, 8, 32\].*dynamic axes"):
+        open_checkpoint(tmp_path)

@@ -52,6 +52,11 @@ def _products(graph: Graph) -> Iterator[GraphLinear]:
         matrix = graph.constants.get(node.inputs[1])
         if matrix is None or len(matrix.shape) != 2:
             continue
+        if 0 in matrix.shape:
+            raise CheckpointError(
+                f"{graph.where}: {node.title}: expected a matrix of weights, got one of shape "
+                f"{list(matrix.shape)}; the file is damaged"
+            )
         by_row = node.op == "Gemm" and bool(node.attributes.get("transB", 0))
         weight = matrix if by_row else transposed(matrix, (1, 0))
         bias, adding, result = None, None, node.outputs[0]

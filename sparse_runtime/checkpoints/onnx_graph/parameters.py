@@ -51,6 +51,13 @@ def find_parameters(graph: Graph, linears: Sequence[GraphLinear]) -> list[Parame
             continue
         for value, part in _constants(graph, node):
             own = own_module(value)
+            if node.op in _VECTORS and math.prod(value.shape[:-1]) > 1:
+                raise CheckpointError(
+                    f"{graph.where}: {node.title} uses a constant of shape {list(value.shape)} "
+                    "where a vector is expected: the exporter has computed what depends on the "
+                    "inputs' sizes, such as positions; export with dynamic axes (dynamic_axes=, or "
+                    "dynamic_shapes= with dynamo=True) for batch and sequence"
+                )
             module = clean(node.scope) if node.scope else own
             if module is None:
                 raise CheckpointError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, listed
+from .arity import check_arity
 from .constants import Constant
 from .graph import Graph
 from .nodes import Node
@@ -50,6 +51,7 @@ def read_graph(path: Path) -> Graph:
     model = _parsed(path)
     proto = model.graph
     _refuse_operators(path.name, model)
+    check_arity(path.name, model)
     leaves: dict[str, Constant] = {}
     for tensor in proto.initializer:
         leaves[_fresh(tensor.name, leaves, path)] = _constant(tensor, tensor.name, path.parent)
@@ -233,12 +235,14 @@ def _external(tensor: Any, name: str, directory: Path, nbytes: int) -> tuple[Pat
 
 def _mapped(place: tuple[Path, int, int], shape: tuple[int, ...], dtype: str) -> Tensor:
     path, offset, nbytes = place
-    if not nbytes:
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
-    return _tensor(np.memmap(path, np.uint8, "r", offset, (nbytes,)), shape, dtype)
+    # A file cannot be mapped where there is nothing of it.
+    data = np.memmap(path, np.uint8, "r", offset, (nbytes,)) if nbytes else b""
+    return _tensor(data, shape, dtype)
 
 
 def _tensor(data: Any, shape: tuple[int, ...], dtype: str) -> Tensor:
+    if not math.prod(shape):
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
     # A copy: torch writes to what it is given, and protobuf's bytes are not to be written to.
     raw = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     return raw.view(getattr(torch, dtype)).reshape(shape)

@@ -318,3 +318,35 @@ def test_without_the_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert "pip install sparse-runtime[onnx]" in refusal(written[0])
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Softmax", "Transpose", "Cast", "Gather", "Add"])
+@pytest.mark.parametrize("emptied", [False, True])
+def test_nodes_that_lack_an_input(op: str, emptied: bool, model: Any, refusal: Any) -> None:
+    lame = next(node for node in model.graph.node if node.op_type == op)
+    del lame.input[-1]
+    if emptied:
+        lame.input.append("")
+    message = refusal(model)
+    assert f"model.onnx: {op} {lame.name}: input {len(lame.input) - emptied} is missing" in message
+
+
+def test_matrices_without_rows(model: Any, refusal: Any) -> None:
+    weight = initializer(model, WEIGHT)
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 0), np.int8), WEIGHT))
+    scale = initializer(model, SCALE)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.ones(1, np.float32), SCALE))
+    assert "expected a matrix of weights, got one of shape [8, 0]" in refusal(model)
+
+
+def test_a_vector_without_elements_is_read_as_it_is(
+    model: Any, written: tuple[bytes, str], tmp_path: Path
+) -> None:
+    bias = "encoder.layer.0.output.LayerNorm.bias"
+    empty = onnx.numpy_helper.from_array(np.zeros(0, np.float32), bias)
+    initializer(model, bias).CopyFrom(empty)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    (tmp_path / "config.json").write_text(written[1])
+    assert open_checkpoint(tmp_path, finalise=DYNAMIC).tensors[bias].shape == (0,)
+    with pytest.raises(CheckpointError, match=r"LayerNorm\.bias expected \[8\], got \[0\]"):
+        convert(tmp_path, tmp_path / "packed", finalise=DYNAMIC, progress=False)
