@@ -24,7 +24,8 @@ class Options:
     def __init__(self, given: Mapping[str, Any] | None = None) -> None:
         if given is not None and not isinstance(given, Mapping):
             raise TypeError(
-                f"finalise: expected a mapping such as {{'threshold': 0.1}}, got {given!r}"
+                "finalise: expected answers by name, such as {'threshold': 0.1}, got "
+                f"{type(given).__name__}"
             )
         strange = [name for name in given or {} if not isinstance(name, str)]
         if strange:
