@@ -8,12 +8,11 @@ from torch import Tensor
 from .errors import CheckpointError
 
 
-def finite(name: str, tensor: Tensor) -> Tensor:
+def real(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself.
 
     Raises:
-        CheckpointError: it has NaN or infinity, which comparing, rounding or masking would hide;
-            or it is complex, or float8, which torch does not compute with.
+        CheckpointError: it is complex, or float8, which torch does not compute with.
     """
     if tensor.is_complex() or (tensor.is_floating_point() and tensor.itemsize == 1):
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -21,7 +20,17 @@ def finite(name: str, tensor: Tensor) -> Tensor:
             f"{name}: expected real numbers of 16 bits or more, got {dtype}; the file is damaged, "
             "or of a layout that is not known"
         )
-    wrong = ~torch.isfinite(tensor)
+    return tensor
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself.
+
+    Raises:
+        CheckpointError: it has NaN or infinity, which comparing, rounding or masking would hide,
+            or is not :func:`real`.
+    """
+    wrong = ~torch.isfinite(real(name, tensor))
     if bool(wrong.any()):
         place = [int(i) for i in wrong.nonzero()[0]]
         raise CheckpointError(

@@ -60,6 +60,7 @@ def test_a_missing_tensor_is_refused(
     [
         (f"{LAYER}.module.weight_fake_quant.scale", torch.zeros(1), "finite number above 0, got 0"),
         (f"{LAYER}.module.weight_fake_quant.scale", torch.ones(32), "scale per channel"),
+        (f"{LAYER}.module.weight_fake_quant.scale", torch.ones(1) * 1j, "got complex64"),
         (f"{LAYER}.module.weight_fake_quant.zero_point", torch.tensor([1]), "zero point 0, got 1"),
         (f"{LAYER}.{STUB}.zero_point", torch.tensor([256]), "an integer from -128 to 255"),
         (f"{LAYER}.{STUB}.more", torch.ones(1), "got more besides"),

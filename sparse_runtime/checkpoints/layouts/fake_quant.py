@@ -19,6 +19,7 @@ from torch import Tensor
 from ...spec import ActivationSpec
 from ..draft import Draft, LazyTensor
 from ..errors import CheckpointError, listed
+from ..numbers import real
 from ..options import one_of
 
 INT8 = (-128, 127)
@@ -197,7 +198,7 @@ def _number(name: str, tensor: LazyTensor) -> float:
             f"{name}: expected one number for the whole tensor, got shape {list(tensor.shape)}; "
             "quantizers with a scale per channel are not supported in this layout"
         )
-    return float(tensor.load().item())
+    return float(real(name, tensor.load()).item())
 
 
 def _seen(name: str, tensor: LazyTensor) -> float | None:
