@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from .. import __version__
 from ..spec import ActivationSpec, LinearSpec
 from ..store import PackedLinear, PackedModel, load
+from ..store.directories import read_path
 from .directories import check_new, new_directory, save_tensors
 from .whole import check_whole, untied
 
@@ -41,7 +41,7 @@ def export_compressed_tensors(
         FileExistsError: there is something in ``out_dir``.
         ValueError: the model has what the format cannot state; the message names the layer.
     """
-    target = Path(out_dir).expanduser()
+    target = read_path("out_dir", out_dir).expanduser()
     check_new(target)
     packed = model if isinstance(model, PackedModel) else load(model)
     if packed.attention:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..store.companions import companion_files
+from ..store.directories import naming
 
 
 def check_new(out_dir: Path) -> None:
@@ -39,8 +40,9 @@ def new_directory(
         where that fails.
     """
     companions = {} if extra_files is None else companion_files(Path(extra_files))
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
+    with naming(out_dir):
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.", dir=out_dir.parent))
     try:
         yield staging
         for place, path in companions.items():

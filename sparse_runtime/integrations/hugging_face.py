@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from torch import Tensor
 
 from ..store import PackedModel, load
+from ..store.directories import read_path
 from .directories import check_new, new_directory, save_tensors
 from .whole import check_whole, untied
 
@@ -29,7 +29,7 @@ def export_hugging_face(
         FileExistsError: there is something in ``out_dir``.
         ValueError: layers lost heads, neurons or halves, which config.json has no words for.
     """
-    target = Path(out_dir).expanduser()
+    target = read_path("out_dir", out_dir).expanduser()
     check_new(target)
     packed = model if isinstance(model, PackedModel) else load(model)
     check_whole(packed, "plain checkpoints")

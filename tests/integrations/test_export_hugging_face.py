@@ -85,6 +85,10 @@ def test_what_cannot_be_said_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "plain" / "note.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="expected a new or an empty directory"):
         export_hugging_face(packed, tmp_path / "plain")
+    with pytest.raises(ValueError, match="out_dir: expected a path, got an empty string"):
+        export_hugging_face(packed, "")
+    with pytest.raises(OSError, match=r"cannot be written.*note\.txt/out"):
+        export_hugging_face(packed, tmp_path / "plain" / "note.txt" / "out")
     packed.config["intermediate_size"] = 64  # as if neurons had been cropped
     with pytest.raises(ValueError, match=r"encoder\.layer\.0: expected matrices .* crop='none'"):
         export_hugging_face(packed, tmp_path / "other")

@@ -175,6 +175,10 @@ def test_arguments_and_targets(packed: Callable[..., Path], tmp_path: Path) -> N
     directory = packed("bert", "fp32")
     with pytest.raises(ValueError, match="expected 'qdq' or 'dynamic'"):
         export(directory, tmp_path / "onnx", "float")
+    with pytest.raises(TypeError, match="packed_dir: expected a path, got NoneType"):
+        export(None, tmp_path / "onnx")
+    with pytest.raises(ValueError, match="out_dir: expected a path, got an empty string"):
+        export(directory, "")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FileExistsError, match="a new or an empty directory"):

@@ -53,7 +53,8 @@ def convert(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Texts, one a line, in view of which to prune and round; - is stdin.",
+            help="Texts in view of which to prune and round: one a line, or a table as prune's "
+            "--data takes it; - is stdin.",
             show_default="none",
         ),
     ] = None,

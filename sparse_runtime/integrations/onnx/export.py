@@ -12,6 +12,7 @@ from ...encoders.pipeline import runs_base_model
 from ...encoders.settings import read_settings
 from ...encoders.weights import Weights
 from ...ops import get_backend
+from ...store.directories import read_path
 from ..directories import check_new, new_directory
 from .encoder import EncoderGraph
 from .linear import Form
@@ -51,7 +52,8 @@ def export_onnx(packed_dir: str | Path, out_dir: str | Path, form: Form = "qdq")
         raise ImportError(
             "writing ONNX needs the package onnx; pip install sparse-runtime[onnx]"
         ) from error
-    source, target = Path(packed_dir).expanduser(), Path(out_dir).expanduser()
+    source = read_path("packed_dir", packed_dir).expanduser()
+    target = read_path("out_dir", out_dir).expanduser()
     check_new(target)
     packed = store.load(source)
     settings = read_settings(
