@@ -31,7 +31,7 @@ from .convert_checks import check_target, check_texts, refuse_requantizing
 from .convert_report import ConvertReport, KeptTensor, LayerReport, unpruned
 from .crop import Crop
 from .crop_plan import check_crop, plan_crop
-from .integers import linear_shape, pack_integers, packed_values
+from .integers import linear_bias, pack_integers, packed_values
 from .one_shot import METHOD, read_method, solve_checkpoint
 from .runnable import check_weights, only_transformers, read_runnable
 
@@ -237,7 +237,8 @@ def _pack(
         packed, note, nbytes = done[key]
         # What was solved before packing has lost something already.
         note = notes.get(module, note)
-        bias = cut.bias(module, _bias(checkpoint, module))
+        own = linear_bias(checkpoint, module)
+        bias = cut.bias(module, None if own is None else own.to(torch.float32))
         linears[module] = PackedLinear(packed, bias)
         layers.append(LayerReport.of(module, packed, note, nbytes))
     tensors, aliases = _rest(checkpoint, modules)
@@ -272,19 +273,6 @@ def _pack_one(
         raise  # names its tensor already
     except ValueError as error:
         raise CheckpointError(f"{stored}: {error}") from error
-
-
-def _bias(checkpoint: Checkpoint, module: str) -> Tensor | None:
-    name = checkpoint.aliases.get(f"{module}.bias", f"{module}.bias")
-    if name not in checkpoint.tensors:
-        return None
-    rows = linear_shape(checkpoint, module)[0]
-    if checkpoint.tensors.shape(name) != (rows,):
-        raise CheckpointError(
-            f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
-            f"{list(checkpoint.tensors.shape(name))}; the checkpoint is damaged"
-        )
-    return checkpoint.tensors[name].to(torch.float32)
 
 
 def _rest(checkpoint: Checkpoint, modules: list[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

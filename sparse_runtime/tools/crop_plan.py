@@ -28,7 +28,7 @@ from ..kernels.linear import reference as linear
 from ..ops.reference import quantizer
 from ..spec import FUNCTIONS, Structure, ValueSpec
 from .crop import Crop, CroppedLayer
-from .integers import linear_shape, packed_values
+from .integers import linear_bias, linear_shape, packed_values
 
 CHOICES = ("auto", "fold", "none")
 
@@ -263,22 +263,11 @@ class _Planner:
         """float32 [out, in]: the weight, or its integers, which are 0 where it is."""
         if module in self._checkpoint.linears:
             return self._checkpoint.linears[module].centred().float()
-        return self._checkpoint.tensors[self._stored(f"{module}.weight")].float()
+        name = f"{module}.weight"
+        return self._checkpoint.tensors[self._checkpoint.aliases.get(name, name)].float()
 
     def _bias(self, module: str) -> Tensor | None:
-        name, tensors = self._stored(f"{module}.bias"), self._checkpoint.tensors
-        if name not in tensors:
-            return None
-        rows = self._shape(module)[0]
-        if tensors.shape(name) != (rows,):
-            raise CheckpointError(
-                f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
-                f"{list(tensors.shape(name))}; the checkpoint is damaged"
-            )
-        return tensors[name]
-
-    def _stored(self, name: str) -> str:
-        return self._checkpoint.aliases.get(name, name)
+        return linear_bias(self._checkpoint, module)
 
 
 def _part(base: str, producers: Sequence[str], reader: str) -> _Part:

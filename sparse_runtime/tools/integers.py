@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..checkpoints import Checkpoint, QuantizedLinear
+from ..checkpoints import Checkpoint, CheckpointError, QuantizedLinear
 from ..formats import CompressionNote, PackedWeight, observe, pack
 from ..spec import FLOAT_DTYPES, LinearSpec, Structure, ValueSpec
 
@@ -19,6 +19,24 @@ def linear_shape(checkpoint: Checkpoint, module: str) -> tuple[int, ...]:
     if module in checkpoint.linears:
         return checkpoint.linears[module].shape
     return checkpoint.tensors.shape(_stored(checkpoint, module))
+
+
+def linear_bias(checkpoint: Checkpoint, module: str) -> Tensor | None:
+    """A layer's bias as it is stored, or None.
+
+    Raises:
+        CheckpointError: it has not one value an output.
+    """
+    name = checkpoint.aliases.get(f"{module}.bias", f"{module}.bias")
+    if name not in checkpoint.tensors:
+        return None
+    rows, shape = linear_shape(checkpoint, module)[0], checkpoint.tensors.shape(name)
+    if shape != (rows,):
+        raise CheckpointError(
+            f"{name}: expected {rows} values, one an output of {module}.weight, got shape "
+            f"{list(shape)}; the checkpoint is damaged"
+        )
+    return checkpoint.tensors[name]
 
 
 def packed_values(checkpoint: Checkpoint, module: str, asked: ValueSpec) -> ValueSpec:
