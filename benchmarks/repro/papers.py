@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparse_runtime.benchmarks.repro.experiments import TEACHER, Experiment
+from sparse_runtime.benchmarks.repro.experiments import DENSE, TEACHER, Experiment
 from sparse_runtime.benchmarks.repro.table import (
     EMBEDDING,
     EPOCHS,
@@ -46,7 +46,13 @@ def prune_once_for_all() -> tuple[Experiment, ...]:
     group = "Prune Once for All"
     found = [
         Experiment(
-            name, group, recipe="prune-once-for-all", changes=(*_MASKED_LM, *more), against=against
+            name,
+            group,
+            recipe="prune-once-for-all",
+            # All but its last stage is what is measured without quantization-aware training.
+            given={TEACHER: DENSE, **({"transfer": _NO_QAT} if name == whole else {})},
+            changes=(*_MASKED_LM, *more),
+            against=against,
         )
         for name, (more, against) in variants.items()
     ]

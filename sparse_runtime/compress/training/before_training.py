@@ -59,7 +59,7 @@ class Checks:
         Raises:
             ValueError: with stage and key.
         """
-        for stage in self.recipe.stages:
+        for stage in self.recipe.needed(self.given):
             check_stage(stage)
             if stage.name in self.given:
                 with in_stage(stage):

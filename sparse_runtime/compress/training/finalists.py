@@ -134,7 +134,8 @@ def train_found(
         ValueError: nothing is within the limit, or the recipe cannot train what is the best.
     """
     recipe, first = runner.recipe, _first(runner.recipe)
-    before = recipe.stages[:first]
+    searched = recipe.stages[first:]
+    before = [stage for stage in runner.stages if stage not in searched]
     file = workspace.folder / FOUND
     if not file.is_file():
         costs = _costs(wanted, runner, pace)
@@ -252,7 +253,8 @@ def _train(
     place = workspace.folder / f"candidate-{number}"
     own = Workspace(place, {}, resume=is_unfinished(place))
     trainer = _runner(runner, one.configuration, given)
-    stages = [trainer.stage(stage, own, pace) for stage in trainer.recipe.stages[len(given) :]]
+    searched = [stage for stage in trainer.stages if stage.name not in given]
+    stages = [trainer.stage(stage, own, pace) for stage in searched]
     return own.model(trainer.recipe.stages[-1].name), stages
 
 

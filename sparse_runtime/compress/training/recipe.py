@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -229,6 +230,25 @@ class Recipe:
             return stage.start
         index = self.stages.index(stage)
         return self.stages[index - 1].name if index else MODEL
+
+    def needed(self, given: Collection[str]) -> tuple[Stage, ...]:
+        """Stages that are left where models are given: not those that served the given ones alone.
+
+        Args:
+            given: names of stages that models stand for; these are among what is returned.
+        """
+        unneeded = self._rest_on(given, ()) - self._rest_on([self.stages[-1].name], given)
+        return tuple(s for s in self.stages if s.name in given or s.name not in unneeded)
+
+    def _rest_on(self, names: Collection[str], given: Collection[str]) -> set[str]:
+        """These stages and all that they start from or learn from, as far as what is given."""
+        found = set(names)
+        for stage in reversed(self.stages):
+            if stage.name in found and stage.name not in given:
+                found.add(self.start_of(stage))
+                if stage.teacher is not None:
+                    found.add(stage.teacher)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as a YAML file would hold them; options stand beside their neighbours."""

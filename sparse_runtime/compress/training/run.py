@@ -65,7 +65,8 @@ def train(
         resume: go on with an unfinished training, to the very result it would have had; there
             must be one. Of another recipe, the stages before the first that differs are kept; a
             warning names those that begin again.
-        given: stage -> directory of a model that stands for the stage's; it is not trained.
+        given: stage -> directory of a model that stands for the stage's. It is not trained, and
+            neither are stages that nothing else needs.
         device: where to train.
         pooling: how an encoder without a head makes one vector of a text, instead of the recipe's.
         save_every: optimizer steps between checkpoints; None keeps whole stages alone.
@@ -138,7 +139,7 @@ def train(
             check_paper_out(paper, recipe, out_dir, workspace)
         if search is None:
             winner = None
-            stages = tuple(runner.stage(stage, workspace, pace) for stage in recipe.stages)
+            stages = tuple(runner.stage(stage, workspace, pace) for stage in runner.stages)
             result = workspace.model(recipe.stages[-1].name)
         else:
             winner = train_found(search, runner, workspace, pace)

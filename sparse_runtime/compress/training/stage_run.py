@@ -80,6 +80,9 @@ class StageRunner:
         given: stage -> directory of a model that stands for the stage's.
         paper: write the last stage's model in its paper's own files too.
 
+    Attributes:
+        stages: those that are trained or given, in their order.
+
     Raises:
         ValueError: a given stage is not in the recipe, or is its last; or a model is quantized,
             packed, or stored in a way that transformers would misread.
@@ -113,8 +116,9 @@ class StageRunner:
         for directory in self.given.values():
             check_given(directory)
         self.tokenizer = load_tokenizer(source)
-        self._stages = {stage.name: stage for stage in recipe.stages}
-        embeds = any(stage.task == "embedding" for stage in recipe.stages)
+        self.stages = recipe.needed(self.given)
+        self._stages = {stage.name: stage for stage in self.stages}
+        embeds = any(stage.task == "embedding" for stage in self.stages)
         self.pooling = sentence_pooling(source, recipe.pooling) if embeds else "mean"
 
     def check(self) -> None:

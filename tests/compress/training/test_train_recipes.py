@@ -10,6 +10,7 @@ import torch
 
 import sparse_runtime as sr
 from sparse_runtime.compress.training.reading import load_recipe, recipe_names
+from sparse_runtime.compress.training.recipe import Recipe
 from sparse_runtime.compress.training.run import train
 
 # Recipe -> the share of zeros that its result has in the encoder's matrices.
@@ -118,6 +119,45 @@ def test_a_given_teacher_is_not_trained(checkpoints, labelled, tmp_path) -> None
         given={"teacher": tmp_path / "dense"},
     )
     assert [stage.steps for stage in report.stages] == [0, 2]
+
+
+def test_what_a_given_model_alone_needed_is_not_trained(checkpoints, labelled, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    recipe = load_recipe("prune-once-for-all", SHORT)
+    model = checkpoints["bert"]
+    train(model, replace(recipe, stages=recipe.stages[:4]), labelled, tmp_path / "transfer")
+    train(model, replace(recipe, stages=recipe.stages[2:3]), labelled, tmp_path / "teacher")
+    given = {name: tmp_path / name for name in ("teacher", "transfer")}
+    report = train(model, recipe, labelled, tmp_path / "out", given=given)
+    steps = {stage.name: stage.steps for stage in report.stages}
+    assert steps == {"teacher": 0, "transfer": 0, "quantize": 6}
+    # The very model that all stages in one run give.
+    train(model, recipe, labelled, tmp_path / "whole")
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+def test_stages_left_where_models_are_given() -> None:
+    recipe = load_recipe("prune-once-for-all")
+
+    def left(*given: str) -> list[str]:
+        return [stage.name for stage in recipe.needed(given)]
+
+    every = ["teacher-preparation", "prune", "teacher", "transfer", "quantize"]
+    assert left() == left("teacher-preparation") == left("teacher") == every
+    assert left("prune") == every[1:]
+    # Its teacher teaches the last stage too; said or not, a model that is given stays.
+    assert left("transfer") == every[2:]
+    assert left("transfer", "prune") == every[1:]
+
+
+def test_a_stage_that_nothing_needs_is_trained_as_ever() -> None:
+    plain = load_recipe("dense").stages[0]
+    first, second, third = (replace(plain, name=name) for name in ("a", "b", "c"))
+    recipe = Recipe("own", (first, replace(second, start="model"), replace(third, start="b")))
+    assert [stage.name for stage in recipe.needed(["b"])] == ["a", "b", "c"]
 
 
 def test_an_interrupted_recipe_goes_on(checkpoints, labelled, tmp_path, monkeypatch) -> None:
