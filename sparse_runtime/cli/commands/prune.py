@@ -137,8 +137,8 @@ def prune(
         typer.Option(
             "--stage",
             metavar="STAGE=DIRECTORY",
-            help="A model that stands for a recipe's stage, such as a teacher, and for what that stage "
-            "alone needed; may be repeated.",
+            help="A model that stands for a recipe's stage, such as a teacher, and for the stages "
+            "that served it alone; may be repeated.",
             show_default=False,
         ),
     ] = None,
