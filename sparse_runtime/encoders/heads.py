@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..ops import Norm, PreparedLinear, TokenBatch
+from ..ops import Backend, Norm, PreparedLinear, TokenBatch
 from .architecture import HIDDEN_ACT
 from .dense import DenseLinear
 from .families import MASKED, QUESTION, SEQUENCE, TOKEN
-from .inputs import first_tokens, restore_padding, starts_with_first_tokens
+from .inputs import first_tokens, starts_with_first_tokens
 from .settings import BASE, Settings
 from .weights import Weights
 
@@ -24,10 +24,12 @@ class Head:
     Args:
         settings: says which task.
         weights: where the tensors come from.
+        backend: restores the padding.
     """
 
-    def __init__(self, settings: Settings, weights: Weights) -> None:
+    def __init__(self, settings: Settings, weights: Weights, backend: Backend) -> None:
         self.task = settings.task
+        self._restored = backend.restore_padding
         self._steps: list[tuple[PreparedLinear | DenseLinear, str | None, Norm | None]] = []
         for step, names in weights.head_linears():
             activation = settings.activation if step.activation == HIDDEN_ACT else step.activation
@@ -45,7 +47,7 @@ class Head:
         Raises:
             ValueError: the head reads the first token and that is masked.
         """
-        hidden = tuple(restore_padding(s, batch) for s in states) if every_layer else None
+        hidden = tuple(self._restored(s, batch) for s in states) if every_layer else None
         if self.task == BASE:
             return self._base(states[-1], batch, hidden)
         if self.task == SEQUENCE:
@@ -69,7 +71,7 @@ class Head:
         if self._steps and starts_with_first_tokens(batch):
             pooled = self._run(last[first_tokens(batch)])
         return BaseModelOutputWithPooling(
-            last_hidden_state=restore_padding(last, batch),
+            last_hidden_state=self._restored(last, batch),
             pooler_output=pooled,
             hidden_states=hidden,
         )
@@ -92,7 +94,7 @@ class Head:
     ) -> ModelOutput:
         from transformers import modeling_outputs
 
-        logits = restore_padding(self._run(last), batch)
+        logits = self._restored(self._run(last), batch)
         if self.task == QUESTION:
             start, end = (logits[..., i].contiguous() for i in range(2))
             return modeling_outputs.QuestionAnsweringModelOutput(

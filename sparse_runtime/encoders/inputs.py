@@ -155,16 +155,6 @@ def _move(
     return batch, dict(zip(ids, moved, strict=True))
 
 
-def restore_padding(tokens: Tensor, batch: TokenBatch) -> Tensor:
-    """[tokens, features] -> [batch, sequence, features], zeros at masked positions."""
-    size = (batch.batch_size, batch.seq_len, tokens.shape[1])
-    if tokens.shape[0] == batch.batch_size * batch.seq_len:
-        return tokens.view(size)
-    padded = tokens.new_zeros(batch.batch_size * batch.seq_len, tokens.shape[1])
-    padded[batch.index] = tokens
-    return padded.view(size)
-
-
 def starts_with_first_tokens(batch: TokenBatch) -> bool:
     """Whether the first column of every row is a real token."""
     if batch.leads is not None:

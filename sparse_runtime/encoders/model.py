@@ -318,7 +318,8 @@ class SparseModel(SentenceModel):
             raise ValueError("device meta: expected one that holds data; nothing is packed there")
         backend = get_backend(self._choice, device, dtype)
         weights = Weights(self.packed, self._settings, backend)
-        stack, head = Stack(self._settings, weights, backend), Head(self._settings, weights)
+        stack = Stack(self._settings, weights, backend)
+        head = Head(self._settings, weights, backend)
         self._backend, self._stack, self._head = backend, stack, head
         self.unused_tensors = weights.unused
         self._sentence = None

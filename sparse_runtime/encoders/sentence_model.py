@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import Backend
 from ..store.companions import Companions
-from .inputs import read_inputs, restore_padding
+from .inputs import read_inputs
 from .pooling import pool
 from .settings import Settings
 from .stack import Stack
@@ -92,7 +92,7 @@ class SentenceModel(nn.Module):
         pooled = backend.pool(tokens, batch, modes)
         if pooled is None:
             mask = attention_mask.to(tokens.device) != 0
-            pooled = pool(restore_padding(tokens, batch), mask, modes)
+            pooled = pool(backend.restore_padding(tokens, batch), mask, modes)
         return pooled
 
     def _without_autocast(self) -> AbstractContextManager[Any]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..kernels.attention import reference as attention_reference
 from ..kernels.embedding import reference as embedding_reference
+from ..kernels.padding import reference as padding_reference
 from ..kernels.padding.operands import Padded
 from ..spec import QuantizedAttention
 from .choose import Decision, check_backend, choose
@@ -192,6 +193,13 @@ class Backend:
         by sentence-transformers' names; None where plain PyTorch does as well."""
         return None
 
+    def restore_padding(self, tokens: Tensor, batch: TokenBatch) -> Tensor:
+        """Float [tokens, features] -> [batch, sequence, features], zeros at masked positions."""
+        features, rows = tokens.shape[1], batch.batch_size * batch.seq_len
+        if len(tokens) < rows:
+            tokens = self._repad(tokens, batch.index, rows)
+        return tokens.view(batch.batch_size, batch.seq_len, features)
+
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
         """Row-major float [tokens, features] -> this backend's form, for the batch they are of."""
         return tokens
@@ -199,6 +207,9 @@ class Backend:
     def to_tokens(self, x: Activation) -> Tensor:
         """This backend's form -> row-major [tokens, features]."""
         return x
+
+    def _repad(self, tokens: Tensor, index: Tensor, rows: int) -> Tensor:
+        return padding_reference.repad(tokens, index, rows)
 
     def _normalize(self, x: Tensor, norm: Norm | None) -> Tensor:
         return x if norm is None else norm.apply(x)

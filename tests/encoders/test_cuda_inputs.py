@@ -13,7 +13,6 @@ pytest.importorskip("triton")
 from sparse_runtime.encoders.inputs import (
     first_tokens,
     read_inputs,
-    restore_padding,
     starts_with_first_tokens,
 )
 from sparse_runtime.encoders.settings import read_settings
@@ -77,7 +76,11 @@ def test_kernels_read_the_same_tokens(
     assert got.leads is starts_with_first_tokens(batch)
     assert torch.equal(first_tokens(got), first_tokens(batch))
     tokens = torch.randn(len(got.index), 5, device=DEVICE)
-    assert torch.equal(restore_padding(tokens, got), restore_padding(tokens, batch))
+    restored, expected = (
+        backends[name].restore_padding(tokens, of)
+        for name, of in (("cuda", got), ("reference", batch))
+    )
+    assert torch.equal(restored, expected) and restored.shape == (4, 7, 5)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,11 @@ class CudaBackend(Backend):
             return None
         return pool(tokens, batch.starts.to(torch.int32), batch.row_positions, modes)
 
+    def _repad(self, tokens: Tensor, index: Tensor, rows: int) -> Tensor:
+        from ...kernels.padding.repad_triton import repad
+
+        return repad(tokens, index, rows)
+
     def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
         reason = self._attention_refuses(head_size, quantized)
         if reason is None:
