@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from .models import load_model
 from .one_shot_scores import Configuration, Found, Scored
 from .recipe import MODEL, Recipe, Stage
 from .report import StageReport
-from .stage_run import Pace, StageRunner
+from .stage_run import Diverged, Pace, StageRunner
 from .task_data import evaluation_texts, training_texts
 from .workspace import FOUND, Workspace, is_unfinished, write_text
 
@@ -39,13 +40,13 @@ class SearchReport:
         wanted: what was searched for.
         found: candidates and their one-shot scores.
         trained: of each that was trained, the best by its score first, the metrics on the
-            development part.
+            development part; None of one whose training diverged.
         chosen: which of these is the result, from 0.
     """
 
     wanted: FormatSearch
     found: Found
-    trained: tuple[dict[str, float], ...]
+    trained: tuple[dict[str, float] | None, ...]
     chosen: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class SearchReport:
                 _in_words(one.configuration) + (" *" if number == self.chosen else ""),
                 f"{one.cost:.4g}",
                 f"{one.score:.4f}",
-                ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()),
+                "diverged" if metrics is None else _in_numbers(metrics),
             )
         return table
 
@@ -132,6 +133,7 @@ def train_found(
 
     Raises:
         ValueError: nothing is within the limit, or the recipe cannot train what is the best.
+        Diverged: every candidate did; of the first.
     """
     recipe, first = runner.recipe, _first(runner.recipe)
     searched = recipe.stages[first:]
@@ -148,14 +150,21 @@ def train_found(
     given = {stage.name: _model(stage.name, runner, workspace) for stage in before}
     best = found.scored[: wanted.top]
     _check_all([one.configuration for one in best], runner, given)
-    trained = [
-        _train(number, one, given, runner, workspace, pace) for number, one in enumerate(best)
-    ]
-    metrics = tuple(stages[-1].development for _, stages in trained)
+    trained: dict[int, tuple[Path, list[StageReport]]] = {}
+    failures: list[Diverged] = []
+    for number, one in enumerate(best):
+        try:
+            trained[number] = _train(number, one, given, runner, workspace, pace)
+        except Diverged as error:
+            warnings.warn(f"left out: {_in_words(one.configuration)}: {error}", stacklevel=3)
+            failures.append(error)
+    if not trained:
+        raise failures[0]
+    metrics = {number: stages[-1].development for number, (_, stages) in trained.items()}
     task = recipe.stages[-1].task
-    chosen = min(range(len(best)), key=lambda number: (*rank(task, metrics[number]), number))
+    chosen = min(trained, key=lambda number: (*rank(task, metrics[number]), number))
     folder, stages = trained[chosen]
-    report = SearchReport(wanted, found, metrics, chosen)
+    report = SearchReport(wanted, found, tuple(map(metrics.get, range(len(best)))), chosen)
     _record(folder, report)
     earlier = tuple(runner.stage(stage, workspace, pace) for stage in before)
     return Winner(folder, (*earlier, *stages), report)
@@ -276,6 +285,10 @@ def _record(folder: Path, report: SearchReport) -> None:
     said = {**record, "search": report.to_dict()}
     write_text(folder / RECORD_FILE, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
     write_text(folder / TABLE, json.dumps(report.found.to_dict()) + "\n")
+
+
+def _in_numbers(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def _in_words(configuration: Configuration) -> str:

@@ -56,11 +56,15 @@ class Pace:
                 raise ValueError(f"{name} {steps}: expected 1 step or more")
 
 
+class Diverged(ValueError):
+    """A training left parameters that are not finite."""
+
+
 def refuse_diverged(model: nn.Module, stage: Stage) -> None:
-    """Raise ValueError for a parameter with NaN or infinities: no model to write."""
+    """Raise Diverged for a parameter with NaN or infinities: no model to write."""
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise ValueError(
+            raise Diverged(
                 f"stage {stage.name!r}: the training has diverged ({name} has values that are not "
                 f"finite); lower learning_rate {stage.learning_rate:g} (--set {stage.name}."
                 f"learning_rate={stage.learning_rate / 10:g}); resume (--resume) keeps the stages "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 import sparse_runtime as sr
@@ -24,7 +26,7 @@ from sparse_runtime.compress.training.format_search import with_formats
 from sparse_runtime.compress.training.one_shot_scores import OneShot
 from sparse_runtime.compress.training.reading import load_recipe
 from sparse_runtime.compress.training.run import train
-from sparse_runtime.compress.training.stage_run import StageRunner
+from sparse_runtime.compress.training.stage_run import Diverged, StageRunner
 from sparse_runtime.compress.training.trainer import PrunerCallback
 from sparse_runtime.compress.training.workspace import FOUND
 from sparse_runtime.spec import DYNAMIC_ACTIVATIONS
@@ -69,6 +71,34 @@ def test_the_best_by_the_development_part_is_kept(
     integers = {part: one.values.dtype for part, one in chosen.items() if one.values.is_integer}
     for layer in sr.convert(out, tmp_path / "packed").layers:
         assert layer.values == integers.get(component(layer.name), layer.values)
+
+
+def test_a_training_that_diverges_is_left_out(
+    search: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_one = finalists._train
+
+    def first_diverges(number: int, *arguments: Any) -> Any:
+        if number == 0:
+            raise Diverged("candidate 0 has diverged")
+        return train_one(number, *arguments)
+
+    monkeypatch.setattr(finalists, "_train", first_diverges)
+    with pytest.warns(UserWarning, match="left out: .*candidate 0 has diverged"):
+        report = search(FEW)
+    first, second = report.search.to_dict()["trained"]
+    assert first["development"] is None and second["development"] == report.stages[-1].development
+    assert report.search.chosen == 1
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.search)
+    assert "diverged" in console.export_text()
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_a_search_whose_trainings_all_diverge_says_so(search: Callable[..., Any]) -> None:
+    told = [f"compress.{said}" for said in ("learning_rate=1e30", "warmup=0", "clip=0")]
+    with pytest.raises(Diverged, match=r"stage 'compress': the training has diverged \(bert"):
+        search(FEW, changes=(*SHORT, *told))
 
 
 def test_a_search_goes_on_where_it_was_cut_off(
