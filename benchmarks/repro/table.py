@@ -27,7 +27,10 @@ def stage(name: str, *changes: str) -> tuple[str, ...]:
 
 
 def student(name: str, epochs: int = EPOCHS, rate: str = "5.0e-4") -> tuple[str, ...]:
-    """What every stage that trains a student shares."""
+    """What every stage that trains a student shares.
+
+    All of it learns: so few steps need the embeddings, which movement pruning's authors freeze.
+    """
     return stage(
         name,
         f"epochs={epochs}",

@@ -61,7 +61,8 @@ def hidden_states(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Te
 def squarehead(student: Sequence[Tensor], teacher: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Squared error of hidden states over the teacher's own mean square, summed over layers.
 
-    Every layer weighs the same, whatever its scale. Source: SquareHead, Kurtic et al., "Sparse
+    Every layer weighs the same, whatever its scale, and so does what the embeddings give, which the
+    authors' code leaves out. Source: SquareHead, Kurtic et al., "Sparse
     Fine-tuning for Inference Acceleration of Large Language Models", arXiv 2310.06927.
 
     Args:
