@@ -1,4 +1,4 @@
-"""What a model is given: full batches of one length, or real sentences of many."""
+"""What a model is given: full batches of one length, or real sentences, or random ones as long."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparse_runtime.benchmarks.sentence_lengths import sentence_lengths
 from sparse_runtime.benchmarks.sentences import sentences
 
 _FULL = re.compile(r"(\d+)x(\d+)")
-_RAGGED = re.compile(r"ragged:(\d+)")
+_RAGGED = re.compile(r"(ragged|lengths):(\d+)")
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Workload:
     """One batch.
 
     Attributes:
-        name: "BATCHxLENGTH" or "ragged:BATCH".
+        name: "BATCHxLENGTH", "ragged:BATCH" or "lengths:BATCH".
         inputs: ``input_ids`` and ``attention_mask`` [batch, length].
     """
 
@@ -66,10 +67,20 @@ def ragged_batch(texts: Sequence[str], tokenizer: Any, max_length: int) -> Workl
     return Workload(f"ragged:{len(texts)}", inputs)
 
 
+def random_batch(lengths: Sequence[int], vocabulary: int, seed: int = 0) -> Workload:
+    """Random tokens, so many in each row, padded to the longest."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (len(lengths), max(lengths))
+    ids = torch.randint(vocabulary, size, generator=generator)
+    mask = (torch.arange(size[1]) < torch.tensor(lengths).unsqueeze(1)).to(ids.dtype)
+    inputs = {"input_ids": ids * mask, "attention_mask": mask}
+    return Workload(f"lengths:{len(lengths)}", inputs)
+
+
 def make_workload(
     text: str, *, vocabulary: int, max_length: int, tokenizer_from: Path | None
 ) -> Workload | str:
-    """Read "8x128" or "ragged:32".
+    """Read "8x128", "ragged:32" or "lengths:32".
 
     Args:
         text: what to make.
@@ -91,11 +102,17 @@ def make_workload(
             )
         return full_batch(batch, length, vocabulary)
     match = _RAGGED.fullmatch(text)
-    if not match or int(match[1]) < 1:
-        raise ValueError(f"workload {text!r}: expected 'BATCHxLENGTH' or 'ragged:BATCH'")
+    if not match or int(match[2]) < 1:
+        raise ValueError(
+            f"workload {text!r}: expected 'BATCHxLENGTH', 'ragged:BATCH' or 'lengths:BATCH'"
+        )
+    batch = int(match[2])
+    if match[1] == "lengths":
+        lengths = [min(length, max_length) for length in sentence_lengths(batch)]
+        return random_batch(lengths, vocabulary)
     if tokenizer_from is None:
         return f"{text}: skipped, the model has no tokenizer to read sentences with"
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from, local_files_only=True)
-    return ragged_batch(sentences(int(match[1])).texts, tokenizer, max_length)
+    return ragged_batch(sentences(batch).texts, tokenizer, max_length)

