@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Everything that only a machine with an NVIDIA GPU can say, without network and without installing:
 # tests on the GPU, the same under compute-sanitizer, tuning, benchmarks against peers, and a short
-# table last. Each part can be run by itself, in any order, and its steps end within ten minutes. Before
-# them come the build, at most 5 minutes (build once, then BUILD=0), and in parts 3 to 10, once for a
-# device and a commit, a short test of hand-written kernels, at most 3.
+# table last. Each part can be run by itself, in any order, and its steps end within ten minutes, of which
+# the build takes up to 5 (build once, then BUILD=0) and in parts 3 to 10, once for a device, a commit and
+# a library, a short test of hand-written kernels up to 3. Parts 3 to 10 go on where the last call left off.
 #
 #   benchmarks/gpu_check.sh             all parts
 #   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
 #                                       4 linear layers   5 encoders         6 the table alone
 #                                       7 dense and 2:4 int8 products, 8 unstructured ones
 #                                       9 and 10 the same in bf16
+#   benchmarks/gpu_check.sh --again     (with --part or without) cases too whose results are there already
 #
 #   PYTHON                 interpreter with torch, triton and pytest (default: python3)
 #   OUT                    folder for results (default: benchmarks/results); what is printed is in its log too
@@ -23,12 +24,36 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+parts=10
+usage() { sed -n '2,/^set /{s/^# \{0,1\}//p}' benchmarks/gpu_check.sh; }
+refuse() {
+  printf 'error: %s\n\n%s\n' "$1" "$(usage)" >&2
+  exit 2
+}
+part=all again=()
+while (($#)); do
+  case $1 in
+    --part)
+      part=${2:-}
+      if ! [[ $part =~ ^[1-9][0-9]?$ ]] || ((part > parts)); then
+        refuse "--part takes 1 to $parts, got ${part:-nothing}"
+      fi
+      shift
+      ;;
+    --again) again=(--again) ;;
+    -h | --help)
+      usage
+      exit
+      ;;
+    *) refuse "expected --part or --again, got $1" ;;
+  esac
+  shift
+done
+
 python=${PYTHON:-python3}
 out=${OUT:-benchmarks/results}
-part=all
-if [[ ${1:-} == --part ]]; then part=${2:?--part takes 1 to 10}; fi
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-# Some containers have PyTorch's float32 products rounded to tf32: tests are measured against these.
+# PyTorch would round its float32 products to tf32 where the second is set: tests compare with these.
 unset TRITON_INTERPRET TORCH_ALLOW_TF32_CUBLAS_OVERRIDE
 
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' || {
@@ -55,20 +80,45 @@ if [[ ${BUILD:-1} != 0 ]]; then
     echo "the C++ extension is not built: that takes a compiler, pybind11 and setuptools 77 or later" >&2
 fi
 
-wanted() { [[ $part == all || $part == "$1" ]]; }
+# Of all parts, each has ten minutes of its own; one alone shares them with what came before.
+wanted() {
+  if [[ $part == all ]]; then SECONDS=0; fi
+  [[ $part == all || $part == "$1" ]]
+}
 
 failed=0
 # What a shell in the background starts ignores interrupts.
 interruptible=()
 if env --default-signal=INT true 2>/dev/null; then interruptible=(env --default-signal=INT); fi
 
-# Runs a step of at most so many seconds and appends a JSON line with its exit status. The steps of
-# a part leave a minute of its ten for starting. Interrupted, pytest still says what has failed.
+record() { "$python" -m sparse_runtime.benchmarks.gpu.step "$@" --out "$out" || failed=1; }
+
+# Ten minutes, less a margin, the time to be killed (-k) and that to record it.
+least=30
+latest=$((590 - 20 - 10))
+
+# Runs a step of at most so many seconds, fewer where the part has no more left, and appends a JSON line
+# with its exit status. What it loses, a driver's own --seconds lose too. Interrupted, pytest still says
+# what has failed.
 step() {
-  local name=$1 seconds=$2 status=0
+  local name=$1 seconds=$2 status=0 left=$((latest - SECONDS)) before='' word command=()
   shift 2
-  timeout -s INT -k 20 "$seconds" "${interruptible[@]}" "$@" || status=$?
-  "$python" -m sparse_runtime.benchmarks.gpu.step "$name" "$status" --out "$out" || failed=1
+  local most=$((seconds < left ? seconds : left))
+  for word; do
+    if [[ $before == --seconds ]]; then
+      word=$((word - seconds + most))
+      if ((word <= 0)); then left=0; fi
+    fi
+    command+=("$word")
+    before=$word
+  done
+  if ((left < least)); then
+    record "$name" --skipped "ten minutes have no room left for it: run this part again with BUILD=0"
+    failed=1
+    return
+  fi
+  timeout -s INT -k 20 "$most" "${interruptible[@]}" "${command[@]}" || status=$?
+  record "$name" --exit-status "$status"
   if [[ $status != 0 ]]; then failed=1; fi
 }
 
@@ -87,14 +137,13 @@ if "$python" -c 'import pytest_timeout' 2>/dev/null; then
 fi
 
 # Hand-written kernels that fault or hang would take down whatever runs beside them: a short test of
-# each kind says which are left out from here on, on this device and at this commit. Part 1 asks anew, and
-# so does every part where files were changed since.
+# each kind says which are left out from here on, on this device, at this commit and with this library (a
+# hash stands for changed files). Part 1 asks anew.
 key=$("$python" -c 'import torch
-from sparse_runtime.benchmarks.gpu.surroundings import commit
-print(torch.cuda.get_device_name(), commit())')
+from sparse_runtime.benchmarks.gpu.surroundings import commit, library
+print(torch.cuda.get_device_name(), commit(), library())')
 left_out=${XDG_CACHE_HOME:-$HOME/.cache}/sparse_runtime/gpu_check.without.${key//[^[:alnum:]]/-}
 leave_out() {
-  if [[ $key == *+ ]]; then rm -f "$left_out"; fi
   if [[ ! -e $left_out ]]; then
     local kinds=() kind status
     for kind in mma hopper; do
@@ -137,17 +186,17 @@ if wanted 2; then
     sanitize "memcheck hopper" 90 hopper "${memcheck[@]}"
     sanitize "racecheck hopper" 90 hopper "${racecheck[@]}"
   else
-    echo "sanitizer: skipped, compute-sanitizer is not on PATH"
+    record sanitizer --skipped "compute-sanitizer is not on PATH"
   fi
 fi
 if wanted 3; then
-  step tuning 540 "$python" -m sparse_runtime.benchmarks.gpu.tune --out "$out" --seconds 470
+  step tuning 540 "$python" -m sparse_runtime.benchmarks.gpu.tune --out "$out" --seconds 470 "${again[@]}"
 fi
 if wanted 4; then
-  step linears 540 "$python" -m sparse_runtime.benchmarks.gpu.linears --out "$out" --seconds 500
+  step linears 540 "$python" -m sparse_runtime.benchmarks.gpu.linears --out "$out" --seconds 500 "${again[@]}"
 fi
 if wanted 5; then
-  step encoders 540 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out" --seconds 450
+  step encoders 540 "$python" -m sparse_runtime.benchmarks.gpu.encoders --out "$out" --seconds 450 "${again[@]}"
 fi
 # Products of one part: its number and its cases.
 products() {
@@ -155,7 +204,7 @@ products() {
   shift
   if wanted "$number"; then
     step "products $number" 540 "$python" -m sparse_runtime.benchmarks.gpu.gemms --out "$out" \
-      --seconds 500 --case "$@"
+      --seconds 500 "${again[@]}" --case "$@"
   fi
 }
 products 7 "dense int8" "2:4 int8"

@@ -116,7 +116,9 @@ def commit_of_checkout() -> str | None:
     if git("ls-files", "benchmarks/records.py") != "benchmarks/records.py":
         return None
     commit = git("rev-parse", "--short=12", "HEAD")
-    return f"{commit}+" if commit and git("status", "--porcelain", "-uno") else commit
+    # Results that a run adds do not change what it measures.
+    changed = git("status", "--porcelain", "-uno", "--", ".", ":(exclude)benchmarks/results")
+    return f"{commit}+" if commit and changed else commit
 
 
 def write_jsonl(records: Iterable[Record], path: Path | str) -> None:

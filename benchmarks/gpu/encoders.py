@@ -3,7 +3,8 @@
     python -m sparse_runtime.benchmarks.gpu.encoders --workload 32x128
 
 Latency is what one caller waits for, the GPU idle before; throughput is the time of a call among
-many. Inputs lie on the GPU already. "ragged:B" are real sentences: PyTorch runs them padded.
+many. Inputs lie on the GPU already. "lengths:B" are random tokens, as many in each row as a real
+sentence has; "ragged:B" are sentences, where a tokenizer is installed. PyTorch runs them padded.
 
 All cases run against PyTorch as it is first. Then each runs again with compiled contenders too,
 which take a minute to compile, as long as there is time.
@@ -28,6 +29,7 @@ from sparse_runtime import SparseModel
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
 from sparse_runtime.benchmarks.gpu.records import append, results_path, without_times
+from sparse_runtime.benchmarks.gpu.resuming import end_is_kept, left_to_run
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_calls
 from sparse_runtime.benchmarks.models import random_packed, transformers_model
@@ -44,7 +46,7 @@ MODELS = (
     "bert-large dense int8",
     "minilm dense int8",
 )
-WORKLOADS = ("1x128", "8x128", "32x128", "32x384", "ragged:64")
+WORKLOADS = ("1x128", "8x128", "32x128", "32x384", "lengths:64", "lengths:256")
 DEVICE = "cuda"
 YARDSTICK = "transformers eager bf16"
 # Rounding the inputs of every layer to 8 bits takes a model some percent away from itself.
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", default=list(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=500.0, help="no case is begun later")
+    parser.add_argument("--again", action="store_true", help="cases that are known already too")
     parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
@@ -162,32 +165,38 @@ def main() -> None:
     path = results_path(options.out, around.device)
     append(path, "gpu_ceilings", {"ceilings": asdict(measure_ceilings())}, around)
     made: dict[str, Models] = {}
-    left = list(product((False, True), options.model, options.workload))
+    every = [
+        {"compiled": compiled, "model": model, "workload": workload}
+        for compiled, model, workload in product((False, True), options.model, options.workload)
+    ]
+    left = left_to_run(path, "gpu_encoder", every, dict, around, again=options.again)
     progress = tqdm(total=len(left))
     while left and time.monotonic() < end:
-        compiled, model, name = left.pop(0)
+        case = left.pop(0)
         progress.update()
-        if model not in made:
-            made[model] = Models(_random(model))
-        models = made[model]
-        workload = make_workload(
-            name,
-            vocabulary=models.packed.config["vocab_size"],
-            max_length=models.packed.config["max_position_embeddings"],
-            tokenizer_from=_tokenizer(),
-        )
-        if isinstance(workload, str):
-            if not compiled:  # once
-                skipped: dict[str, Any] = {"model": model, "workload": name, "tokens": None}
-                skipped |= {"contenders": {}, "skipped": workload}
-                append(path, "gpu_encoder", skipped, around)
-            continue
-        fields = {"model": model, "workload": name, "tokens": workload.tokens}
-        found = run_case(models, workload, model.split()[2], options.rounds, compiled=compiled)
-        append(path, "gpu_encoder", {**fields, **found}, around)
+        with end_is_kept(path, "gpu_encoder", {**case, "tokens": None}, around):
+            model = case["model"]
+            if model not in made:
+                made[model] = Models(_random(model))
+            models = made[model]
+            workload = make_workload(
+                case["workload"],
+                vocabulary=models.packed.config["vocab_size"],
+                max_length=models.packed.config["max_position_embeddings"],
+                tokenizer_from=_tokenizer(),
+            )
+            if isinstance(workload, str):
+                if not case["compiled"]:  # once
+                    nothing = {"tokens": None, "contenders": dict[str, Any]()}
+                    line = {**case, **nothing, "skipped": workload}
+                    append(path, "gpu_encoder", line, around)
+                continue
+            size = {"tokens": workload.tokens, "padded_tokens": workload.batch * workload.length}
+            values, compiled = model.split()[2], bool(case["compiled"])
+            found = run_case(models, workload, values, options.rounds, compiled=compiled)
+            append(path, "gpu_encoder", {**case, **size, **found}, around)
     if left:
-        compiled, *first = left[0]
-        print(f"no time for {len(left)} cases, from {first} on, compiled: {compiled}")
+        print(f"no time for {len(left)} cases, from {left[0]} on")
 
 
 def _random(model: str) -> PackedModel:

@@ -27,6 +27,7 @@ from sparse_runtime.benchmarks.encoder_shapes import load_shape
 from sparse_runtime.benchmarks.gpu.ceilings import measure_ceilings
 from sparse_runtime.benchmarks.gpu.clocks import Clocks
 from sparse_runtime.benchmarks.gpu.records import append, results_path, without_times
+from sparse_runtime.benchmarks.gpu.resuming import end_is_kept, left_to_run
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
 from sparse_runtime.formats import PackedWeight
@@ -143,7 +144,7 @@ def cusparselt(x: Tensor, matrix: Tensor) -> Call:
 def contenders(layers: StackedLayers) -> Iterator[tuple[str, Callable[..., Contender]]]:
     """Name and maker of everyone who multiplies by such a weight, dense kernels among them.
 
-    cuSPARSELt, whose capture may fail, comes last: PyTorch 2.11 does not quite recover from it.
+    cuSPARSELt, whose capture may fail, comes last: what PyTorch keeps of it is not known.
     """
     machine = machine_of(layers.matrix.device)
     found: dict[str, Callable[..., Contender]] = {
@@ -185,13 +186,20 @@ def run_case(layers: StackedLayers, tokens: int, copies: int) -> dict[str, dict[
     return found
 
 
-def work(
-    shapes: Sequence[str], tokens: Sequence[int], cases: Sequence[str]
-) -> Iterator[tuple[str, str, tuple[int, int], int, str]]:
+Entry = tuple[str, str, tuple[int, int], int, str]
+
+
+def work(shapes: Sequence[str], tokens: Sequence[int], cases: Sequence[str]) -> Iterator[Entry]:
     """Shape, layer, size, tokens and case: all of the first number of tokens, then the next."""
     for count, shape in product(tokens, shapes):
         for (layer, size), case in product(load_shape(shape).linears.items(), cases):
             yield shape, layer, size, count, case
+
+
+def named(entry: Entry) -> dict[str, Any]:
+    """What a line says of it."""
+    shape, layer, _, tokens, case = entry
+    return {"shape": shape, "layer": layer, "tokens": tokens, "case": case}
 
 
 def main() -> None:
@@ -201,6 +209,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--case", nargs="+", default=list(CASES))
     parser.add_argument("--seconds", type=float, default=540.0, help="no case is begun later")
+    parser.add_argument("--again", action="store_true", help="cases that are known already too")
     parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
@@ -208,18 +217,20 @@ def main() -> None:
     path = results_path(options.out, around.device)
     append(path, "gpu_ceilings", {"ceilings": asdict(measure_ceilings())}, around)
     device = torch.device("cuda", torch.cuda.current_device())
-    left = list(work(options.shape, options.tokens, options.case))
+    every = list(work(options.shape, options.tokens, options.case))
+    left = left_to_run(path, "gpu_gemm", every, named, around, again=options.again)
     with Clocks() as clocks, torch.no_grad():
         while left and time.monotonic() < end:
-            shape, layer, size, tokens, case = left.pop(0)
+            entry = left.pop(0)
+            _, _, size, tokens, case = entry
             start = time.monotonic()
-            layers = make_layers(size, case, device)
-            copies = math.ceil(2 * around.l2_bytes / layers.matrix.nbytes)
-            found = run_case(layers, tokens, min(MOST_COPIES, max(2, copies)))
-            fields = {"shape": shape, "layer": layer, "out": size[0], "in": size[1]}
-            fields |= {"tokens": tokens, "case": case, "rest": layers.problem.rest}
-            fields |= {"contenders": found, "clocks": clocks.since(start)}
-            append(path, "gpu_gemm", fields, around)
+            with end_is_kept(path, "gpu_gemm", named(entry), around):
+                layers = make_layers(size, case, device)
+                copies = math.ceil(2 * around.l2_bytes / layers.matrix.nbytes)
+                found = run_case(layers, tokens, min(MOST_COPIES, max(2, copies)))
+                fields = {**named(entry), "out": size[0], "in": size[1]}
+                fields |= {"rest": layers.problem.rest, "contenders": found}
+                append(path, "gpu_gemm", {**fields, "clocks": clocks.since(start)}, around)
     if left:
         print(f"no time for {len(left)} cases, from {left[0]} on")
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,7 @@ from sparse_runtime.benchmarks.gpu.peers import (
     torchao_int8,
 )
 from sparse_runtime.benchmarks.gpu.records import append, results_path, without_times
+from sparse_runtime.benchmarks.gpu.resuming import end_is_kept, left_to_run
 from sparse_runtime.benchmarks.gpu.surroundings import surroundings
 from sparse_runtime.benchmarks.gpu.timing import time_kernels
 from sparse_runtime.kernels import cuda_loading
@@ -172,7 +173,7 @@ def library(layer: Layer, x: Tensor, family: str, structure: str, dtype: torch.d
 def contenders(case: str) -> Iterator[tuple[str, Callable[[Layer, Tensor], Call]]]:
     """Name and maker of everyone who runs a case; dense bf16 always takes part.
 
-    Libraries whose capture may fail come last: PyTorch 2.11 does not quite recover from it.
+    Libraries whose capture may fail come last: what PyTorch keeps of a failed capture is not known.
     """
     structure = Structure.parse(case.split()[0].partition("@")[0])
     integer = case.endswith("int8")
@@ -233,6 +234,29 @@ def run_case(layers: list[Layer], tokens: int, case: str) -> dict[str, Any]:
     return {"copies": len(layers), "contenders": found | failed}
 
 
+class Case(NamedTuple):
+    """What one line is about; its fields are the line's."""
+
+    shape: str
+    layer: str
+    case: str
+    tokens: int
+
+
+def work(
+    shapes: Sequence[str], layers: Sequence[str] | None, cases: Sequence[str], tokens: Sequence[int]
+) -> list[Case]:
+    """All of one layer's numbers of tokens together: they share its weights."""
+    return [
+        Case(shape, layer, case, count)
+        for shape in shapes
+        for layer in load_shape(shape).linears
+        if not layers or layer in layers
+        for case in cases
+        for count in tokens
+    ]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -241,6 +265,7 @@ def main() -> None:
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS))
     parser.add_argument("--case", nargs="+", default=list(CASES))
     parser.add_argument("--seconds", type=float, default=540.0, help="no case is begun later")
+    parser.add_argument("--again", action="store_true", help="cases that are known already too")
     parser.add_argument("--out", type=Path, help="folder of results; benchmarks/results without it")
     options = parser.parse_args()
     end = time.monotonic() + options.seconds
@@ -249,28 +274,33 @@ def main() -> None:
     around = surroundings()
     path = results_path(options.out, around.device)
     append(path, "gpu_ceilings", {"ceilings": asdict(measure_ceilings())}, around)
-    work = [
-        (shape, layer, size, case)
-        for shape in options.shape
-        for layer, size in load_shape(shape).linears.items()
-        if not options.layer or layer in options.layer
-        for case in options.case
-    ]
-    for at, (shape, layer, size, case) in enumerate(tqdm(work)):
-        if time.monotonic() >= end:
-            print(f"no time for {len(work) - at} layers, from {shape} {layer}, {case} on")
-            break
-        forget()
-        first = Layer.make(size, case)
-        copies = math.ceil(2 * around.l2_bytes / first.weight.nbytes)
-        layers = [first, *(first.copy() for _ in range(min(MOST_COPIES, copies) - 1))]
-        for tokens in options.tokens:
-            if time.monotonic() >= end:
-                print(f"no time for {shape} {layer}, {case} of {tokens} tokens")
-                continue
-            fields = {"shape": shape, "layer": layer, "out": size[0], "in": size[1]}
-            found = run_case(layers, tokens, case)
-            append(path, "gpu_linear", {**fields, "tokens": tokens, "case": case, **found}, around)
+    left = left_to_run(
+        path,
+        "gpu_linear",
+        work(options.shape, options.layer, options.case, options.tokens),
+        Case._asdict,
+        around,
+        again=options.again,
+    )
+    progress = tqdm(total=len(left))
+    weights: tuple[str, ...] | None = None
+    layers: list[Layer] = []
+    while left and time.monotonic() < end:
+        case = left.pop(0)
+        progress.update()
+        with end_is_kept(path, "gpu_linear", case._asdict(), around):
+            outputs, inputs = size = load_shape(case.shape).linears[case.layer]
+            if weights != case[:3]:
+                weights = case[:3]
+                forget()
+                first = Layer.make(size, case.case)
+                copies = math.ceil(2 * around.l2_bytes / first.weight.nbytes)
+                layers = [first, *(first.copy() for _ in range(min(MOST_COPIES, copies) - 1))]
+            found = run_case(layers, case.tokens, case.case)
+            fields = {**case._asdict(), "out": outputs, "in": inputs}
+            append(path, "gpu_linear", {**fields, **found}, around)
+    if left:
+        print(f"no time for {len(left)} cases, from {' '.join(map(str, left[0]))} on")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 
 from sparse_runtime.benchmarks.records import commit_of_checkout
+from sparse_runtime.kernels import cuda_loading
+from sparse_runtime.kernels.cuda_interface import ORDERS
+from sparse_runtime.kernels.cuda_nvrtc import RuntimeLibrary
 
 PACKAGES = ("sparse-runtime", "torch", "triton", "transformers", "torchao", "cupy-cuda13x", "numpy")
 
@@ -38,6 +41,7 @@ class GpuSurroundings:
         versions: of the packages that the figures depend on.
         commit: see :func:`commit`.
         time: start of the run, UTC, ISO 8601.
+        library: see :func:`library`.
     """
 
     device: str
@@ -50,6 +54,7 @@ class GpuSurroundings:
     versions: dict[str, str]
     commit: str
     time: str
+    library: str
 
 
 def surroundings(device: int = 0) -> GpuSurroundings:
@@ -66,13 +71,30 @@ def surroundings(device: int = 0) -> GpuSurroundings:
         versions=_versions(),
         commit=commit(),
         time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        library=library(),
     )
 
 
 def commit() -> str:
-    """What ``SPARSE_RUNTIME_COMMIT`` says, or the checkout's commit, "+" behind it where files were
-    changed, or, of a copied tree that brings no history, "sources-" and a hash."""
-    return os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout() or _hash_of_sources()
+    """What ``SPARSE_RUNTIME_COMMIT`` says, or the checkout's commit, "+" and a hash of the sources
+    behind it where files were changed; of a copied tree without history "sources-" and the hash."""
+    named = os.environ.get("SPARSE_RUNTIME_COMMIT") or commit_of_checkout() or "sources-"
+    return named + _hash_of_sources() if named.endswith(("+", "sources-")) else named
+
+
+@cache
+def library() -> str:
+    """Which hand-written kernels run: "built" and a hash of the library, "NVRTC" and its version,
+    or "Triton alone" for none; and which of them are left out."""
+    found, _ = cuda_loading.load()
+    if found is None:
+        return "Triton alone"
+    if isinstance(found, RuntimeLibrary):
+        name = f"NVRTC {'.'.join(map(str, found.nvrtc.version))}"
+    else:
+        name = f"built {hashlib.sha256(cuda_loading.BUILT.read_bytes()).hexdigest()[:12]}"
+    without = [order for order in ORDERS if cuda_loading.left_out(order) is not None]
+    return f"{name} without {', '.join(without)}" if without else name
 
 
 @cache
@@ -82,7 +104,7 @@ def _hash_of_sources() -> str:
         for path in sorted((ROOT / room).rglob("*")):
             if path.suffix in SOURCES and path.is_file():
                 found.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    return f"sources-{found.hexdigest()[:12]}"
+    return found.hexdigest()[:12]
 
 
 def file_name(device: str) -> str:

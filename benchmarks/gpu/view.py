@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_runtime.benchmarks.gpu.records import read
+from sparse_runtime.benchmarks.gpu.step import ending
 from sparse_runtime.benchmarks.records import FILE_WIDTH
 
 OURS = "ours"
@@ -40,7 +41,7 @@ def linears(lines: Sequence[dict[str, Any]]) -> Table:
         found = {n: c for n, c in line["contenders"].items() if not n.endswith("product")}
         where = f"{line['shape']} {line['layer']}"
         row = [where, line["case"], str(line["tokens"])]
-        table.add_row(*row, *_cells(found, "p50_us", "{:.1f}"))
+        table.add_row(*row, *_cells(found, "p50_us", "{:.1f}", line.get("error")))
     return table
 
 
@@ -66,7 +67,7 @@ def gemms(lines: Sequence[dict[str, Any]]) -> Table:
         other = fastest_peer({n: c for n, c in timed.items() if n not in ours}, "cold_us")
         row = [f"{line['shape']} {line['layer']}", line["case"], str(line["tokens"])]
         if best is None:
-            table.add_row(*row, "-")
+            table.add_row(*row, line.get("error", "-"))
             continue
         time = timed[best]["cold_us"]
         ratios = [f"{timed[n]['cold_us'] / time:.2f}" if n else "-" for n in (dense, other)]
@@ -79,20 +80,29 @@ def encoders(lines: Sequence[dict[str, Any]]) -> Table:
     """Milliseconds of a forward pass."""
     heads = ("model", "workload", "tokens", "ours ms", "peer", "ms", "ratio")
     table = Table(*heads, title="Encoders, latency of one call")
-    for line in latest(lines, "model", "workload"):
+    # Compiled contenders that end the program say nothing of ours, measured before without them.
+    told = [line for line in lines if not ("error" in line and line["compiled"])]
+    for line in latest(told, "model", "workload"):
         if "skipped" in line:
             table.add_row(line["model"], line["workload"], "-", line["skipped"], "-", "-", "-")
             continue
         row = [line["model"], line["workload"], str(line["tokens"])]
-        table.add_row(*row, *_cells(line["contenders"], "latency_p50_ms", "{:.3f}"))
+        error = line.get("error")
+        table.add_row(*row, *_cells(line["contenders"], "latency_p50_ms", "{:.3f}", error))
     return table
 
 
-def _cells(contenders: Mapping[str, Mapping[str, Any]], field: str, form: str) -> list[str]:
+def _cells(
+    contenders: Mapping[str, Mapping[str, Any]], field: str, form: str, error: str | None
+) -> list[str]:
     ours = contenders.get(OURS, {})
     peer = fastest_peer(contenders, field)
     if field not in ours:
-        return [str(ours.get("error", "-")), *_peer_cells(contenders, peer, field, form), "-"]
+        return [
+            str(error or ours.get("error", "-")),
+            *_peer_cells(contenders, peer, field, form),
+            "-",
+        ]
     cells = [form.format(ours[field]), *_peer_cells(contenders, peer, field, form)]
     ratio = "-" if peer is None else f"{contenders[peer][field] / ours[field]:.2f}"
     return [*cells, ratio]
@@ -118,8 +128,8 @@ def main() -> None:
         if lines := read(path, kind):
             console.print(table(lines))
     for line in latest(read(path, "gpu_check"), "part"):
-        status = "passed" if line["exit_status"] == 0 else "FAILED"
-        console.print(f"{line['part']}: {status} ({line['environment']['commit']})")
+        where = line["environment"]
+        console.print(f"{line['part']}: {ending(line)} ({where['commit']}, {where['library']})")
 
 
 if __name__ == "__main__":

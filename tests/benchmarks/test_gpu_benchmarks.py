@@ -7,8 +7,10 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,18 +19,23 @@ from rich.console import Console
 from rich.table import Table
 
 from sparse_runtime.benchmarks.encoder_shapes import load_shape
-from sparse_runtime.benchmarks.gpu import encoders, linears, surroundings, timing
+from sparse_runtime.benchmarks.gpu import encoders, linears, step, surroundings, timing, view
 from sparse_runtime.benchmarks.gpu.records import append, error_line, read
+from sparse_runtime.benchmarks.gpu.resuming import end_is_kept, left_to_run
 from sparse_runtime.benchmarks.gpu.surroundings import GpuSurroundings, file_name
 from sparse_runtime.benchmarks.gpu.timing import time_calls, time_kernels
 from sparse_runtime.benchmarks.gpu.view import encoders as encoder_table
 from sparse_runtime.benchmarks.gpu.view import fastest_peer, latest
 from sparse_runtime.benchmarks.gpu.view import linears as linear_table
+from sparse_runtime.kernels import cuda_loading
+from sparse_runtime.kernels.cuda_nvrtc import RuntimeLibrary
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import linear as cuda_linear
 from sparse_runtime.testing import Timing, make_activations, make_packed
 
-AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00")
+AROUND = GpuSurroundings(
+    "A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00", "built 0123"
+)
 
 
 def text_of(table: Table) -> str:
@@ -77,10 +84,90 @@ def test_a_tree_without_history_is_known_by_its_sources(
     kernel.write_text("2")
     assert named() != first
     monkeypatch.setattr(surroundings, "commit_of_checkout", lambda: "0123abc+")
-    assert named() == "0123abc+"
+    changed = named()
+    assert re.fullmatch(r"0123abc\+[0-9a-f]{12}", changed)  # another change, another name
+    kernel.write_text("3")
+    assert named() not in (changed, "0123abc+")
     monkeypatch.setenv("SPARSE_RUNTIME_COMMIT", "4567def")
     assert named() == "4567def"
     surroundings._hash_of_sources.cache_clear()
+
+
+def test_the_library_that_runs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def named(library: Any) -> str:
+        surroundings.library.cache_clear()
+        monkeypatch.setattr(cuda_loading, "load", lambda: cuda_loading.Loaded(library, None))
+        return surroundings.library()
+
+    built = tmp_path / "library.so"
+    built.write_bytes(b"1")
+    monkeypatch.setattr(cuda_loading, "BUILT", built)
+    monkeypatch.delenv(cuda_loading.WITHOUT_VARIABLE, raising=False)
+    assert named(None) == "Triton alone"
+    first = named(object())
+    assert re.fullmatch("built [0-9a-f]{12}", first)
+    built.write_bytes(b"2")
+    assert named(object()) != first
+    monkeypatch.setenv(cuda_loading.WITHOUT_VARIABLE, "hopper,mma")
+    assert named(object()).endswith(" without mma, hopper")
+    by_nvrtc = RuntimeLibrary.__new__(RuntimeLibrary)
+    by_nvrtc.nvrtc = SimpleNamespace(version=(13, 0))
+    assert named(by_nvrtc) == "NVRTC 13.0 without mma, hopper"
+    surroundings.library.cache_clear()
+
+
+def test_a_call_goes_on_where_the_last_left_off(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "results.jsonl"
+    cases = [{"case": case, "tokens": [tokens]} for case in "ab" for tokens in (1, 2)]
+
+    def left(around: GpuSurroundings = AROUND, *, again: bool = False) -> list[dict[str, Any]]:
+        return left_to_run(path, "gpu_linear", cases, dict, around, again=again)
+
+    assert left() == cases  # there is no file
+    append(path, "gpu_linear", {**cases[1], "contenders": {}}, AROUND)
+    append(path, "gpu_gemm", {**cases[0], "contenders": {}}, AROUND)
+    append(path, "gpu_linear", {**cases[2], "skipped": "no tokenizer"}, AROUND)
+    append(path, "gpu_linear", {**cases[3], "skipped": []}, AROUND)
+    capsys.readouterr()
+    assert left() == [cases[0], cases[2]]
+    assert f"2 of 4 cases are in {path} already (--again" in capsys.readouterr().out
+    assert left(again=True) == cases
+    for other in ({"commit": "def"}, {"device": "B"}, {"library": "Triton alone"}):
+        assert left(replace(AROUND, **other)) == cases
+    assert left(replace(AROUND, time="later")) == [cases[0], cases[2]]
+    assert capsys.readouterr().out.count("already") == 1
+
+
+def test_a_case_that_ends_the_program_is_not_run_again_but_one_without_time_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "results.jsonl"
+    for case, error in (("a", RuntimeError("illegal address")), ("b", KeyboardInterrupt())):
+        with pytest.raises(type(error)), end_is_kept(path, "gpu_linear", {"case": case}, AROUND):
+            raise error
+    (line,) = read(path, "gpu_linear")
+    assert (line["case"], line["error"]) == ("a", "RuntimeError: illegal address")
+    cases = [{"case": case} for case in "ab"]
+    assert left_to_run(path, "gpu_linear", cases, dict, AROUND, again=False) == cases[1:]
+
+
+def test_steps_are_kept_and_shown_with_why_they_did_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(step, "surroundings", lambda: AROUND)
+    for how in (["tests", "--exit-status", "0"], ["tuning", "--exit-status", "124"],
+                ["sanitizer", "--skipped", "no compute-sanitizer"]):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["step", *how, "--out", str(tmp_path)])
+        step.main()
+    path = tmp_path / "a-gpu.jsonl"
+    assert [line["exit_status"] for line in read(path, "gpu_check")] == [0, 124, None]
+    said = capsys.readouterr().out
+    assert "sanitizer: skipped, no compute-sanitizer on A GPU, recorded in" in said
+    monkeypatch.setattr(sys, "argv", ["view", str(path)])
+    view.main()
+    shown = capsys.readouterr().out
+    for text in ("tests: passed", "tuning: FAILED (124)", "sanitizer: skipped, no compute-san"):
+        assert f"{text}" in shown and "(abc, built 0123)" in shown
 
 
 def test_the_latest_of_equal_cases_counts_and_the_fastest_peer() -> None:
@@ -98,9 +185,14 @@ def test_tables_show_ratios_errors_and_no_bare_products() -> None:
     assert "2.00" in shown and "peer" in shown and "product" not in shown
     failed = linear_line(ours={"error": "RuntimeError: wrong"}, peer={"p50_us": 10.0})
     assert "RuntimeError: wrong" in text_of(linear_table([failed]))
-    line = {"model": "m", "workload": "1x128", "tokens": 128, "contenders": {}}
+    fault = {**linear_line(), "error": "RuntimeError: illegal address"}
+    assert "illegal address" in text_of(linear_table([fault]))
+    line = {"model": "m", "workload": "1x128", "tokens": 128, "compiled": False}
     line["contenders"] = {"ours": {"latency_p50_ms": 0.25}, "peer": {"latency_p50_ms": 1.0}}
     assert "4.00" in text_of(encoder_table([line]))
+    fault = {**line, "contenders": {}, "error": "RuntimeError: illegal address"}
+    assert "illegal address" in text_of(encoder_table([line, fault]))
+    assert "4.00" in text_of(encoder_table([line, {**fault, "compiled": True}]))
 
 
 @pytest.mark.parametrize("case", linears.CASES)

@@ -60,7 +60,10 @@ def test_the_tests_run_though_the_extension_does_not_build(
     assert "-m not alone -n 5" in together and together.count(".py") > 8
     assert alone.endswith("-m alone")
     steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
-    assert [line.partition("step ")[2] for line in steps] == ["tests 3", "tests alone 3"]
+    assert [line.partition("step ")[2] for line in steps] == [
+        "tests --exit-status 3",
+        "tests alone --exit-status 3",
+    ]
     assert not any("gpu.tune" in line for line in asked)
 
 
@@ -78,9 +81,10 @@ def test_the_sanitizer_runs_each_tool(checkout_root: Path, tmp_path: Path) -> No
         assert "memcheck --report-api-errors no --error-exitcode 9" in memory
         assert "racecheck --racecheck-detect-level error --error-exitcode 9" in race
     steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
+    names = ("memcheck", "racecheck", "memcheck hopper", "racecheck hopper")
     assert [line.partition("step ")[2] for line in steps] == [
-        "memcheck 9", "racecheck 9", "memcheck hopper 9", "racecheck hopper 9"
-    ]  # fmt: skip
+        f"{name} --exit-status 9" for name in names
+    ]
 
 
 def test_a_step_without_time_is_interrupted_and_all_is_logged(
@@ -99,7 +103,10 @@ def test_a_step_without_time_is_interrupted_and_all_is_logged(
     status, asked, said = check(checkout_root, tmp_path, "--part", "1", **given)
     assert status == 1 and said.count("two failed") == 2
     steps = [line.partition(" --out")[0] for line in asked if "gpu.step" in line]
-    assert [line.partition("step ")[2] for line in steps] == ["tests 124", "tests alone 124"]
+    assert [line.partition("step ")[2] for line in steps] == [
+        "tests --exit-status 124",
+        "tests alone --exit-status 124",
+    ]
     assert (tmp_path / "out" / "log").read_text() == said
 
 
@@ -139,8 +146,8 @@ def test_what_is_left_out_holds_for_one_device_and_commit(
     assert asked_for("Other GPU 0123abc") == ([], False)
     # A copied tree without history, which a hash names.
     assert [asked_for("Some GPU sources-89ab") for _ in range(2)] == [(both, True), ([], True)]
-    # No commit says what changed files are: asked each time.
-    assert [asked_for("Some GPU 0123abc+") for _ in range(2)] == [(both, True)] * 2
+    # Another library.
+    assert asked_for("Some GPU 0123abc NVRTC 13.0") == (both, True)
 
 
 def test_where_no_test_is_collected_no_kernel_has_failed(
@@ -148,3 +155,108 @@ def test_where_no_test_is_collected_no_kernel_has_failed(
 ) -> None:
     _, asked, said = check(checkout_root, tmp_path, "--part", "4", BUILD="0", TESTS_END="5")
     assert kinds_asked(asked) == ["mma", "hopper"] and "left out" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("foo",), "expected --part or --again, got foo"),
+        (("--part",), "--part takes 1 to 10, got nothing"),
+        (("--part", "0"), "--part takes 1 to 10, got 0"),
+        (("--part", "11"), "--part takes 1 to 10, got 11"),
+        (("--part", "4x"), "--part takes 1 to 10, got 4x"),
+    ],
+)
+def test_other_arguments_are_refused_before_anything_runs(
+    options: tuple[str, ...], message: str, checkout_root: Path, tmp_path: Path
+) -> None:
+    status, asked, said = check(checkout_root, tmp_path, *options)
+    assert status == 2 and f"error: {message}\n" in said and "--part N" in said
+    assert not asked and not (tmp_path / "out").exists()
+
+
+def test_help_is_the_head_of_the_file(checkout_root: Path, tmp_path: Path) -> None:
+    status, asked, said = check(checkout_root, tmp_path, "--help")
+    assert status == 0 and not asked
+    assert said.startswith("Everything") and "SPARSE_RUNTIME_COMMIT" in said and "set -" not in said
+
+
+@pytest.mark.parametrize("part", DRIVERS)
+def test_a_driver_is_told_to_run_known_cases_again(
+    part: str, checkout_root: Path, tmp_path: Path
+) -> None:
+    for options in ((), ("--again",)):
+        _, asked, _ = check(checkout_root, tmp_path, "--part", part, *options, BUILD="0")
+        (line,) = (line for line in asked if DRIVERS[part] in line)
+        assert ("--again" in line.split()) == bool(options)
+
+
+def test_without_the_sanitizer_its_part_is_kept_as_skipped(
+    checkout_root: Path, tmp_path: Path
+) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("bash", "cat", "dirname", "env", "grep", "mkdir", "rm", "sed", "sh", "tee"):
+        (commands / name).symlink_to(shutil.which(name) or name)
+    status, asked, _ = check(checkout_root, tmp_path, "--part", "2", BUILD="0", PATH=str(commands))
+    (line,) = (line for line in asked if "gpu.step" in line)
+    assert "step sanitizer --skipped compute-sanitizer is not on PATH --out" in line
+    assert status == 0 and not any("-m pytest" in line for line in asked)
+
+
+def clock(folder: Path, build: int, test: int) -> dict[str, str]:
+    """A build and a short test of kernels that take so long: SECONDS goes on without waiting."""
+    # ``timeout`` runs in the script's own shell as a function, which may set its clock; the other
+    # programs stand behind it.
+    functions = folder / "functions"
+    functions.write_text(f"""
+timeout() {{
+  case "$*" in
+    *setup.py*) SECONDS=$((SECONDS + {build}));;
+    *small_products*) SECONDS=$((SECONDS + {test}));;
+    "-s INT"*) echo "limit $5" >> "$LOG"; SECONDS=$((SECONDS + $5 + 20)); shift 5; "$@";;
+  esac
+}}
+""")
+    return {"BASH_ENV": str(functions)}
+
+
+@pytest.mark.parametrize(
+    ("part", "build", "test", "limits", "seconds"),
+    [
+        ("4", 0, 0, [540], ["500"]),
+        ("4", 0, 90, [380], ["340"]),
+        ("3", 300, 45, [170], ["100"]),
+        ("5", 300, 90, [], []),  # 80 s, of which its last 90 begin no case
+        ("1", 300, 0, [260], []),
+    ],
+)
+def test_the_steps_of_a_part_end_within_its_ten_minutes(
+    part: str,
+    build: int,
+    test: int,
+    limits: list[int],
+    seconds: list[str],
+    checkout_root: Path,
+    tmp_path: Path,
+) -> None:
+    given = clock(tmp_path, build, test)
+    status, asked, _ = check(checkout_root, tmp_path, "--part", part, **given)
+    found = [int(line.split()[1]) for line in asked if line.startswith("limit")]
+    # What the script itself takes may be a second or two.
+    assert len(found) == len(limits)
+    assert all(0 <= most - one <= 5 for one, most in zip(found, limits, strict=True))
+    told = [line.partition("--seconds ")[2].split()[0] for line in asked if "--seconds" in line]
+    assert [0 <= int(most) - int(one) <= 5 for one, most in zip(told, seconds, strict=True)] == [
+        True
+    ] * len(seconds)
+    skipped = [line for line in asked if "gpu.step" in line and "--skipped" in line]
+    assert bool(skipped) == (part in "15") and (status == 1) == bool(skipped)
+    assert all("no room left" in line and "BUILD=0" in line for line in skipped)
+
+
+def test_of_all_parts_each_has_ten_minutes(checkout_root: Path, tmp_path: Path) -> None:
+    given = clock(tmp_path, 300, 90)
+    _, asked, _ = check(checkout_root, tmp_path, **given)
+    found = [int(line.split()[1]) for line in asked if line.startswith("limit")]
+    assert found[0] == 400 and found.count(540) == len(DRIVERS)

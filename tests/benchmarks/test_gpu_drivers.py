@@ -20,11 +20,17 @@ from sparse_runtime.benchmarks.gpu.peers import Layer
 from sparse_runtime.benchmarks.gpu.records import read
 from sparse_runtime.benchmarks.gpu.surroundings import GpuSurroundings
 from sparse_runtime.benchmarks.gpu.view import main as view
+from sparse_runtime.ops.cuda.machine import H100
+from sparse_runtime.ops.cuda.problem import Problem
+from sparse_runtime.ops.cuda.timings import Timing as Time
+from sparse_runtime.ops.cuda.timings import cache_file, save
 from sparse_runtime.ops.cuda.tuning import TuningReport
 from sparse_runtime.testing import Timing
 from sparse_runtime.tools.tuning import TuneReport
 
-AROUND = GpuSurroundings("A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00")
+AROUND = GpuSurroundings(
+    "A GPU", 90, 132, 50, 80, None, "13.0", {}, "abc", "2026-01-01T00:00:00", "built 0123"
+)
 CONFIG = {
     "model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
     "intermediate_size": 48, "vocab_size": 61, "max_position_embeddings": 140,
@@ -34,8 +40,12 @@ SHAPE = EncoderShape("tiny", "", 1, 32, 2, {"qkv": (96, 32), "ffn_out": (32, 48)
 
 @pytest.fixture(autouse=True)
 def no_gpu(
-    monkeypatch: pytest.MonkeyPatch, call_once: Callable[..., dict[str, Timing | str]]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call_once: Callable[..., dict[str, Timing | str]],
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "machine_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for module in (encoders, gemms, linears, tune):
@@ -64,12 +74,33 @@ def shown(monkeypatch: pytest.MonkeyPatch, path: Path, capsys: Any) -> str:
     return str(capsys.readouterr().out)
 
 
+def test_known_cases_are_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(Layer, "make", staticmethod(partial(Layer.make, device="cpu")))
+    options = ("--shape", "tiny", "--layer", "qkv", "--case", "dense bf16", "--tokens")
+    path = run(monkeypatch, linears.main, tmp_path, *options, "17")
+    run(monkeypatch, linears.main, tmp_path, *options, "17", "18")
+    assert f"1 of 2 cases are in {path} already" in capsys.readouterr().out
+    assert [line["tokens"] for line in read(path, "gpu_linear")] == [17, 18]
+    run(monkeypatch, linears.main, tmp_path, *options, "17", "18", "--again")
+    assert [line["tokens"] for line in read(path, "gpu_linear")] == [17, 18, 17, 18]
+    # A case that ends the program is in the file, and the next call goes on behind it.
+    monkeypatch.setattr(linears, "run_case", lambda layers, tokens, case: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(monkeypatch, linears.main, tmp_path, *options, "19")
+    monkeypatch.setattr(linears, "run_case", None)
+    run(monkeypatch, linears.main, tmp_path, *options, "19")
+    assert read(path, "gpu_linear")[-1]["error"] == "ZeroDivisionError: division by zero"
+
+
 def test_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(encoders, "DEVICE", "cpu")
     monkeypatch.setattr(encoders, "_tokenizer", lambda: None)
     monkeypatch.setattr(encoders, "time_calls", partial(encoders.time_calls, seconds=1e-6))
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
-    options = ("--model", "tiny dense int8", "tiny 2:4 bf16", "--workload", "2x20", "ragged:4")
+    options = ("--model", "tiny dense int8", "tiny 2:4 bf16", "--workload", "2x20", "ragged:4",
+               "lengths:3")  # fmt: skip
     path = run(monkeypatch, encoders.main, tmp_path, *options, "--rounds", "1")
     lines = read(path, "gpu_encoder")
     # Against PyTorch as it is first, then against compiled models too; nothing reads sentences.
@@ -81,10 +112,11 @@ def test_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     assert all("no tokenizer" in line["skipped"] for line in skipped)
     lines = [line for line in lines if line not in skipped]
     assert [(line["model"], line["workload"]) for line in lines] == [
-        (model, "2x20") for model in models * 2
+        (model, workload) for model in models * 2 for workload in ("2x20", "lengths:3")
     ]
+    assert {(line["tokens"], line["padded_tokens"]) for line in lines} == {(40, 40), (46, 84)}
     plain = {encoders.YARDSTICK, "ours"}
-    assert all((line["contenders"].keys() == plain) == (at < 2) for at, line in enumerate(lines))
+    assert all((line["contenders"].keys() == plain) == (at < 4) for at, line in enumerate(lines))
     for line in lines:
         assert line["contenders"]["ours"]["drift"] < 0.2
         assert line["contenders"]["ours"]["latency_p50_ms"] > 0
@@ -94,8 +126,12 @@ def test_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     text = shown(monkeypatch, path, capsys)
     assert "tiny 2:4 bf16" in text and "ragged:4: skipped" in text
     run(monkeypatch, encoders.main, tmp_path, *options, "--seconds", "0")
-    assert "no time for 8 cases" in capsys.readouterr().out
-    assert len(read(path, "gpu_encoder")) == 6
+    # What was skipped for want of a tokenizer is left.
+    said = capsys.readouterr().out
+    assert "8 of 12 cases are in" in said and "no time for 4 cases" in said
+    run(monkeypatch, encoders.main, tmp_path, *options, "--seconds", "0", "--again")
+    assert "no time for 12 cases" in capsys.readouterr().out
+    assert len(read(path, "gpu_encoder")) == 10
 
 
 def test_linears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -108,8 +144,8 @@ def test_linears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -
     ]
     assert all("p50_us" in line["contenders"]["ours"] for line in lines)
     assert "2:4 int8" in shown(monkeypatch, path, capsys)
-    run(monkeypatch, linears.main, tmp_path, *options, "--seconds", "0")
-    assert "no time for 4 layers, from tiny qkv, dense bf16 on" in capsys.readouterr().out
+    run(monkeypatch, linears.main, tmp_path, *options, "--seconds", "0", "--again")
+    assert "no time for 4 cases, from tiny qkv dense bf16 17 on" in capsys.readouterr().out
     assert len(read(path, "gpu_linear")) == 4
 
 
@@ -124,20 +160,55 @@ def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     assert [line["layer"] for line in lines] == list(SHAPE.linears)
     assert all("cold_us" in line["contenders"]["triton.dense"] for line in lines)
     assert "triton" in shown(monkeypatch, path, capsys)
+    run(monkeypatch, gemms.main, tmp_path, *options)
+    assert "2 of 2 cases are in" in capsys.readouterr().out
+    assert len(read(path, "gpu_gemm")) == 2
 
 
 def test_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    cache = tmp_path / "cache.json"
-    cache.write_text("{}")
+    cache = cache_file(H100)
     loaded: list[Any] = []
     monkeypatch.setattr(
         tune.SparseModel, "from_packed", lambda packed, **options: loaded.append(options) or packed
     )
-    report = TuneReport("cuda:0", TuningReport(path=str(cache)))
-    monkeypatch.setattr(tune, "tune", lambda model, **options: report)
-    path = run(monkeypatch, tune.main, tmp_path / "out", "--model", "tiny dense int8")
-    (line,) = read(path, "gpu_tuning")
-    assert line["model"] == "tiny dense int8" and line["timings"] == []
-    assert loaded == [{"device": "cuda", "dtype": torch.bfloat16}]
-    assert (path.parent / "a-gpu-timings.json").read_text() == "{}"
+    product = Problem("int8", 96, 32, "dense", 1.0)
+    found = TuningReport(path=str(cache))
+
+    def measure(model: Any, **options: Any) -> TuneReport:
+        save(cache, H100, [Time(product, 128, "triton.dense", (), 1.0, 1.0)])
+        return TuneReport("cuda:0", found)
+
+    monkeypatch.setattr(tune, "tune", measure)
+    options = ("--model", "tiny dense int8", "tiny 2:4 int8")
+    path = run(monkeypatch, tune.main, tmp_path / "out", *options)
+    models = [line["model"] for line in read(path, "gpu_tuning")]
+    assert models == ["tiny dense int8", "tiny 2:4 int8"]
+    assert loaded == 2 * [{"device": "cuda", "dtype": torch.bfloat16}]
+    copy = path.parent / "a-gpu-timings.json"
+    assert copy.read_text() == cache.read_text()
     assert shown(monkeypatch, path, capsys) == ""  # nothing to show yet
+    # A machine that is new has the results and not the times.
+    cache.unlink()
+    run(monkeypatch, tune.main, tmp_path / "out", *options)
+    assert "2 of 2 cases are in" in capsys.readouterr().out and len(loaded) == 2
+    assert cache.read_text() == copy.read_text()
+    # Without either there is nothing that models could be chosen by.
+    cache.unlink()
+    copy.unlink()
+    run(monkeypatch, tune.main, tmp_path / "out", *options)
+    assert len(loaded) == 4
+    run(monkeypatch, tune.main, tmp_path / "out", *options, "--seconds", "0", "--again")
+    assert "no time for 2 models, from tiny dense int8 on" in capsys.readouterr().out
+    assert len(loaded) == 4
+
+
+def test_a_model_of_which_some_had_no_time_is_tuned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(cache_file(H100), H100, [])
+    monkeypatch.setattr(tune.SparseModel, "from_packed", lambda packed, **options: packed)
+    reports = [TuningReport(skipped=[(Problem("int8", 96, 32, "dense", 1.0), 128)]), TuningReport()]
+    monkeypatch.setattr(tune, "tune", lambda model, **options: TuneReport("cuda:0", reports.pop(0)))
+    for _ in range(3):
+        path = run(monkeypatch, tune.main, tmp_path / "out", "--model", "tiny dense int8")
+    assert not reports and len(read(path, "gpu_tuning")) == 2
