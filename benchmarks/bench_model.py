@@ -89,7 +89,8 @@ def run_model(
         structures: structures of the random models; dense and N:M take no sparsity.
         sparsities: part of the weights or blocks of the random models that is zero.
         values: value types of the random models.
-        workloads: "BATCHxLENGTH", or "ragged:BATCH" for sentences.
+        workloads: "BATCHxLENGTH", "ragged:BATCH" for sentences, or "lengths:BATCH" for random
+            tokens, as many as sentences have.
         threads: thread counts; None is PyTorch's present number.
         backend: backend of the packed models.
         bf16: time transformers in BF16 too.
@@ -254,7 +255,10 @@ def main(
     ] = None,
     values: Annotated[list[str] | None, typer.Option(help="Their value type.")] = None,
     workload: Annotated[
-        list[str] | None, typer.Option(help="BATCHxLENGTH, or ragged:BATCH for sentences.")
+        list[str] | None,
+        typer.Option(
+            help="BATCHxLENGTH, ragged:BATCH for sentences, lengths:BATCH for their lengths."
+        ),
     ] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Number of threads.")] = None,
     backend: Annotated[str, typer.Option(help="Backend of the packed models.")] = "auto",

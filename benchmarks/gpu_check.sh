@@ -126,7 +126,7 @@ step() {
 kernel_tests=(tests/gpu tests/ops/test_cuda_linear.py tests/encoders/test_cuda_encoders.py
   tests/kernels/test_*_triton.py tests/compress/training/test_method_recipes.py)
 
-# Most of a test's time is the compiler's, on one core. Those that measure time have the GPU alone.
+# Tests compile their kernels, each on one core. Those that measure time have the GPU alone.
 pytest=("$python" -m pytest -q -p no:cacheprovider)
 tests=("${pytest[@]}" --durations=8 "${kernel_tests[@]}")
 workers=() limit=()

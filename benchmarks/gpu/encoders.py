@@ -7,7 +7,7 @@ many. Inputs lie on the GPU already. "lengths:B" are random tokens, as many in e
 sentence has; "ragged:B" are sentences, where a tokenizer is installed. PyTorch runs them padded.
 
 All cases run against PyTorch as it is first. Then each runs again with compiled contenders too,
-which take a minute to compile, as long as there is time.
+whose compilation takes its time, as long as there is some.
 """
 
 from __future__ import annotations
