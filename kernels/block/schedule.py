@@ -25,7 +25,7 @@ PROGRAMS_WANTED = 264
 the other waits for its first loads."""
 
 SHORTEST_PART = 4
-"""Steps. A part costs about as much as two steps of loads besides: its sums written and read."""
+"""Steps. A part should cost as much as two steps of loads besides: its sums written and read."""
 
 
 class TileRow(NamedTuple):

@@ -3,7 +3,8 @@
 It is what defaults rest on where nothing was measured (configs.py), and says only which of two
 configurations is better, not how long a launch takes. Two times bound a multiprocessor: ``busy``,
 the work of all of its programs on the units that they share, and ``alone``, the latencies that one
-program waits for, as often as programs follow one another.
+program waits for, as often as programs follow one another. Cycles and shares are assumed:
+no GPU has been measured.
 """
 
 from __future__ import annotations

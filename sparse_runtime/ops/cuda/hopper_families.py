@@ -46,7 +46,7 @@ class HopperDense(MmaDense):
         return Work(
             weight_bytes=self.stored_bytes(problem),
             operations=2.0 * tokens * problem.weights,
-            # What cuBLASLt reaches with the same instructions; not measured of these yet.
+            # What cuBLASLt should reach with the same instructions; not measured.
             peak_share=LIBRARY_SHARE[problem.product] * share,
             programs=tiles * config.split_k,
             extra_bytes=2 * parts,

@@ -83,6 +83,7 @@ _ATTRIBUTES = Clocks(13, 36, 37)
 """``CU_DEVICE_ATTRIBUTE_CLOCK_RATE``, ``..MEMORY_CLOCK_RATE``, ``..GLOBAL_MEMORY_BUS_WIDTH``."""
 
 H100_CLOCKS = Clocks(1_830_000, 2_619_000, 5120)
+"""That give :data:`H100`'s peaks."""
 
 
 def clocks_of(device: int) -> Clocks:

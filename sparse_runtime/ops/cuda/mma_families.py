@@ -22,12 +22,12 @@ MMA_SHARE = {"half": 0.6, "int8": 0.6}
 Triton kernel does there; not measured yet."""
 
 HOPPER_SHARE = {"half": 0.35, "int8": 0.35}
-"""The same from sm_90 on: mma.sync reaches under two thirds of what wgmma does, and tiles of 128 x
-128 ask L2 for more than it gives (docs/kernels/cuda_library.md)."""
+"""The same from sm_90 on, assumed: mma.sync reaches under two thirds of what wgmma does, and tiles
+of 128 x 128 ask L2 for more than it gives (docs/kernels/cuda_library.md)."""
 
 TWO_OF_FOUR_GAIN = 1.2
-"""Over the dense kernel where products decide: 1.15 to 1.4 is what others measure for 2:4, and 1.23
-what the tiles' traffic allows."""
+"""Over the dense kernel where products decide, assumed: others report 1.15 to 1.4 for 2:4, and the
+tiles' traffic allows 1.23, as computed."""
 
 
 class MmaDense(Family):

@@ -9,13 +9,13 @@ from .machine import Machine
 from .problem import Problem
 
 LAUNCH_SECONDS = 2e-6
-"""One more node of a CUDA graph: 1.3 to 2.5 us."""
+"""One more node of a CUDA graph; assumed: 1.3 to 2.5 us."""
 
 BANDWIDTH_SHARE = 0.9
-"""Of the memory's bandwidth, what a kernel that streams reaches."""
+"""Of the memory's bandwidth, what a kernel that streams reaches; assumed."""
 
 L2_FACTOR = 1.6
-"""Bandwidth of L2 over that of the memory (H100: about 5.5 of 3.35 TB/s)."""
+"""Bandwidth of L2 over that of the memory; assumed (H100: 5.5 over 3.35 TB/s)."""
 
 
 class Work(NamedTuple):

@@ -7,16 +7,18 @@ from .predict import Work
 from .problem import Problem
 
 LIBRARY_SHARE = {"half": 0.8, "int8": 0.7, "fp32": 0.9}
-"""Of the peak, what cuBLASLt reaches on large products (H100: 0.79 and 1.4 P operations/s)."""
+"""Of the peak, what cuBLASLt should reach on large products; inferred, not measured (H100: 0.79 and
+1.4 P operations/s)."""
 
 DENSE_SHARE = {"half": 0.65, "int8": 0.6, "fp32": 0.6}
-"""The same for our dense kernel: what Triton kernels of this form are known to reach."""
+"""The same for our dense kernel: what Triton kernels of this form should reach; assumed."""
 
 EXPANDING_SHARE = {"half": 0.3, "int8": 0.25, "fp32": 0.5}
-"""For kernels that expand a packed tile before they multiply it: half of the dense one's."""
+"""For kernels that expand a packed tile before they multiply it, assumed: half of dense."""
 
 BLOCK_SHARE = {"half": 0.55, "int8": 0.5, "fp32": 0.55}
-"""For blocks, whose loads of inputs follow an index (H100: 0.55 P operations/s of bf16)."""
+"""For blocks, whose loads of inputs follow an index; assumed (H100: 0.55 P operations/s
+of bf16)."""
 
 HIGHEST_TILE = 128
 """Outputs that read an input together, at most (kernels/block/layout.py)."""
