@@ -26,6 +26,17 @@ def _functions() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None]:
     return plain, getattr(varlen, "varlen_attn_out", None)
 
 
+def _other_implementation() -> str | None:
+    """What has been activated in the place of PyTorch's FlashAttention 2, or None.
+
+    FlashAttention 3 reads whole tiles of keys and values: rows behind the last sequence, which may
+    hold no numbers, could reach it.
+    """
+    current = getattr(torch.nn.attention, "current_flash_attention_impl", None)
+    name = None if current is None else current()
+    return None if name in (None, "FA2") else str(name)
+
+
 def unavailable(
     device: torch.device, dtype: torch.dtype, head_size: int, bias: bool = False
 ) -> str | None:
@@ -38,9 +49,17 @@ def unavailable(
         return "needs compute capability 8.0 or more"
     if dtype not in (torch.bfloat16, torch.float16):
         return f"takes bfloat16 and float16, not {dtype}"
+    if (other := _other_implementation()) is not None:
+        return f"is tried with PyTorch's own kernel, {other} has been activated"
     if head_size % 8 or head_size > 256:
         return f"takes heads of 8, 16 .. 256 features, not {head_size}"
     return "adds no bias to the scores" if bias else None
+
+
+def launches() -> int:
+    """Kernels that one call launches: one that does not write in place also fills the state of a
+    generator and is copied."""
+    return 1 if _functions()[1] is not None else 3
 
 
 def varlen_attention(
@@ -50,7 +69,8 @@ def varlen_attention(
 
     Args:
         qkv: bf16 or fp16 [tokens, 3 * heads * head_size]: queries, keys and values side by side.
-        bounds: int32 [sequences + 1] on qkv's device: where each sequence begins, and ``tokens``.
+        bounds: int32 [sequences + 1] on qkv's device: where each sequence begins, and the end.
+            Sequences may be empty; rows from the end on are not read, and hold anything then.
         longest: at least the length of the longest sequence.
         heads: number of attention heads.
         scale: multiplies the scores.

@@ -117,7 +117,7 @@ class Stack:
         """What each attention is, and what runs it; empty where the backend has but one way."""
         size, found = self._settings.head_size, []
         for own in (layer.attention for layer in self._layers if layer.attention is not None):
-            note = self._backend.attention_note(size, own.quantized)
+            note = self._backend.attention_note(size, own.quantized, self._bias is not None)
             if note is not None:
                 found.append((f"{own.name}.attention: {own.heads} heads of {size}", note))
         return found

@@ -180,8 +180,16 @@ class Backend:
             qkv, batch.lengths, heads, scale, bias, batch.row_positions, steps
         )
 
-    def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
-        """What runs such attentions, for ``explain()``; None where there is but one way."""
+    def attention_note(
+        self, head_size: int, quantized: QuantizedAttention | None, bias: bool = False
+    ) -> str | None:
+        """What runs such attentions, for ``explain()``; None where there is but one way.
+
+        Args:
+            head_size: features of a head.
+            quantized: how the two products are quantized, or None: not at all.
+            bias: whether something is added to the scores.
+        """
         return None
 
     def remarks(self) -> list[str]:

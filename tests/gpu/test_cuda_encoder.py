@@ -20,6 +20,8 @@ from torch import Tensor
 
 from sparse_runtime import SparseModel
 from sparse_runtime.formats import compress
+from sparse_runtime.kernels.attention import varlen
+from sparse_runtime.ops.cuda.attention_choice import ATTENTION_VARIABLE
 from sparse_runtime.ops.cuda.graphs import GRAPHS_VARIABLE, token_bucket
 from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.store import PackedLinear, PackedModel
@@ -143,6 +145,36 @@ def test_half_types_are_no_further_off_than_the_reference(dtype: torch.dtype) ->
     exact = run(load(packed, torch.float32, backend="reference"), batch).double()
     ours, theirs = (run(load(packed, dtype, backend=b), batch) for b in ("cuda", "reference"))
     assert (ours.double() - exact).norm() < 2 * (theirs.double() - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("values", ["fp32", "int8"])
+def test_pytorchs_attention_in_graphs(
+    values: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launched, captured, and replayed for other lengths of the same bucket, with rows behind the
+    last sequence: no further off than ours."""
+    if reason := varlen.unavailable(torch.device("cuda"), dtype, 32):
+        pytest.skip(reason)
+    packed = make_packed(values)
+    exact = load(packed, torch.float32, backend="reference")
+    triton = load(packed, dtype)
+    monkeypatch.setenv(ATTENTION_VARIABLE, "varlen")
+    theirs = load(packed, dtype)
+    assert "-> torch.nn.attention.varlen over sequences" in theirs.explain()
+    for lengths in ((100, 3, 27), (100, 3, 27), (90, 40, 1), (70, 2, 50, 9), (300, 299, 1, 40)):
+        batch = batch_of(*lengths)
+        expected = run(exact, batch)
+        bound = 2 * error_of(run(triton, batch), expected) + STEPS
+        for _ in range(3):
+            assert error_of(run(theirs, batch), expected) < bound
+    # 129 to 144 tokens of three or four sequences, none longer than 128, share one.
+    assert len(runner_of(theirs).graphs) == 2
+    monkeypatch.setenv(GRAPHS_VARIABLE, "0")
+    without = load(packed, dtype)
+    for lengths in ((100, 3, 27), (90, 40, 1)):
+        batch = batch_of(*lengths)
+        assert torch.equal(run(without, batch), run(theirs, batch))
 
 
 @pytest.mark.parametrize("values", ["fp32", "int8"])

@@ -16,6 +16,7 @@ from ...kernels.padding.operands import Padded
 from ...spec import QuantizedAttention
 from ..backends import Activation, Backend, Recorder, SideBySide
 from ..types import LinearRequest, LinearWeight, Norm, PreparedLinear, TokenBatch
+from .attention_choice import AttentionChoice
 from .device import interpreting, refuses, unavailable
 from .graphs import GRAPHS_VARIABLE, graphs_to_keep
 from .input_orders import input_order
@@ -23,7 +24,19 @@ from .linear import CudaLinear
 from .padding import PaddedScan
 from .plan import make_plan
 from .runner import Runner
-from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, Pass, Rows, Value
+from .values import (
+    Apply,
+    Attend,
+    AttendRows,
+    AttendVarlen,
+    Embed,
+    Linear,
+    Node,
+    Normalize,
+    Pass,
+    Rows,
+    Value,
+)
 
 CHUNK = 4096
 """Tokens that run through the layers at a time: activations of more would leave the L2 cache of a
@@ -53,6 +66,7 @@ class CudaBackend(Backend):
             raise RuntimeError(f"backend 'cuda' cannot run on {device}: {reason}; use 'auto'")
         graphs_to_keep()  # an error in the environment shows now
         super().__init__(device, dtype, choice)
+        self._attention = AttentionChoice(device, dtype)
         self._lock = Lock()
         self._runners: dict[Recorder, Runner] = {}
         self._reordered = 0
@@ -132,6 +146,8 @@ class CudaBackend(Backend):
         node: Node = AttendRows(qkv, heads, scale, bias, quantized)
         if self._attention_refuses(features // heads, quantized) is None:
             node = Attend(qkv, heads, scale, bias)
+            if self._attention.takes(features // heads, bias is not None):
+                node = AttendVarlen(qkv, heads, scale)
         return Value(qkv.run, node, features)
 
     def from_tokens(self, batch: TokenBatch, tokens: Tensor) -> Activation:
@@ -155,10 +171,12 @@ class CudaBackend(Backend):
 
         return repad(tokens, index, rows)
 
-    def attention_note(self, head_size: int, quantized: QuantizedAttention | None) -> str | None:
+    def attention_note(
+        self, head_size: int, quantized: QuantizedAttention | None, bias: bool = False
+    ) -> str | None:
         reason = self._attention_refuses(head_size, quantized)
         if reason is None:
-            return "Triton kernel over sequences without padding"
+            return self._attention.note(head_size, bias)
         return f"plain PyTorch, sequence by sequence, and no CUDA graphs; our kernel: {reason}"
 
     def remarks(self) -> list[str]:

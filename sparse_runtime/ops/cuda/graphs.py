@@ -20,6 +20,7 @@ MOST_GRAPHS = 64
 FINE_STEP, FINE_TOKENS = 16, 128
 STEPS_PER_DOUBLING = 8
 LEAST_BLOCKS = 8
+LEAST_SPAN = 64
 
 
 class Replayable(Protocol):
@@ -42,6 +43,17 @@ def block_bucket(blocks: int) -> int:
     """The number of query blocks that an attention is launched for: the next power of two, at
     least 8. A block too many costs a program that returns at once."""
     return max(LEAST_BLOCKS, 1 << max(blocks - 1, 0).bit_length())
+
+
+def sequence_bucket(sequences: int) -> int:
+    """The number of sequences that PyTorch's attention is launched for: the next power of two."""
+    return 1 << max(sequences - 1, 0).bit_length()
+
+
+def span_bucket(longest: int) -> int:
+    """The longest sequence that PyTorch's attention is launched for: the next power of two, at
+    least 64. It divides queries into blocks of 64 or 128, and one too many returns at once."""
+    return max(LEAST_SPAN, 1 << (longest - 1).bit_length())
 
 
 def token_buckets(most: int) -> list[int]:

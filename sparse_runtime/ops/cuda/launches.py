@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.attention import reference as attention_reference
 from ...kernels.attention.attention_triton import attention
+from ...kernels.attention.varlen import varlen_attention
 from ...kernels.embedding.embedding_triton import embed
 from ...kernels.layer_norm.layer_norm_triton import normalize
 from ...kernels.linear.operands import Target
@@ -17,7 +18,7 @@ from ..reference import quantizers_of
 from ..types import Norm
 from .memory import Frame
 from .plan import Step
-from .values import Apply, Attend, AttendRows, Embed, Linear, Node, Normalize, Rows
+from .values import Apply, Attend, AttendRows, AttendVarlen, Embed, Linear, Node, Normalize, Rows
 
 
 def launch(frame: Frame, step: Step) -> None:
@@ -95,12 +96,21 @@ def _attend(frame: Frame, node: Attend, target: Target, scheme: str) -> None:
     )  # fmt: skip
 
 
+def _attend_varlen(frame: Frame, node: AttendVarlen, target: Target, scheme: str) -> None:
+    qkv, bounds = frame.floats(node.qkv), frame.bounds
+    # The plan stores its floats, and quantizes them by a launch of their own.
+    assert bounds is not None and target.floats is not None
+    starts, longest = bounds
+    varlen_attention(qkv, starts, longest, node.heads, node.scale, target.floats)
+
+
 _LAUNCHES: dict[type[Node], Callable[[Frame, Any, Target, str], None]] = {
     Rows: _rows,
     Embed: _embed,
     Linear: _linear,
     Normalize: _normalize,
     Attend: _attend,
+    AttendVarlen: _attend_varlen,
     AttendRows: _attend_rows,
     Apply: _apply,
 }

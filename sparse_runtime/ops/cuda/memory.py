@@ -13,9 +13,9 @@ from ...kernels.linear.configs import Workspace
 from ...kernels.linear.operands import Quantized, Target
 from ...spec import ActivationSpec
 from ..types import TokenBatch
-from .graphs import block_bucket
+from .graphs import block_bucket, sequence_bucket
 from .plan import Plan, Step, stride_of
-from .schedules import Queries
+from .schedules import Bounds, Queries
 from .stacked import row_quantizer
 from .values import Form, Value
 
@@ -51,6 +51,7 @@ class Memory:
         ids: int64 [tables, rows], valid ids everywhere.
         positions: int64 [rows].
         schedules: int32 [blocks, 3] for each size of heads.
+        starts: int32, for PyTorch's attention: where sequences begin, and the end.
         arena: bytes for every value of the plan.
         workspace: of the linear layers.
         ranges: int32 [2 * rows], zeros between launches.
@@ -76,6 +77,8 @@ class Memory:
                 size: torch.zeros(blocks, 3, dtype=torch.int32, device=device)
                 for size in sorted(plan.heads)
             }
+            most_starts = sequence_bucket(most) + 1 if plan.bounded else 0
+            self.starts = torch.zeros(most_starts, dtype=torch.int32, device=device)
             self.arena = torch.empty(plan.bytes_per_token * most, dtype=torch.uint8, device=device)
             self.ranges = torch.zeros(2 * most, dtype=torch.int32, device=device)
             self.counters = torch.zeros(blocks, dtype=torch.int32, device=device)
@@ -85,7 +88,7 @@ class Memory:
     @property
     def tensors(self) -> list[Tensor]:
         """All of them."""
-        own = [self.ids, self.positions, self.arena, self.ranges, self.counters]
+        own = [self.ids, self.positions, self.starts, self.arena, self.ranges, self.counters]
         own += self.schedules.values()
         return own + [tensor for tensor in self.workspace if tensor is not None]
 
@@ -123,6 +126,7 @@ class Frame:
         tokens: real rows.
         rows: rows that are computed: the bucket.
         queries: by the size of its heads, how an attention runs.
+        bounds: how attentions in PyTorch's kernel run; None where there are none.
     """
 
     memory: Memory
@@ -130,11 +134,16 @@ class Frame:
     tokens: int
     rows: int
     queries: Mapping[int, Queries]
+    bounds: Bounds | None = None
 
     @property
-    def shape(self) -> tuple[tuple[Config, int], ...]:
-        """What beside ``rows`` decides which launches are made: query blocks and their tiles."""
-        return tuple((queries.config, len(queries.blocks)) for queries in self.queries.values())
+    def shape(self) -> tuple[tuple[Config | int, int], ...]:
+        """What beside ``rows`` decides which launches are made: query blocks and their tiles;
+        for PyTorch's attention the longest sequence and their number."""
+        blocks = tuple((queries.config, len(queries.blocks)) for queries in self.queries.values())
+        if self.bounds is None:
+            return blocks
+        return (*blocks, (self.bounds.longest, len(self.bounds.starts)))
 
     def floats(self, value: Value) -> Tensor:
         """[rows, features] of the float type."""

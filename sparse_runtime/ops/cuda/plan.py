@@ -14,7 +14,7 @@ from functools import cached_property
 from ...spec import ActivationSpec
 from .buffers import Buffer, place
 from .stacked import row_quantizer
-from .values import Attend, Embed, Form, Linear, Node, Value
+from .values import Attend, AttendVarlen, Embed, Form, Linear, Node, Value
 
 INT8_BYTES, FLOAT32_BYTES, INT32_BYTES = 1, 4, 4
 
@@ -103,6 +103,11 @@ class Plan:
             if isinstance(node, Attend):
                 most[node.head_size] = max(node.heads, most.get(node.head_size, 0))
         return most
+
+    @cached_property
+    def bounded(self) -> bool:
+        """Whether an attention goes by where each sequence begins."""
+        return any(isinstance(node, AttendVarlen) for node in self.nodes)
 
     @cached_property
     def specs(self) -> set[ActivationSpec]:

@@ -17,7 +17,7 @@ from .graphs import Capturer, GraphCache, graphs_to_keep, token_bucket, token_bu
 from .machine import machine_of
 from .memory import Constants, Frame, Memory
 from .plan import Plan
-from .schedules import Queries, Schedules
+from .schedules import Bounds, Queries, Schedules
 
 
 class Runner:
@@ -140,6 +140,11 @@ class Runner:
             found = self._schedules.get(batch.lengths, config.block_q)
             queries[size] = Queries(config, blocks[: len(found)])
             blocks[: len(found)].copy_(found)
+        bounds = None
+        if self.plan.bounded:
+            found, longest = self._schedules.bounds(batch.lengths)
+            bounds = Bounds(memory.starts[: len(found)], longest)
+            bounds.starts.copy_(found)
         # A pass that begins with rows has no tables.
         columns, places = [*ids[: self.plan.tables]], [*memory.ids]
         if self.plan.span is not None:
@@ -147,7 +152,7 @@ class Runner:
             places.append(memory.positions)
         if columns:
             torch._foreach_copy_([place[:tokens] for place in places], columns)
-        return Frame(memory, batch, tokens, rows, queries)
+        return Frame(memory, batch, tokens, rows, queries, bounds)
 
     def _attention_config(self, head_size: int, lengths: Sequence[int]) -> Config:
         machine = machine_of(self._device)

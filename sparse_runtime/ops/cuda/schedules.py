@@ -1,16 +1,16 @@
-"""Which query blocks the attentions of a batch have: computed on the host, kept on the device."""
+"""What the attentions of a batch go by: computed on the host, kept on the device."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...kernels.attention.schedule import Config, query_blocks
-from .graphs import block_bucket
+from .graphs import block_bucket, sequence_bucket, span_bucket
 
 KEPT = 32
 """Schedules kept on the device: batches of the same lengths come back."""
@@ -28,13 +28,26 @@ class Queries(NamedTuple):
     blocks: Tensor
 
 
+class Bounds(NamedTuple):
+    """How attentions in PyTorch's kernel run.
+
+    Attributes:
+        starts: int32 [bucket of sequences + 1] on the device: where each begins, and the end, which
+            what fills up the bucket repeats: sequences without tokens.
+        longest: tokens that no sequence exceeds, a bucket too.
+    """
+
+    starts: Tensor
+    longest: int
+
+
 class Schedules:
-    """Schedules on one device, the latest ones kept."""
+    """Schedules and bounds on one device, the latest ones kept."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._captured: list[Tensor] = []
-        self._known: OrderedDict[tuple[int, tuple[int, ...]], Tensor] = OrderedDict()
+        self._known: OrderedDict[tuple[int | None, tuple[int, ...]], Tensor] = OrderedDict()
 
     def get(self, lengths: Sequence[int], block_q: int) -> Tensor:
         """The query blocks of a batch on the device, filled up to their bucket.
@@ -47,7 +60,26 @@ class Schedules:
             RuntimeError: the current stream is being captured, and these lengths are new: they
                 cannot be copied then.
         """
-        key = (block_q, tuple(lengths))
+
+        def make() -> Tensor:
+            needed = sum(-(-length // block_q) for length in lengths)
+            return query_blocks(list(lengths), block_q, block_bucket(needed))
+
+        return self._get((block_q, tuple(lengths)), make)
+
+    def bounds(self, lengths: Sequence[int]) -> Bounds:
+        """Where the sequences of a batch begin, on the device, filled up to their bucket.
+
+        Args:
+            lengths: tokens of each sequence in the stream.
+
+        Raises:
+            RuntimeError: as of :meth:`get`.
+        """
+        found = self._get((None, tuple(lengths)), lambda: sequence_starts(lengths))
+        return Bounds(found, span_bucket(max(lengths)))
+
+    def _get(self, key: tuple[int | None, tuple[int, ...]], make: Callable[[], Tensor]) -> Tensor:
         capturing = self._device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         known = self._known.get(key)
         if known is None:
@@ -56,7 +88,8 @@ class Schedules:
                     "these sequence lengths are new, and cannot be copied to the device while the "
                     "stream is being captured: run the same batch once before the capture"
                 )
-            known = self._known[key] = self._copy(key[1], block_q)
+            # Waited for: a pass on another stream may read it next.
+            known = self._known[key] = make().to(self._device)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -67,10 +100,10 @@ class Schedules:
             known.record_stream(torch.cuda.current_stream(self._device))
         return known
 
-    def _copy(self, lengths: tuple[int, ...], block_q: int) -> Tensor:
-        needed = sum(-(-length // block_q) for length in lengths)
-        blocks = query_blocks(list(lengths), block_q, block_bucket(needed))
-        if self._device.type != "cuda":
-            return blocks
-        # Waited for: a pass on another stream may read it next.
-        return blocks.to(self._device)
+
+def sequence_starts(lengths: Sequence[int]) -> Tensor:
+    """int32 [bucket + 1]: where each sequence that has tokens begins, then the end."""
+    kept = torch.tensor([length for length in lengths if length > 0])
+    starts = torch.full((sequence_bucket(len(kept)) + 1,), int(kept.sum()), dtype=torch.int32)
+    starts[: len(kept)] = kept.cumsum(0) - kept
+    return starts

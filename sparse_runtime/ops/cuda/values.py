@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from ...kernels.attention import varlen
 from ...spec import ActivationSpec, QuantizedAttention
 from ..types import Norm, PreparedLinear, TokenBatch
 from .linear import CudaLinear
@@ -145,6 +146,23 @@ class Attend(Node):
     def head_size(self) -> int:
         """Features of a head."""
         return self.qkv.features // (3 * self.heads)
+
+    @property
+    def reads(self) -> Sequence[tuple[Value, Form]]:
+        return [(self.qkv, None)]
+
+
+@dataclass(frozen=True, eq=False)
+class AttendVarlen(Node):
+    """Self-attention in PyTorch's kernel, counted as ours; it writes floats and adds no bias."""
+
+    qkv: Value
+    heads: int
+    scale: float
+
+    @property
+    def launches(self) -> int:  # type: ignore[override]
+        return varlen.launches()
 
     @property
     def reads(self) -> Sequence[tuple[Value, Form]]:
