@@ -353,4 +353,42 @@ def test_the_check_runs_what_there_is(checkout_root: Path) -> None:
     files = re.findall(r"tests/[\w/*]+\.py", script)
     found = [path for pattern in files for path in checkout_root.glob(pattern)]
     assert len(found) > len(files)
-    assert sum("pytest.mark.sanitize" in path.read_text() for path in found) >= 5
+
+
+# Where the sanitizer sees each file of kernels: a test of which at least one case is marked.
+SANITIZED = {
+    "attention/attention": "attention::test_every_target",
+    "block/block": "block::test_parts_of_rows_add_up",
+    "dense/dense": "linear::test_zero_points_equal_the_reference",
+    "embedding/embedding": "rows::test_the_last_rows_of_tables",
+    "layer_norm/layer_norm": "rows::test_norms_into_every_target",
+    "linear/epilogue": "linear::test_output_quantizers_equal_the_reference",
+    "linear/epilogue_rows": "epilogue_rows::test_integers_end_as_the_references",
+    "linear/linear": "linear::test_zero_points_equal_the_reference",
+    "nm/nm": "nm::test_weights_that_end_within_a_word",
+    "padding/pool": "padding::test_pool_of_hard_numbers",
+    "padding/repad": "padding::test_repad_equals_the_reference",
+    "padding/scan": "padding::test_slices_of_wider_batches_and_shared_positions",
+    "padding/unpad": "padding::test_slices_of_wider_batches_and_shared_positions",
+    "quantize/quantize": "quantize::test_static_rows_equal_the_reference",
+    "quantize/quantize_rows": "rows::test_quantized_rows_equal_the_reference",
+    "quantize/target": "attention::test_every_target",
+    "unstructured/bytes": "unstructured::test_values_that_end_within_a_word",
+    "unstructured/unstructured": "unstructured::test_values_that_end_within_a_word",
+}
+
+
+def test_the_sanitizer_sees_every_file_of_kernels(checkout_root: Path) -> None:
+    kernels = checkout_root / "kernels"
+    files = {
+        str(path.relative_to(kernels)).removesuffix("_triton.py")
+        for path in kernels.glob("*/*_triton.py")
+    }
+    assert files == SANITIZED.keys()
+    for place in SANITIZED.values():
+        file, _, test = place.partition("::")
+        text = (checkout_root / f"tests/kernels/test_{file}_triton.py").read_text()
+        # What stands between the test before and this one: its decorators, and helpers.
+        above, found, _ = text.partition(f"\ndef {test}(")
+        assert found, place
+        assert "pytest.mark.sanitize" in above.rpartition("\n\n\n")[2], place

@@ -114,3 +114,15 @@ def test_float_products(multiply, n: int, m: int, kind: torch.dtype) -> None:
     # Parts of 2**12: every sum is exact in float32, in any order.
     expected = x.double() @ matrix.double().T
     assert torch.equal(multiply(x, pack(matrix, n, m), len(matrix), config).double(), expected)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (2, 8)])
+@pytest.mark.parametrize("kind", TYPES[:2])
+def test_weights_that_end_within_a_word(multiply, kind: torch.dtype, n: int, m: int) -> None:
+    """Outputs and inputs off every tile; each program of a split ends elsewhere."""
+    matrix = random_matrix((21, 103), n, m, kind)
+    x = random_matrix((5, 103), 1, 1, kind)
+    expected = x.double() @ matrix.double().T
+    config = Config(16, 16, 32, split_k=2)
+    assert torch.equal(multiply(x, pack(matrix, n, m), len(matrix), config).double(), expected)

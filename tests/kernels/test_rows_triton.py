@@ -104,7 +104,10 @@ def floats_of(target: Target, features: int) -> Tensor:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
-@pytest.mark.parametrize("features", [1, 16, 50, 1100])  # one; a whole block; off it; several warps
+@pytest.mark.parametrize(
+    "features",  # one; a whole block; off it; several warps
+    [1, 16, pytest.param(50, marks=pytest.mark.sanitize), 1100],
+)
 def test_quantized_rows_equal_the_reference(scheme: str, features: int) -> None:
     x = spread(hard_rows(features))
     target = make_target(len(x), features, scheme)
@@ -256,6 +259,17 @@ def test_embedding(dtype: torch.dtype, count: int, kind: str | None) -> None:
     if kind is None and dtype is torch.float32:
         assert torch.equal(floats, expected(dtype))
     check_quantized(target, floats, "asymmetric")
+
+
+@pytest.mark.sanitize
+def test_the_last_rows_of_tables() -> None:
+    tables = tuple(normal(i, rows, 41) for i, rows in enumerate((11, 2, 30)))
+    ids = tuple(torch.tensor([0, len(table) - 1] * 3, device=DEVICE)[:5] for table in tables)
+    target = make_target(5, 41, "symmetric", torch.float32)
+    embed(ids, tables, None, None, 0.0, None, target, "symmetric")
+    floats = floats_of(target, 41)
+    assert torch.equal(floats, embedding_reference.embed(ids, tables))
+    check_quantized(target, floats, "symmetric")
 
 
 @pytest.mark.parametrize("kind", [None, "layer_norm"])

@@ -89,6 +89,17 @@ def test_float_products(
     assert torch.equal(multiply(x, pack(matrix), len(matrix), config).double(), expected)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("kind", TYPES)
+def test_values_that_end_within_a_word(multiply, kind: torch.dtype) -> None:
+    """The last row's values are the last there are; outputs and inputs off every tile."""
+    matrix = random_matrix((21, 103), 0.3, kind)
+    x = random_matrix((5, 103), 1.0, kind)
+    expected = x.double() @ matrix.double().T
+    config = Config(16, 16, 32, split_k=2)
+    assert torch.equal(multiply(x, pack(matrix), len(matrix), config).double(), expected)
+
+
 def test_a_wrong_bit_is_seen(multiply) -> None:
     matrix = random_matrix((16, 64), 0.2, torch.int8)
     x = random_matrix((4, 64), 1.0, torch.int8)
