@@ -2,14 +2,15 @@
 # Everything that only a machine with an NVIDIA GPU can say, without network and without installing:
 # tests on the GPU, the same under compute-sanitizer, tuning, benchmarks against peers, and a short
 # table last. Each part can be run by itself, in any order, and its steps end within ten minutes, of which
-# the build takes up to 5 (build once, then BUILD=0) and in parts 3 to 10, once for a device, a commit and
-# a library, a short test of hand-written kernels up to 3. Parts 3 to 10 go on where the last call left off.
+# the build takes up to 5 (build once, then BUILD=0) and in parts 3 to 13, once for a device, a commit and
+# a library, a short test of hand-written kernels up to 3. Parts 3 to 13 go on where the last call left off.
 #
 #   benchmarks/gpu_check.sh             all parts
 #   benchmarks/gpu_check.sh --part N    1 tests           2 sanitizer        3 tuning
 #                                       4 linear layers   5 encoders         6 the table alone
 #                                       7 dense and 2:4 int8 products, 8 unstructured ones
-#                                       9 and 10 the same in bf16
+#                                       9 and 10 the same in bf16      11 blocks
+#                                       12 fp16, 1:4 and 2:8           13 rows, padding and attention
 #   benchmarks/gpu_check.sh --again     (with --part or without) cases too whose results are there already
 #
 #   PYTHON                 interpreter with torch, triton and pytest (default: python3)
@@ -24,7 +25,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-parts=10
+parts=13
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//p}' benchmarks/gpu_check.sh; }
 refuse() {
   printf 'error: %s\n\n%s\n' "$1" "$(usage)" >&2
@@ -211,6 +212,14 @@ products 7 "dense int8" "2:4 int8"
 products 8 "unstructured@0.9 int8 ordered" "unstructured@0.9 int8"
 products 9 "dense bf16" "2:4 bf16"
 products 10 "unstructured@0.9 bf16 ordered" "unstructured@0.9 bf16"
+products 11 "block:64x64@0.9 bf16" "block:64x64@0.9 int8" "block:32x32@0.9 bf16" \
+  "block:32x32@0.9 int8" "block:128x128@0.9 bf16" "block:128x128@0.9 int8" "block:16x16@0.9 bf16" \
+  "block:16x16@0.9 int8" "block:16x64@0.9 bf16" "block:16x64@0.9 int8"
+products 12 "dense fp16" "2:4 fp16" "block:64x64@0.9 fp16" "unstructured@0.9 fp16" \
+  "1:4 int8" "2:8 int8" "1:4 bf16" "2:8 bf16"
+if wanted 13; then
+  step rows 540 "$python" -m sparse_runtime.benchmarks.gpu.rows --out "$out" --seconds 450 "${again[@]}"
+fi
 for results in "$out"/*.jsonl; do
   if grep -q '"kind": "gpu_' "$results"; then
     "$python" -m sparse_runtime.benchmarks.gpu.view "$results" || failed=1

@@ -49,7 +49,15 @@ TOKENS = (4096, 128, 16384, 1024, 65536)
 CASES = (
     "dense int8", "2:4 int8", "unstructured@0.9 int8 ordered", "unstructured@0.9 int8",
     "dense bf16", "2:4 bf16", "unstructured@0.9 bf16 ordered", "unstructured@0.9 bf16",
+    "block:64x64@0.9 bf16", "block:64x64@0.9 int8", "block:32x32@0.9 bf16", "block:32x32@0.9 int8",
+    "block:128x128@0.9 bf16", "block:128x128@0.9 int8", "block:16x16@0.9 bf16",
+    "block:16x16@0.9 int8", "block:16x64@0.9 bf16", "block:16x64@0.9 int8",
+    "dense fp16", "2:4 fp16", "block:64x64@0.9 fp16", "unstructured@0.9 fp16",
+    "1:4 int8", "2:8 int8", "1:4 bf16", "2:8 bf16",
 )  # fmt: skip
+TYPES = {"int8": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of the activations, by the weights' values."""
+
 MOST_CONFIGS = 4
 MOST_COPIES = 24
 SEARCH_ROUNDS, ROUNDS = 3, 11
@@ -75,7 +83,7 @@ class Contender(NamedTuple):
 def make_layers(shape: tuple[int, int], case: str, device: torch.device) -> StackedLayers:
     """A random weight of a case such as "unstructured@0.9 int8 ordered"."""
     weight = LinearWeight("layer", _packed(shape, case), make_activations(1, shape[0])[0])
-    dtype = torch.float32 if "int8" in case.split() else torch.bfloat16
+    dtype = TYPES[case.split()[1]]
     return stack_layers(LinearRequest((weight,), device, dtype))
 
 

@@ -76,6 +76,24 @@ def gemms(lines: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+def rows(lines: Sequence[dict[str, Any]]) -> Table:
+    """Microseconds with operands in memory (in L2), and the share of a copy's bandwidth."""
+    heads = ("kernel", "shape", "tokens", "contender", "us (L2)", "GB/s", "% of a copy")
+    table = Table(*heads, title="Rows, padding and attention")
+    for line in latest(lines, "kernel", "shape", "tokens", "lengths"):
+        row = [line["kernel"], line["shape"], f"{line['tokens']} {line['lengths']}"]
+        for name, found in line["contenders"].items():
+            if "cold_us" not in found or "warm_us" not in found:
+                reason = str(found.get("skipped", found.get("error", "-")))
+                table.add_row(*row, name, reason, "-", "-")
+                continue
+            rate = found["bytes"] / found["cold_us"] / 1e3
+            share = f"{100 * found['copy_share']:.0f}" if "copy_share" in found else "-"
+            times = f"{found['cold_us']:.1f} ({found['warm_us']:.1f})"
+            table.add_row(*row, name, times, f"{rate:.0f}", share)
+    return table
+
+
 def encoders(lines: Sequence[dict[str, Any]]) -> Table:
     """Milliseconds of a forward pass."""
     heads = ("model", "workload", "tokens", "ours ms", "peer", "ms", "ratio")
@@ -123,7 +141,12 @@ def main() -> None:
     console = terminal if terminal.is_terminal else Console(width=FILE_WIDTH)
     for line in read(path, "gpu_ceilings")[-1:]:
         console.print(line["environment"]["device"], line["ceilings"])
-    tables = {"gpu_linear": linears, "gpu_gemm": gemms, "gpu_encoder": encoders}
+    tables = {
+        "gpu_linear": linears,
+        "gpu_gemm": gemms,
+        "gpu_rows": rows,
+        "gpu_encoder": encoders,
+    }
     for kind, table in tables.items():
         if lines := read(path, kind):
             console.print(table(lines))

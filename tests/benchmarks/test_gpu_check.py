@@ -27,6 +27,9 @@ DRIVERS = {
     "8": "gpu.gemms",
     "9": "gpu.gemms",
     "10": "gpu.gemms",
+    "11": "gpu.gemms",
+    "12": "gpu.gemms",
+    "13": "gpu.rows",
 }
 
 
@@ -161,10 +164,10 @@ def test_where_no_test_is_collected_no_kernel_has_failed(
     ("options", "message"),
     [
         (("foo",), "expected --part or --again, got foo"),
-        (("--part",), "--part takes 1 to 10, got nothing"),
-        (("--part", "0"), "--part takes 1 to 10, got 0"),
-        (("--part", "11"), "--part takes 1 to 10, got 11"),
-        (("--part", "4x"), "--part takes 1 to 10, got 4x"),
+        (("--part",), "--part takes 1 to 13, got nothing"),
+        (("--part", "0"), "--part takes 1 to 13, got 0"),
+        (("--part", "14"), "--part takes 1 to 13, got 14"),
+        (("--part", "4x"), "--part takes 1 to 13, got 4x"),
     ],
 )
 def test_other_arguments_are_refused_before_anything_runs(

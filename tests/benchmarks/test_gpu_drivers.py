@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from sparse_runtime.benchmarks.encoder_shapes import EncoderShape
-from sparse_runtime.benchmarks.gpu import encoders, gemms, linears, tune
+from sparse_runtime.benchmarks.gpu import encoders, gemms, linears, row_runs, rows, tune
 from sparse_runtime.benchmarks.gpu.ceilings import Ceilings
 from sparse_runtime.benchmarks.gpu.peers import Layer
 from sparse_runtime.benchmarks.gpu.records import read
@@ -48,12 +48,12 @@ def no_gpu(
     monkeypatch.setattr(tune, "machine_of", lambda device: H100)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    for module in (encoders, gemms, linears, tune):
+    for module in (encoders, gemms, linears, rows, tune):
         monkeypatch.setattr(module, "surroundings", lambda: AROUND)
         monkeypatch.setattr(module, "load_shape", lambda name: SHAPE)
-    for module in (encoders, gemms, linears):
+    for module in (encoders, gemms, linears, rows):
         monkeypatch.setattr(module, "measure_ceilings", lambda: Ceilings(1.0, None, None))
-    for module in (gemms, linears):
+    for module in (gemms, linears, rows):
         monkeypatch.setattr(module, "time_kernels", call_once)
 
 
@@ -163,6 +163,67 @@ def test_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) 
     run(monkeypatch, gemms.main, tmp_path, *options)
     assert "2 of 2 cases are in" in capsys.readouterr().out
     assert len(read(path, "gpu_gemm")) == 2
+
+
+def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Under Triton's interpreter: every launcher's result is checked."""
+    monkeypatch.setattr(row_runs, "DEVICE", "cpu")
+    monkeypatch.setattr(row_runs, "LONGEST", 9)
+    options = ("--shape", "tiny", "--tokens", "18")
+    path = run(monkeypatch, rows.main, tmp_path, *options)
+    lines = read(path, "gpu_rows")
+    expected = [(kernel, "equal") for kernel in rows.KERNELS]
+    expected += [(kernel, "ragged") for kernel in rows.KERNELS if kernel not in rows.BY_ROWS]
+    assert [(line["kernel"], line["lengths"]) for line in lines] == expected
+    for line in lines:
+        skipped = {name for name, found in line["contenders"].items() if "skipped" in found}
+        theirs = {"varlen", "varlen quantized"} | (
+            {"sdpa"} if line["lengths"] == "ragged" else set()
+        )
+        assert skipped == (theirs if line["kernel"] == "attention" else set())
+        for name, found in line["contenders"].items():
+            if name not in skipped:
+                assert found["cold_us"] > 0 and found["warm_us"] > 0 and "error" not in found
+                assert found["copy_share"] == pytest.approx(found["bytes"] / 1e-6 / 1e9)
+    # 18 rows of 32: two in bf16, weights of the norm are no one's; uint8, scales, zero points.
+    norm = next(line["contenders"] for line in lines if line["kernel"] == "norm")
+    assert norm["ours"]["bytes"] == 3 * 18 * 32 * 2 == norm["torch"]["bytes"]
+    assert norm["ours quantized"]["bytes"] == norm["ours"]["bytes"] + 18 * (32 + 4 + 4)
+    text = shown(monkeypatch, path, capsys)
+    assert "18 ragged" in text and "varlen quantized" in text and "NVIDIA GPU" in text
+    run(monkeypatch, rows.main, tmp_path, *options, "--seconds", "0")
+    assert f"no time for {len(lines)} cases" in capsys.readouterr().out
+
+
+def test_rows_that_are_wrong_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_runs, "DEVICE", "cpu")
+    work = row_runs.Work(SHAPE, [5, 3])
+
+    def wrong(work: row_runs.Work) -> Any:
+        target = row_runs.target_for(8, 32, quantized=True)
+        for tensor in target[:5]:
+            if isinstance(tensor, torch.Tensor):
+                tensor.fill_(1)
+        oracle = partial(torch.ones, 8, 32)
+        run = row_runs.Run(int, 1, lambda: row_runs.check_target(target, lambda t: oracle(dtype=t)))
+        yield "ours", lambda: run
+        far = run._replace(
+            check=lambda: row_runs.check_target(target, lambda t: 2 * oracle(dtype=t))
+        )
+        yield "further", lambda: far
+
+    monkeypatch.setitem(rows.KERNELS, "norm", wrong)
+    found = rows.run_case("norm", work, 50, None)
+    assert found["ours"] == {"error": "AssertionError: rows are not quantized as PyTorch's"}
+    assert found["further"]["error"].startswith("AssertionError: ours: max error")
+
+
+def test_lengths_add_up() -> None:
+    for tokens in rows.TOKENS:
+        for kind in rows.LENGTHS:
+            lengths = row_runs.lengths_of(tokens, kind)
+            assert sum(lengths) == tokens and 1 <= min(lengths) <= max(lengths) <= row_runs.LONGEST
+        assert lengths != row_runs.lengths_of(tokens, "equal")
 
 
 def test_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -38,7 +38,9 @@ def once(
     return found
 
 
-@pytest.mark.parametrize("case", ["dense int8", "unstructured@0.9 int8 ordered", "2:4 bf16"])
+@pytest.mark.parametrize(
+    "case", ["dense int8", "unstructured@0.9 int8 ordered", "2:4 bf16", "block:16x64@0.5 fp16"]
+)
 def test_a_case_is_checked_and_timed_cold_and_warm(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +52,7 @@ def test_a_case_is_checked_and_timed_cold_and_warm(
     product = "torch._int_mm product" if "int8" in case else "cublaslt product"
     assert {"triton.dense", product} <= timed
     assert ("triton.unstructured" in timed) == ("dense" not in case)
+    assert ("triton.block" in timed) == ("block" in case)
     assert found["triton.dense"]["config"].startswith("Config(")
     if "2:4" in case:  # a library that is not there says so, and costs the others nothing
         assert "error" in found["cusparselt searched product"]
@@ -88,6 +91,8 @@ def test_the_list_is_whole() -> None:
         layers = gemms.make_layers(SHAPE, case, CPU)
         names = [name for name, _ in gemms.contenders(layers)]
         assert names[0] == "triton.dense"
+        kind = layers.structure.kind
+        assert kind == "dense" or f"triton.{kind}" in names
         # What fails while a graph is captured may take those behind it along.
         libraries = [name for name in names if name.startswith("cusparselt")]
         assert not libraries or names[-len(libraries) :] == libraries
@@ -95,7 +100,7 @@ def test_the_list_is_whole() -> None:
 
 def test_the_check_runs_every_case(checkout_root: Path) -> None:
     script = (checkout_root / "benchmarks/gpu_check.sh").read_text()
-    calls = re.findall(r"products \d+ (.+)", script)
+    calls = re.findall(r"products \d+ ((?:.+\\\n)*.+)", script)
     found = [case for call in calls for case in re.findall(r'"(.+?)"', call)]
     assert sorted(found) == sorted(gemms.CASES)
 
