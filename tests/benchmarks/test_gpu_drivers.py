@@ -191,7 +191,9 @@ def test_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> N
     assert norm["ours quantized"]["bytes"] == norm["ours"]["bytes"] + 18 * (32 + 4 + 4)
     text = shown(monkeypatch, path, capsys)
     assert "18 ragged" in text and "varlen quantized" in text and "NVIDIA GPU" in text
-    run(monkeypatch, rows.main, tmp_path, *options, "--seconds", "0")
+    run(monkeypatch, rows.main, tmp_path, *options)
+    assert f"{len(lines)} of {len(lines)} cases are in" in capsys.readouterr().out
+    run(monkeypatch, rows.main, tmp_path, *options, "--again", "--seconds", "0")
     assert f"no time for {len(lines)} cases" in capsys.readouterr().out
 
 
