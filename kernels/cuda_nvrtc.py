@@ -96,6 +96,10 @@ class RuntimeLibrary(Library):
         """libcuda."""
         return ctypes.CDLL("libcuda.so.1")
 
+    @cached_property
+    def identity(self) -> str:
+        return self.nvrtc.identity[:16]
+
     def workspace_needs(
         self, kernel: Kernel, tokens: int, out_features: int, split_k: int
     ) -> WorkspaceNeeds:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from ctypes import byref, c_char_p, c_int, c_int32, c_size_t, c_void_p
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -73,6 +73,12 @@ class Nvrtc:
         if self.version < LEAST_VERSION:
             raise RuntimeError(f"NVRTC {major.value}.{minor.value}: 12.5 or later is needed")
 
+    @cached_property
+    def identity(self) -> str:
+        """Another one for other sources, options or another compiler."""
+        described = [self.version, OPTIONS, PROGRAM, HEADERS]
+        return hashlib.sha256(json.dumps(described).encode() + _sources()).hexdigest()
+
     def compiled(self, expressions: tuple[str, ...], device: int) -> Compiled:
         """Kernels for a GPU: from the cache, or compiled now and kept there.
 
@@ -84,8 +90,8 @@ class Nvrtc:
             RuntimeError: the sources do not compile.
         """
         architecture = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-        described = [self.version, architecture, OPTIONS, expressions, PROGRAM, HEADERS]
-        key = hashlib.sha256(json.dumps(described).encode() + _sources()).hexdigest()
+        described = [self.identity, architecture, expressions]
+        key = hashlib.sha256(json.dumps(described).encode()).hexdigest()
         path = _cache_folder() / f"nvrtc_{key[:32]}"
         found = _read_cached(path)
         if found is None:

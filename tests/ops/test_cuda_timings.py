@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sparse_runtime.kernels import cuda_loading, nvrtc
+from sparse_runtime.kernels.cuda_library import Library
+from sparse_runtime.kernels.cuda_nvrtc import RuntimeLibrary
 from sparse_runtime.ops.cuda import timings
 from sparse_runtime.ops.cuda.families import FAMILIES
 from sparse_runtime.ops.cuda.machine import H100
@@ -63,6 +66,37 @@ def test_another_gpu_or_library_or_kernel_has_a_file_of_its_own(
     assert cache_file(H100) != path
     assert load(path, H100, exact=True) == []
     assert load(path, H100, exact=False) == [TIMING]  # as tables that are shipped are read
+
+
+def test_another_cuda_library_has_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = []
+    for content in (None, b"one", b"another", b"one"):
+        library = None
+        if content is not None:
+            library = Library.__new__(Library)  # which kernels it holds does not matter
+            library.source = str(tmp_path / "library.so")
+            Path(library.source).write_bytes(content)
+        loaded = cuda_loading.Loaded(library, None)
+        monkeypatch.setattr(cuda_loading, "load", lambda loaded=loaded: loaded)
+        paths.append(cache_file(H100))
+    assert paths[1] == paths[3]
+    assert len(set(paths)) == 3
+
+
+def test_kernels_of_nvrtc_are_known_by_their_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identity(version: tuple[int, int] = (12, 9)) -> str:
+        library = RuntimeLibrary.__new__(RuntimeLibrary)
+        library.nvrtc = nvrtc.Nvrtc.__new__(nvrtc.Nvrtc)
+        library.nvrtc.version = version
+        return library.identity
+
+    first = identity()
+    assert identity() == first != identity((13, 0))
+    sources = nvrtc._sources()
+    monkeypatch.setattr(nvrtc, "_sources", lambda: sources + b"// changed")
+    assert identity() != first
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ...kernels import cuda_loading
 from ..cache_files import cache_folder, write_whole
 from .machine import Machine
 from .problem import Problem
@@ -100,6 +101,7 @@ def fingerprint(machine: Machine) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": _version("triton"),
         "kernels": kernels_digest(),
+        "cuda_library": library_identity(),
     }
 
 
@@ -178,12 +180,18 @@ def forget() -> None:
 
 @cache
 def kernels_digest() -> str:
-    """Changes with every kernel's source."""
+    """Changes with every Triton kernel's source."""
     digest = hashlib.sha256()
     for path in sorted(_KERNELS.rglob("*.py")):
         digest.update(path.relative_to(_KERNELS).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def library_identity() -> str:
+    """Of the hand-written kernels that run here; "" where there are none."""
+    library = cuda_loading.load().library
+    return "" if library is None else library.identity
 
 
 def _version(package: str) -> str:
