@@ -18,6 +18,9 @@ SCHEMES: tuple[str, ...] = ("none", "static", "symmetric", "full_range", "asymme
 """How rows are quantized: not at all, by one given scale, or a token each from its own range
 (``quantize_rows``, ``quantize_rows_full_range``, ``quantize_rows_asymmetric`` of reference.py)."""
 
+DYNAMIC_SCHEMES = SCHEMES[2:]
+"""Those of a token each."""
+
 
 class Quantized(NamedTuple):
     """Rows whose products are integers: ``x[t, k] = (q[t, k] - zero[t]) * scale[t]``.

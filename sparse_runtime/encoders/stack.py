@@ -95,6 +95,7 @@ class Stack:
                 tuple(f"{name}.{part}" for part in names.qkv),
                 f"{name}.{names.attention_out}",
                 unit=self._settings.head_size,
+                between=True,
             )
             attention = Attention(
                 name=name,

@@ -75,12 +75,17 @@ class Weights:
         return self._backend.prepare_linear(self._packed(*names))
 
     def stack_pair(
-        self, makers: tuple[str, ...], reader: str, unit: int | None = None
+        self,
+        makers: tuple[str, ...],
+        reader: str,
+        unit: int | None = None,
+        *,
+        between: bool = False,
     ) -> tuple[PreparedLinear, PreparedLinear]:
         """:meth:`stack_linear` of layers and of the one that reads their last outputs, which may
-        change places (``Backend.prepare_pair``)."""
+        change places; arguments as of ``Backend.prepare_pair``."""
         (last,) = self._packed(reader)
-        return self._backend.prepare_pair(self._packed(*makers), last, unit)
+        return self._backend.prepare_pair(self._packed(*makers), last, unit, between=between)
 
     def _packed(self, *names: str) -> list[LinearWeight]:
         linears = [(name, self._model.linears[name]) for name in names]

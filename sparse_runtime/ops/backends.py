@@ -66,11 +66,27 @@ class Backend:
         self.decisions: list[Decision] = []
         self._choice = choice
 
-    def prepare_linear(self, weights: Sequence[LinearWeight]) -> PreparedLinear:
-        """Prepare layers that read the same input; their outputs lie side by side."""
+    def prepare_linear(
+        self, weights: Sequence[LinearWeight], reader: LinearWeight | None = None
+    ) -> PreparedLinear:
+        """Prepare layers that read the same input; their outputs lie side by side.
+
+        Args:
+            weights: the layers.
+            reader: the layer that alone reads their outputs, where there is one.
+        """
         groups = [list(weights)] if can_fuse(weights) else [[weight] for weight in weights]
+        # Layers side by side do not make whole rows, which are quantized.
+        alone = reader is not None and len(groups) == 1
+        results = reader.packed.spec.activations if reader and alone else None
         decisions = [
-            choose(group, backend=self._choice, device=self.device, dtype=self.dtype)
+            choose(
+                group,
+                backend=self._choice,
+                device=self.device,
+                dtype=self.dtype,
+                results=results,
+            )
             for group in groups
         ]
         self.decisions += decisions
@@ -78,7 +94,12 @@ class Backend:
         return prepared[0] if len(prepared) == 1 else SideBySide(prepared)
 
     def prepare_pair(
-        self, makers: Sequence[LinearWeight], reader: LinearWeight, unit: int | None = None
+        self,
+        makers: Sequence[LinearWeight],
+        reader: LinearWeight,
+        unit: int | None = None,
+        *,
+        between: bool = False,
     ) -> tuple[PreparedLinear, PreparedLinear]:
         """:meth:`prepare_linear` of layers, and of the one that alone reads what they make.
 
@@ -90,13 +111,16 @@ class Backend:
             makers: layers that read the same input.
             reader: the other layer.
             unit: channels may change places within so many consecutive ones; None: with any.
+            between: whether something stands between the two that reads what the makers make,
+                such as attention; else the reader reads it, behind an activation function.
         """
         makers = list(makers)
         if can_reorder(makers[-1], reader):
             order = self.input_order(reader, unit)
             if order is not None:
                 makers[-1], reader = reorder(makers[-1], reader, order)
-        return self.prepare_linear(makers), self.prepare_linear([reader])
+        own = self.prepare_linear(makers, None if between else reader)
+        return own, self.prepare_linear([reader])
 
     def input_order(self, reader: LinearWeight, unit: int | None) -> Tensor | None:
         """int64 [in], the order of a layer's inputs that its kernel runs fastest; None: as is.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..spec import ActivationSpec
 from .registry import BACKENDS, CANDIDATES
 from .types import Candidate, LinearRequest, LinearWeight, PreparedLinear, can_fuse
 
@@ -57,6 +58,7 @@ def choose(
     backend: str = "auto",
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    results: ActivationSpec | None = None,
 ) -> Decision:
     """Choose the first candidate, fastest first, that can run these layers.
 
@@ -65,6 +67,7 @@ def choose(
         backend: "auto" takes any candidate; a name takes only that backend's.
         device: where the layers run.
         dtype: the activations' float type.
+        results: how the outputs' one reader quantizes them (``LinearRequest.results``).
 
     Raises:
         ValueError: unknown backend, no layers, or layers that cannot be run as one.
@@ -76,7 +79,7 @@ def choose(
             "weights: expected layers with the same in_features and the same input quantization, "
             f"got {[weight.name for weight in weights]}"
         )
-    request = LinearRequest(tuple(weights), torch.device(device), dtype)
+    request = LinearRequest(tuple(weights), torch.device(device), dtype, results)
     considered: list[Considered] = []
     chosen: Candidate | None = None
     for candidate in CANDIDATES:

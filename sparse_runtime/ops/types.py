@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..formats import PackedWeight
 from ..kernels.layer_norm import reference as layer_norm
 from ..kernels.linear.reference import ACTIVATIONS
+from ..spec import ActivationSpec
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,18 @@ class LinearWeight:
 class LinearRequest:
     """Linear layers that read the same input, to be run as one: outputs lie side by side.
 
-    All ``weights`` quantize their input alike (:func:`can_fuse`). ``dtype`` is the activations'.
+    Attributes:
+        weights: they quantize their input alike (:func:`can_fuse`).
+        device: where they run.
+        dtype: the activations'.
+        results: how the layer that alone reads the outputs quantizes them; None: it reads floats,
+            or is not known. Only what is fastest depends on it.
     """
 
     weights: tuple[LinearWeight, ...]
     device: torch.device
     dtype: torch.dtype
+    results: ActivationSpec | None = None
 
     @property
     def name(self) -> str:

@@ -143,10 +143,15 @@ def tune(
 
 
 def product_text(problem: Problem) -> str:
-    """A kind of product in a few words: "int8 2304 × 768 unstructured, density 0.1"."""
+    """A kind of product in a few words: "int8 2304 × 768 unstructured, density 0.1".
+
+    "rows quantized": by a scale of each row's own, for the next layer.
+    """
     size = shape_text((problem.out_features, problem.in_features))
     text = f"{problem.dtype} {size} {problem.structure}"
-    return text if problem.density == 1.0 else f"{text}, density {problem.density:g}"
+    if problem.density != 1.0:
+        text += f", density {problem.density:g}"
+    return f"{text}, rows quantized" if problem.dynamic else text
 
 
 def _requests(model: nn.Module) -> Iterator[LinearRequest]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,7 +22,9 @@ from sparse_runtime.ops.cuda.machine import H100
 from sparse_runtime.ops.cuda.mma_families import MmaDense, MmaTwoOfFour
 from sparse_runtime.ops.cuda.problem import Problem
 from sparse_runtime.ops.cuda.stacked import stack_layers
+from sparse_runtime.ops.cuda.trial import Trial
 from sparse_runtime.ops.reference import ReferenceLinear
+from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.testing import (
     assert_close_to_oracle,
     linear_oracle,
@@ -82,6 +86,21 @@ def test_float_layers_are_as_near_as_their_type(emulated, family, values: str) -
     weight = request.weights[0]
     oracle, dense = linear_oracle(x, weight.packed, weight.bias.to(request.dtype))
     assert_close_to_oracle(layer(x), oracle, dense)
+
+
+@pytest.mark.parametrize("family", [MmaDense(), MmaTwoOfFour()], ids=lambda f: f.name)
+def test_a_trial_has_the_launch_that_quantizes_rows(emulated, family) -> None:
+    request = request_of(family.structure, "int8", activations="dynamic")
+    layers = stack_layers(replace(request, results=ActivationSpec("dynamic", "uint8")))
+    for config in (MmaConfig(16, 64, 1), MmaConfig(64, 64, 2)):
+        trial = Trial(family, config, layers, family.pack(layers), TOKENS)
+        assert trial.wrong() is None
+        assert trial.wrong() is None  # from what the first launch left
+    variant = family.variant(family.pack(layers), config, layers)
+    assert variant.launches(TOKENS, "asymmetric") == family.launches(layers.problem) == 2
+    plain = layers.problem._replace(dynamic=False)
+    for scheme in ("none", "static"):
+        assert variant.launches(TOKENS, scheme) == family.launches(plain) == 1
 
 
 def test_choosing_considers_them_and_says_so(emulated) -> None:

@@ -16,7 +16,10 @@ import triton
 from sparse_runtime import SparseModel
 from sparse_runtime.encoders.settings import DTYPES
 from sparse_runtime.ops import CpuBackend, get_backend
+from sparse_runtime.ops.cuda import linear as cuda_linear
 from sparse_runtime.ops.cuda.backend import CudaBackend
+from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, Choice, Estimate, Regime
+from sparse_runtime.ops.cuda.families import FAMILIES as CUDA_FAMILIES
 from sparse_runtime.ops.cuda.runner import Runner
 from sparse_runtime.spec import ActivationSpec, QuantizedAttention
 from sparse_runtime.testing import assert_close_to_oracle
@@ -133,11 +136,38 @@ def test_structures_and_schemes(
         assert_close_to_oracle(got, exactly(packed)(ids).last_hidden_state, expected)
     else:
         close(got, expected)
-    assert runner_of(ours).plan.launches == 1 + 7
+    assert runner_of(ours).plan.launches(16) == 1 + 7
+    assert "launches of a pass: 8" in ours.explain()
     launched = count_launches(monkeypatch)
     assert torch.equal(ours(ids).last_hidden_state, got)
     assert launched[:2] == ["scan_kernel", "unpad_kernel"]  # the inputs
     assert len(launched) <= 2 + 1 + 7
+
+
+@pytest.mark.parametrize("scheme", ["asymmetric", "static"])
+def test_products_of_a_library_are_launches_beside_their_epilogues(
+    scheme: str, make_reference: Any, make_packed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cublas = next(family for family in CUDA_FAMILIES if family.name == "cublas")
+    estimate = Estimate(cublas, None, 1.0)
+    choice = Choice(ANY_TOKENS, estimate, Regime(1, 64, {"cublas": estimate}, None))
+    monkeypatch.setattr(cuda_linear, "choices_for", lambda layers, device: (choice,))
+    theirs = make_reference("bert", "Model", num_hidden_layers=1)
+    packed = make_packed(theirs, values="int8")
+    quantize_inputs(packed, SCHEMES[scheme])
+    ours, reference = pair(packed)
+    ids = torch.arange(4, 24, device=DEVICE).view(10, 2)  # cuBLASLt takes integers from 17 rows on
+    close(ours(ids).last_hidden_state, reference(ids).last_hidden_state)
+    launched, multiply = count_launches(monkeypatch), torch._int_mm
+
+    def counted(*given: Any, **options: Any) -> Any:
+        launched.append("product")
+        return multiply(*given, **options)
+
+    monkeypatch.setattr(torch, "_int_mm", counted)
+    ours(ids)
+    assert launched.count("product") == launched.count("epilogue_rows_kernel") == 4
+    assert len(launched) == 2 + runner_of(ours).plan.launches(32) == 2 + 1 + 11
 
 
 def count_launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparse_runtime as sr
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda.choosing import ANY_TOKENS, REGIMES, Choice, Estimate, Regime, why_not
-from sparse_runtime.ops.cuda.families import FAMILIES
+from sparse_runtime.ops.cuda.families import DENSE_FAMILIES, FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import choices_of
 from sparse_runtime.ops.cuda.linear import CudaLinear
 from sparse_runtime.ops.cuda.machine import machine_of
@@ -194,7 +194,7 @@ def test_tuning_measures_and_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for tokens in (16, 64):
         assert by_tokens[tokens].regime.source is not None
         timings = [t for t in report.found.timings if t.tokens == tokens]
-        dense = min(t.cold for t in timings if t.family in ("triton.dense", "cublas"))
+        dense = min(t.cold for t in timings if t.family in DENSE_FAMILIES)
         assert by_tokens[tokens].estimate.microseconds <= dense
     layer.prepare()
     assert "measured" in layer.explain()

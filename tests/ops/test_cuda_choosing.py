@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.linear import linear_hopper
@@ -14,12 +17,16 @@ from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import layer_choice, timings
 from sparse_runtime.ops.cuda.choosing import (
     ANY_TOKENS,
+    MOST_LAYOUTS,
     REGIMES,
-    WORTH_A_SECOND,
+    WORTH_A_LAYOUT,
+    Choice,
+    Estimate,
+    Regime,
     choose,
     compare,
 )
-from sparse_runtime.ops.cuda.families import FAMILIES, MOST_CONFIGS
+from sparse_runtime.ops.cuda.families import DENSE_FAMILIES, FAMILIES, MOST_CONFIGS
 from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.hopper_families import HOPPER_FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import describe
@@ -33,8 +40,16 @@ from sparse_runtime.spec import Structure
 from sparse_runtime.testing import make_packed
 
 BY_NAME: dict[str, Family] = {family.name: family for family in FAMILIES}
+DENSE_NAMES = {"triton.dense", "cublas", "mma.dense", "hopper.dense"}
 SPARSE = Problem("int8", 768, 3072, "2:4", 0.5)
 DENSE = Problem("int8", 768, 3072, "dense", 1.0)
+
+
+@pytest.fixture
+def all_families(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the CUDA library has kernels for every GPU."""
+    monkeypatch.setattr(cuda_loading, "not_launched", lambda: None)
+    monkeypatch.setattr(linear_hopper, "missing", lambda: None)
 
 
 def timing(problem: Problem, tokens: int, family: str, cold: float) -> Timing:
@@ -79,13 +94,90 @@ def test_a_layout_that_is_slower_than_dense_anywhere_does_not_run_alone() -> Non
     # 10 % faster at one end, slower at the other: not worth its bytes beside the dense weight.
     assert chosen({**dense, "cusparselt": {16: 3.1, 512: 8.2}}) == [(ANY_TOKENS, "triton.dense")]
     # Much faster at one end: beside the dense weight.
-    faster = 9.0 / WORTH_A_SECOND - 0.01
+    faster = 9.0 / WORTH_A_LAYOUT - 0.01
     assert chosen({**dense, "cusparselt": {16: 3.1, 512: faster}}) == [
         (16, "triton.dense"),
         (ANY_TOKENS, "cusparselt"),
     ]
     # Nowhere slower: alone.
     assert chosen({**dense, "cusparselt": {16: 3.0, 512: 8.9}}) == [(ANY_TOKENS, "cusparselt")]
+
+
+def assert_never_slower_than_dense(choices: Sequence[Choice], regimes: Sequence[Regime]) -> None:
+    """At every number of tokens that has times, by these times."""
+    assert len({choice.estimate.family.layout for choice in choices}) <= MOST_LAYOUTS
+    for regime in regimes:
+        choice = next(c for c in choices if regime.tokens <= c.most_tokens)
+        taken = regime.estimates[choice.estimate.family.name]
+        dense = [e for e in regime.estimates.values() if e.family.name in DENSE_NAMES]
+        assert taken.microseconds <= min(e.microseconds for e in dense), regime.tokens
+
+
+@pytest.mark.parametrize("family", ["triton.block", "triton.dense"])
+def test_dense_families_of_other_layouts_are_not_slower_than_what_runs(
+    family: str, all_families: None
+) -> None:
+    # All of one layout would lose less than a layout's worth: nothing that is slower runs anyway.
+    problem = Problem("int8", 768, 3072, "block:64x64", 0.1)
+    times = {"triton.dense": {16: 50.0, 512: 50.0}, "hopper.dense": {16: 30.0, 512: 30.0}}
+    times[family] = {16: 36.0, 512: 36.0}
+    regimes = compare(problem, H100, [table(times, problem)], [16, 512])
+    choices = choose(regimes)
+    assert [choice.estimate.family.name for choice in choices] == ["hopper.dense"] * 2
+
+
+def test_dense_families_that_are_each_the_fastest_somewhere_are_all_kept(
+    all_families: None,
+) -> None:
+    times = {"triton.dense": {16: 29.0, 512: 36.0}, "hopper.dense": {16: 30.0, 512: 30.0}}
+    times["mma.dense"] = {16: 29.5, 64: 2.0, 512: 99.0}
+    regimes = compare(SPARSE, H100, [table(times)], [16, 64, 512])
+    names = [choice.estimate.family.name for choice in choose(regimes)]
+    assert names == ["triton.dense", "mma.dense", "hopper.dense"]
+
+
+def test_every_dense_family_makes_a_table_count(all_families: None) -> None:
+    (regime,) = compare(DENSE, H100, [table({"mma.dense": {512: 5.0}}, DENSE)], [512])
+    assert set(regime.estimates) == {"mma.dense"}
+    assert [c.estimate.family.name for c in choose([regime])] == ["mma.dense"]
+
+
+def test_the_dense_families_are_known_and_their_layouts_fit() -> None:
+    assert DENSE_NAMES == DENSE_FAMILIES
+    layouts = {BY_NAME[name].layout for name in DENSE_NAMES}
+    assert len(layouts) <= MOST_LAYOUTS  # together they are nowhere slower than any of them
+
+
+TIMES = st.sampled_from([1.0, 1.5, 2.0, 3.0, 10.0, 10.1])
+ESTIMATES = st.tuples(
+    st.dictionaries(st.sampled_from(sorted(BY_NAME)), TIMES),
+    st.dictionaries(st.sampled_from(sorted(DENSE_NAMES)), TIMES, min_size=1),
+).map(lambda pair: {**pair[0], **pair[1]})
+"""Of some families, a dense one among them."""
+
+
+@given(st.lists(ESTIMATES, min_size=1, max_size=4))
+def test_nothing_that_is_chosen_is_slower_than_a_dense_family(
+    times: list[dict[str, float]],
+) -> None:
+    regimes = []
+    for tokens, known in zip(REGIMES, times, strict=False):
+        estimates = {name: Estimate(BY_NAME[name], None, time) for name, time in known.items()}
+        regimes.append(Regime(tokens, tokens, estimates, "made up"))
+    choices = choose(regimes)
+    assert_never_slower_than_dense(choices, regimes)
+    assert [c.most_tokens for c in choices] == [*REGIMES[: len(times) - 1], ANY_TOKENS]
+
+
+def test_one_more_layout_than_needed_must_be_worth_its_bytes(all_families: None) -> None:
+    # Two dense layouts are needed; a third one pays at 16 tokens, or does not.
+    problem = Problem("int8", 768, 3072, "block:64x64", 0.1)
+    needed = {"mma.dense": {16: 10.0, 64: 5.0, 512: 40.0}, "cublas": {64: 9.0, 512: 20.0}}
+    for block, first in ((7.9, "triton.block"), (8.1, "mma.dense")):
+        times = {**needed, "triton.block": {16: block, 64: 6.0, 512: 90.0}}
+        regimes = compare(problem, H100, [table(times, problem)], [16, 64, 512])
+        names = [choice.estimate.family.name for choice in choose(regimes)]
+        assert names == [first, "mma.dense", "cublas"]
 
 
 def test_a_family_without_a_time_is_not_compared_with_measured_ones() -> None:
@@ -127,12 +219,27 @@ def test_predictions_choose_nothing_slower_than_dense(
     regimes = compare(Problem(dtype, *shape, structure, density), H100, ())
     choices = choose(regimes)
     assert choices[-1].most_tokens == ANY_TOKENS
-    layouts = {choice.estimate.family.layout for choice in choices}
-    assert len(layouts) <= 2
-    for regime in regimes:
-        choice = next(c for c in choices if regime.tokens <= c.most_tokens)
-        same = regime.estimates[choice.estimate.family.name]
-        assert same.microseconds <= regime.best(["dense"]).microseconds
+    assert_never_slower_than_dense(choices, regimes)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+@pytest.mark.parametrize("structure", ["dense", "unstructured", "2:4", "block:64x64"])
+@pytest.mark.parametrize("hidden", [384, 768, 1024])
+def test_predictions_for_an_h100_take_one_launch_up_to_512_tokens(
+    dtype: str, structure: str, hidden: int, all_families: None
+) -> None:
+    density = {"dense": 1.0, "2:4": 0.5}.get(structure, 0.1)
+    inner = 4 * hidden
+    for out_features, in_features, dynamic in (
+        (3 * hidden, hidden, False),
+        (hidden, hidden, False),
+        (inner, hidden, dtype == "int8"),
+        (hidden, inner, False),
+    ):
+        problem = Problem(dtype, out_features, in_features, structure, density, dynamic=dynamic)
+        for choice in choose(compare(problem, H100, ())):
+            if choice.regime.tokens <= 512:
+                assert choice.estimate.family.launches(problem) == 1
 
 
 @pytest.mark.parametrize("tokens", REGIMES)
@@ -254,11 +361,32 @@ def test_the_environment_leaves_kernels_out(monkeypatch: pytest.MonkeyPatch) -> 
         families[0].rejects(problem)
 
 
+@pytest.mark.parametrize("name", ["mma.dense", "mma.2:4", "mma.exact"])
+def test_a_second_launch_counts_where_results_are_quantized_by_ranges(
+    name: str, all_families: None
+) -> None:
+    family, structure = BY_NAME[name], {"mma.2:4": "2:4", "mma.exact": "unstructured"}
+    problem = Problem("int8", 3072, 768, structure.get(name, "dense"), 0.5)
+    dynamic = problem._replace(dynamic=True)
+    assert (family.launches(problem), family.launches(dynamic)) == (1, 2)
+    for tokens in (16, 512):
+        once, twice = (
+            predict(p, tokens, family.work(p, tokens, H100), H100) for p in (problem, dynamic)
+        )
+        assert twice > once + 1e6 * LAUNCH_SECONDS  # and the floats in between
+    # One launch of ours reads its floats back, a library's epilogue has whole rows.
+    for other in ("triton.dense", "cublas"):
+        works = [BY_NAME[other].work(p, 512, H100) for p in (problem, dynamic)]
+        assert works[0].launches == works[1].launches == BY_NAME[other].launches(dynamic)
+        assert works[0] != works[1]
+
+
 def test_explain_says_how_each_time_is_known_and_what_does_not_fit() -> None:
     times = table({"triton.dense": {16: 3.0, 512: 9.0}, "cublas": {512: 7.0}})
     text = describe(SPARSE, choose(compare(SPARSE, H100, [times], [16, 512])))
     assert "triton.dense for 1 to 16 tokens: measured (this machine's cache) 3.0 us at 16" in text
-    assert "cublas from 17 tokens: measured (this machine's cache) 7.0 us at 512" in text
+    cublas = "cublas from 17 tokens: measured (this machine's cache) 7.0 us in 2 launches at 512"
+    assert cublas in text
     assert "(triton.dense 9.0)" in text
     text = describe(DENSE, choose(compare(DENSE, H100, ())))
     assert "predicted" in text and "measured" not in text

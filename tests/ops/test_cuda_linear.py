@@ -278,6 +278,8 @@ def test_a_launch_quantizes_its_result_for_the_next_layer() -> None:
         assert torch.equal(target.q[:, :40].int() + 128, q), family.name
         assert torch.equal(target.scale, scale) and torch.equal(target.zero + 128, zero)
         assert not target.ranges.any() and not target.counters.any()
+        dynamic = stack_layers(request).problem._replace(dynamic=True)
+        assert layer.launches(19, "asymmetric") == family.launches(dynamic)
 
 
 def quantized(layer: CudaLinear, x: Tensor) -> Quantized:

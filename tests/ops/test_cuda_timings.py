@@ -27,7 +27,7 @@ from sparse_runtime.ops.cuda.timings import (
     shipped_timings,
 )
 
-PROBLEM = Problem("bf16", 768, 3072, "block:64x64", 0.1)
+PROBLEM = Problem("bf16", 768, 3072, "block:64x64", 0.1, dynamic=True)
 TIMING = Timing(PROBLEM, 512, "triton.dense", (64, 64, 64, 1, 4, 3, 8), 12.5, 9.25)
 
 

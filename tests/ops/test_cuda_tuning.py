@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from sparse_runtime.ops.cuda.stacked import stack_layers
 from sparse_runtime.ops.cuda.timings import OWN, cache_file, forget, load
 from sparse_runtime.ops.cuda.trial import Trial
 from sparse_runtime.ops.cuda.tuning import tune_requests
+from sparse_runtime.spec import ActivationSpec
 from sparse_runtime.testing import make_packed
+from sparse_runtime.tools import tuning as sr_tuning
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="made-up times are for the interpreter on the CPU"
@@ -189,6 +192,47 @@ def test_a_trial_checks_the_result(values: str) -> None:
     assert Trial(family, config, layers, family.pack(layers), 16).wrong() is None
     other = layers._replace(matrix=layers.matrix.roll(1, 0))
     assert Trial(family, config, layers, family.pack(other), 16).wrong() is not None
+
+
+@pytest.mark.parametrize("name", ["triton.dense", "cublas"])
+@pytest.mark.parametrize("values", ["int8", "fp32"])
+def test_a_trial_quantizes_for_a_reader_that_does_so_by_ranges(
+    name: str, values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = LinearWeight("layer", make_packed((16, 32), values=values), torch.ones(16))
+    spec = ActivationSpec("dynamic", "uint8")
+    layers = stack_layers(LinearRequest((weight,), CPU, torch.float32, results=spec))
+    assert layers.problem.dynamic
+    family = next(family for family in FAMILIES if family.name == name)
+    packed = family.pack(layers)
+    config = family.configs(packed, layers.problem, 32, H100)[0]
+    trial = Trial(family, config, layers, packed, 32)
+    assert trial.wrong() is None
+    trial.launch()  # again, from what the first one left
+    assert trial.wrong() is None
+    # Floats that are right do not suffice.
+    launch = trial.launch
+
+    def without_rows() -> None:
+        launch()
+        assert trial._target.q is not None
+        trial._target.q.add_(5)
+
+    trial.launch = without_rows
+    assert trial.wrong() == "the result is not PyTorch's"
+
+
+def test_times_with_and_without_quantized_rows_are_kept_apart() -> None:
+    plain = request_of()
+    dynamic = replace(plain, results=ActivationSpec("dynamic", "uint8"))
+    static = replace(plain, results=ActivationSpec("static", "uint8", 0.1, 128))
+    report = tune_requests([plain, dynamic, static], timer=times({}), regimes=[64])
+    assert report.products == 2  # a static scheme is part of the one launch everywhere
+    assert load(cache_file(H100), H100, exact=True) == report.timings
+    assert {timing.problem.dynamic for timing in report.timings} == {False, True}
+    data = sr_tuning.TuneReport("cuda", report).to_dict()
+    products = {entry["product"] for entry in data["timings"]}
+    assert products == {"int8 16 × 32 dense", "int8 16 × 32 dense, rows quantized"}
 
 
 def test_copies_of_a_weight_lie_in_places_of_their_own() -> None:

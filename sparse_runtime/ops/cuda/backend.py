@@ -18,11 +18,11 @@ from ..backends import Activation, Backend, Recorder, SideBySide
 from ..types import LinearRequest, LinearWeight, Norm, PreparedLinear, TokenBatch
 from .attention_choice import AttentionChoice
 from .device import interpreting, refuses, unavailable
-from .graphs import GRAPHS_VARIABLE, graphs_to_keep
+from .graphs import GRAPHS_VARIABLE, graphs_to_keep, token_buckets
 from .input_orders import input_order
 from .linear import CudaLinear
 from .padding import PaddedScan
-from .plan import make_plan
+from .plan import Plan, make_plan
 from .runner import Runner
 from .values import (
     Apply,
@@ -185,6 +185,8 @@ class CudaBackend(Backend):
         if interpreting():
             graphs = "none, Triton interprets its kernels"
         found = [f"CUDA graphs: {graphs}"]
+        for runner in self._runners.values():
+            found.append(f"launches of a pass: {launches_text(runner.plan)}")
         if self._reordered:
             found.append(f"channels in another order, for 2:4: inputs of {self._reordered} layers")
         return found
@@ -216,6 +218,17 @@ def _cuda_parts(layer: PreparedLinear | nn.Module) -> tuple[CudaLinear, ...] | N
     parts = list(layer.parts) if isinstance(layer, SideBySide) else [layer]
     found = tuple(part for part in parts if isinstance(part, CudaLinear))
     return found if len(found) == len(parts) else None
+
+
+def launches_text(plan: Plan) -> str:
+    """How many there are, by numbers of tokens: "85, from 513 tokens 97"."""
+    counts = [(rows, plan.launches(rows)) for rows in token_buckets(CHUNK)]
+    text, before = str(counts[0][1]), counts[0]
+    for rows, count in counts[1:]:
+        if count != before[1]:
+            text += f", from {before[0] + 1} tokens {count}"
+        before = rows, count
+    return text
 
 
 def _out_features(layer: PreparedLinear | nn.Module) -> int:

@@ -20,8 +20,11 @@ REGIMES = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 ANY_TOKENS = 2**40
 
-WORTH_A_SECOND = 1.25
-"""How much faster a second layout must make some regime, for it costs its bytes once more."""
+MOST_LAYOUTS = 3
+"""Of one weight: as many as dense families have, so that some are nowhere slower than these."""
+
+WORTH_A_LAYOUT = 1.25
+"""How much faster one more layout must make some regime, for it costs its bytes."""
 
 
 class Estimate(NamedTuple):
@@ -54,11 +57,16 @@ class Regime:
     estimates: Mapping[str, Estimate]
     source: str | None
 
-    def best(self, layouts: Iterable[str]) -> Estimate:
-        """The fastest of those that have one of these layouts."""
+    def best(self, layouts: Iterable[str]) -> Estimate | None:
+        """The fastest of those that have one of these layouts, where there is one."""
         wanted = set(layouts)
         found = [e for e in self.estimates.values() if e.family.layout in wanted]
-        return min(found, key=lambda estimate: estimate.microseconds)
+        return min(found, key=_time, default=None)
+
+    @property
+    def dense(self) -> float:
+        """Microseconds of the fastest dense family: nothing slower is run."""
+        return min(e.microseconds for e in self.estimates.values() if e.family.dense)
 
 
 class Choice(NamedTuple):
@@ -140,7 +148,7 @@ def _measured(
                 estimates.append(Estimate(family, family.decode(timing.config), timing.cold))
             except ValueError:  # of a table that was shipped for other kernels
                 continue
-        if any(estimate.family.layout == "dense" for estimate in estimates):
+        if any(estimate.family.dense for estimate in estimates):
             return estimates, table.source
     return None
 
@@ -151,44 +159,51 @@ def _predicted(family: Family, problem: Problem, tokens: int, machine: Machine) 
 
 
 def choose(regimes: Sequence[Regime]) -> tuple[Choice, ...]:
-    """What runs each regime: the fastest family of the one or two layouts that serve all best.
+    """What runs each regime: the fastest family of the layouts that serve all best.
 
-    No regime is slower than the fastest dense family there. A second layout is taken where it makes
-    some regime ``WORTH_A_SECOND`` times as fast.
+    No regime is slower than the fastest dense family there, whatever its layout. The fewest layouts
+    that reach this are taken, and one more where it makes some regime ``WORTH_A_LAYOUT`` times as
+    fast; at most ``MOST_LAYOUTS``.
     """
-    layouts = {e.family.layout for regime in regimes for e in regime.estimates.values()}
-    everywhere = [layout for layout in sorted(layouts) if _serves(regimes, (layout,))]
-    single = min((("dense",), *((layout,) for layout in everywhere)), key=_loss(regimes))
-    couples = [pair for pair in combinations(sorted(layouts), 2) if _serves(regimes, pair)]
-    chosen: tuple[str, ...] = single
-    if couples:
-        couple = min(couples, key=_loss(regimes))
-        if _largest_gain(regimes, single, couple) >= WORTH_A_SECOND:
-            chosen = couple
-    choices = [Choice(regime.tokens, regime.best(chosen), regime) for regime in regimes]
+    layouts = sorted({e.family.layout for regime in regimes for e in regime.estimates.values()})
+    chosen: list[Estimate] | None = None
+    for count in range(1, MOST_LAYOUTS + 1):
+        found = [_serving(regimes, some) for some in combinations(layouts, count)]
+        serving = [estimates for estimates in found if estimates is not None]
+        if not serving:
+            continue
+        best = min(serving, key=lambda estimates: _loss(regimes, estimates))
+        if chosen is None:
+            chosen = best
+            continue
+        if _largest_gain(chosen, best) >= WORTH_A_LAYOUT:
+            chosen = best
+        break
+    assert chosen is not None  # the dense families' layouts serve together
+    choices = [Choice(r.tokens, e, r) for r, e in zip(regimes, chosen, strict=True)]
     return (*choices[:-1], choices[-1]._replace(most_tokens=ANY_TOKENS))
 
 
-def _serves(regimes: Sequence[Regime], layouts: tuple[str, ...]) -> bool:
-    """Whether some family of these runs every regime, none slower than dense."""
+def _time(estimate: Estimate) -> float:
+    return estimate.microseconds
+
+
+def _serving(regimes: Sequence[Regime], layouts: tuple[str, ...]) -> list[Estimate] | None:
+    """The fastest of these layouts in every regime; None where one has none as fast as dense."""
+    found = []
     for regime in regimes:
-        if not any(e.family.layout in layouts for e in regime.estimates.values()):
-            return False
-        if regime.best(layouts).microseconds > regime.best(("dense",)).microseconds:
-            return False
-    return True
+        best = regime.best(layouts)
+        if best is None or best.microseconds > regime.dense:
+            return None
+        found.append(best)
+    return found
 
 
-def _loss(regimes: Sequence[Regime]) -> Any:
-    def loss(layouts: tuple[str, ...]) -> float:
-        """How much slower than the fastest there is, summed over regimes."""
-        every = {e.family.layout for regime in regimes for e in regime.estimates.values()}
-        return sum(r.best(layouts).microseconds / r.best(every).microseconds for r in regimes)
-
-    return loss
+def _loss(regimes: Sequence[Regime], estimates: Sequence[Estimate]) -> float:
+    """How much slower than the fastest there is, summed over regimes."""
+    fastest = (min(map(_time, regime.estimates.values())) for regime in regimes)
+    return sum(_time(e) / least for e, least in zip(estimates, fastest, strict=True))
 
 
-def _largest_gain(
-    regimes: Sequence[Regime], single: tuple[str, ...], couple: tuple[str, ...]
-) -> float:
-    return max(r.best(single).microseconds / r.best(couple).microseconds for r in regimes)
+def _largest_gain(few: Sequence[Estimate], more: Sequence[Estimate]) -> float:
+    return max(_time(one) / _time(other) for one, other in zip(few, more, strict=True))

@@ -24,6 +24,7 @@ class MmaExact(MmaDense):
 
     name: ClassVar[str] = "mma.exact"
     layout: ClassVar[str] = "mma.exact"
+    dense: ClassVar[bool] = False
     structure: ClassVar[str] = "exact"
     gain: ClassVar[float] = TWO_OF_FOUR_GAIN
 

@@ -59,6 +59,7 @@ class TritonDense(TileFamily):
     """Our dense kernel."""
 
     name: ClassVar[str] = "triton.dense"
+    dense: ClassVar[bool] = True
 
     def rejects(self, problem: Problem) -> str | None:
         return None
@@ -172,6 +173,7 @@ class CublasFamily(Family):
     """cuBLASLt through PyTorch: ``torch._int_mm`` and ``torch.mm``."""
 
     name: ClassVar[str] = "cublas"
+    dense: ClassVar[bool] = True
 
     def rejects(self, problem: Problem) -> str | None:
         if problem.out_features > MOST_LIBRARY_OUTPUTS:
@@ -183,6 +185,9 @@ class CublasFamily(Family):
 
     def least_tokens(self, problem: Problem) -> int:
         return LEAST_INT_MM_ROWS if problem.dtype == "int8" else 1
+
+    def launches(self, problem: Problem) -> int:
+        return 2
 
     def pack(self, layers: StackedLayers) -> DenseWeight:
         return dense_layout.pack(layers.matrix)
@@ -213,6 +218,9 @@ class CusparseltFamily(Family):
         if problem.out_features % unit or problem.in_features % unit:
             return f"takes multiples of {unit} outputs and inputs"
         return None
+
+    def launches(self, problem: Problem) -> int:
+        return 2
 
     def pack(self, layers: StackedLayers) -> Cusparselt:
         return Cusparselt(layers.matrix)
@@ -280,7 +288,6 @@ FAMILIES: tuple[Family, ...] = (
     *EXACT_FAMILIES,
     *HOPPER_FAMILIES,
 )
-"""The dense ones first: nothing that is slower than they are is taken."""
 
-DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.layout == "dense")
+DENSE_FAMILIES = frozenset(family.name for family in FAMILIES if family.dense)
 """Those that every other one is compared with."""

@@ -19,12 +19,14 @@ class Family(ABC):
     Attributes:
         name: in tables and messages.
         layout: families of one layout share the weight's bytes.
+        dense: whether it multiplies every weight, zeros included: nothing that is slower is run.
         config_type: a named tuple of integers and truth values; None for a library.
         predicted: whether its times can be predicted; the others run only where measured.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str] = "dense"
+    dense: ClassVar[bool] = False
     config_type: ClassVar[Any] = None
     predicted: ClassVar[bool] = True
 
@@ -46,6 +48,10 @@ class Family(ABC):
 
     def least_tokens(self, problem: Problem) -> int:
         """The fewest rows that it takes."""
+        return 1
+
+    def launches(self, problem: Problem) -> int:
+        """Kernels that a product and what follows it take."""
         return 1
 
     @abstractmethod

@@ -13,7 +13,7 @@ from .mma_families import MmaDense, MmaTwoOfFour
 from .predict import Work
 from .problem import Problem
 from .stacked import StackedLayers
-from .work import LIBRARY_SHARE
+from .work import LIBRARY_SHARE, range_bytes
 
 
 class HopperDense(MmaDense):
@@ -21,6 +21,7 @@ class HopperDense(MmaDense):
 
     name: ClassVar[str] = "hopper.dense"
     layout: ClassVar[str] = "hopper.dense"
+    dense: ClassVar[bool] = True
     # No emulator checks wgmma: until a GPU has run them, they run only where `tune` has measured
     # and checked them on this one.
     predicted: ClassVar[bool] = False
@@ -49,7 +50,9 @@ class HopperDense(MmaDense):
             # What cuBLASLt should reach with the same instructions; not measured.
             peak_share=LIBRARY_SHARE[problem.product] * share,
             programs=tiles * config.split_k,
+            launches=self.launches(problem),
             extra_bytes=2 * parts,
+            between_bytes=2 * range_bytes(problem, tokens),
         )
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
@@ -62,6 +65,7 @@ class HopperTwoOfFour(HopperDense, MmaTwoOfFour):
 
     name: ClassVar[str] = "hopper.2:4"
     layout: ClassVar[str] = "hopper.2:4"
+    dense: ClassVar[bool] = False
 
 
 HOPPER_FAMILIES: tuple[Family, ...] = (HopperDense(), HopperTwoOfFour())

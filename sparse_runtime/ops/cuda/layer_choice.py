@@ -37,7 +37,8 @@ def describe(
     epilogue: Epilogue | None = None,
     machine: Machine | None = None,
 ) -> str:
-    """What runs which numbers of tokens, its time and the others', and which families do not fit.
+    """What runs which numbers of tokens, its time, launches and the others' times, and which
+    families do not fit.
 
     Neighbouring regimes of one family are one entry, with the times of the last.
     """
@@ -64,5 +65,7 @@ def _line(family: Family, problem: Problem, least: int, last: Choice) -> str:
     others.sort(key=lambda other: other.microseconds)
     compared = ", ".join(f"{other.family.name} {other.microseconds:.1f}" for other in others)
     name, time = f"{family.name}{family.remark(problem)}", f"{last.estimate.microseconds:.1f} us"
+    if (launches := family.launches(problem)) > 1:
+        time += f" in {launches} launches"
     text = f"{name}{when}: {how} {time} at {regime.tokens} tokens"
     return f"{text} ({compared})" if compared else text

@@ -80,6 +80,10 @@ class CudaLinear(TracedLinear):
         """Four-byte elements of partial sums, and counters, of a launch on ``tokens`` rows."""
         return self.variant_for(tokens).workspace_needs(tokens)
 
+    def launches(self, tokens: int, scheme: str) -> int:
+        """Kernels that :meth:`launch` enqueues."""
+        return self.variant_for(tokens).launches(tokens, scheme)
+
     def target_counters(self, tokens: int) -> int:
         """Elements of ``Target.counters`` where the result is quantized by a dynamic scheme."""
         return self.variant_for(tokens).target_counters(tokens)

@@ -16,6 +16,7 @@ from .predict import Work
 from .problem import Problem
 from .stacked import StackedLayers
 from .variants import LibraryVariant, Variant
+from .work import range_bytes
 
 MMA_SHARE = {"half": 0.6, "int8": 0.6}
 """Of the peak, what the dense kernel should reach where mma.sync is the peak's instruction, as our
@@ -35,6 +36,7 @@ class MmaDense(Family):
 
     name: ClassVar[str] = "mma.dense"
     layout: ClassVar[str] = "mma.dense"
+    dense: ClassVar[bool] = True
     config_type: ClassVar[Any] = MmaConfig
     structure: ClassVar[str] = "dense"
     gain: ClassVar[float] = 1.0
@@ -47,6 +49,9 @@ class MmaDense(Family):
 
     def refuses(self, epilogue: Epilogue) -> str | None:
         return "takes no zero points of weights" if epilogue.weight_zero is not None else None
+
+    def launches(self, problem: Problem) -> int:
+        return 2 if problem.dynamic else 1
 
     def pack(self, layers: StackedLayers) -> MmaWeight:
         return linear_cuda.pack(layers.matrix, self.structure)
@@ -65,7 +70,9 @@ class MmaDense(Family):
             operations=2.0 * tokens * problem.weights,
             peak_share=share[problem.product] * self.gain,
             programs=tiles * config.split_k,
+            launches=self.launches(problem),
             extra_bytes=2 * parts,
+            between_bytes=2 * range_bytes(problem, tokens),
         )
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
@@ -78,6 +85,7 @@ class MmaTwoOfFour(MmaDense):
 
     name: ClassVar[str] = "mma.2:4"
     layout: ClassVar[str] = "mma.2:4"
+    dense: ClassVar[bool] = False
     structure: ClassVar[str] = "2:4"
     gain: ClassVar[float] = TWO_OF_FOUR_GAIN
 

@@ -58,6 +58,13 @@ class Step:
     fused: Form = None
     quantizes: Form = None
 
+    def launches(self, rows: int) -> int:
+        """Kernels that it launches on so many rows."""
+        if self.quantizes is not None:
+            return 1
+        scheme = "none" if self.fused is None else row_quantizer(self.fused).scheme
+        return self.value.node.launches(rows, scheme)
+
 
 @dataclass
 class Plan:
@@ -130,12 +137,9 @@ class Plan:
         """Whether all of it may be one CUDA graph."""
         return all(node.capturable for node in self.nodes)
 
-    @property
-    def launches(self) -> int:
-        """Kernels of ours that one run launches."""
-        return sum(
-            1 if step.quantizes is not None else step.value.node.launches for step in self.steps
-        )
+    def launches(self, rows: int) -> int:
+        """Kernels that one run on so many rows launches; plain PyTorch's do not count."""
+        return sum(step.launches(rows) for step in self.steps)
 
 
 def make_plan(result: Value, float_bytes: int) -> Plan:

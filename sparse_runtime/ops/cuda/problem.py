@@ -38,6 +38,8 @@ class Problem(NamedTuple):
             structure has them.
         rest: of an unstructured weight, the share of its slabs (16 outputs, 64 inputs) in which
             some four inputs have more than two nonzeros, one of ``RESTS``; else 0.
+        dynamic: whether the result is quantized for its reader by a dynamic scheme, a token each by
+            its own range: some families take a second launch for it.
     """
 
     dtype: str
@@ -46,6 +48,7 @@ class Problem(NamedTuple):
     structure: str
     density: float
     rest: float = 0.0
+    dynamic: bool = False
 
     @property
     def weights(self) -> int:
@@ -63,8 +66,8 @@ class Problem(NamedTuple):
         return "half" if self.dtype in ("bf16", "fp16") else self.dtype
 
 
-def problem_of(matrix: Tensor, structure: Structure) -> Problem:
-    """The kind of product that a stacked weight [out, in] gives."""
+def problem_of(matrix: Tensor, structure: Structure, *, dynamic: bool = False) -> Problem:
+    """The kind of product that a stacked weight [out, in] gives; ``dynamic`` as of ``Problem``."""
     out_features, in_features = matrix.shape
     density, rest = 1.0, 0.0
     if structure.kind == "nm":
@@ -75,7 +78,7 @@ def problem_of(matrix: Tensor, structure: Structure) -> Problem:
         density = _share(matrix != 0)
         rest = _nearest(RESTS, _share(crowded_slabs(matrix)))
     name, sizes = DTYPE_NAMES[matrix.dtype], (out_features, in_features)
-    return Problem(name, *sizes, str(structure), _nearest(DENSITIES, density), rest)
+    return Problem(name, *sizes, str(structure), _nearest(DENSITIES, density), rest, dynamic)
 
 
 def _nearest(known: tuple[float, ...], share: float) -> float:

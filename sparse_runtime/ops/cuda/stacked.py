@@ -37,7 +37,10 @@ def stack_layers(request: LinearRequest) -> StackedLayers:
     structure = structures.pop() if len(structures) == 1 else Structure("unstructured")
     matrix = _matrix(request, parts)
     epilogue = _epilogue(request, parts, matrix)
-    return StackedLayers(matrix, epilogue, structure, problem_of(matrix, structure))
+    results = request.results
+    dynamic = results is not None and row_quantizer(results).scheme != "static"
+    problem = problem_of(matrix, structure, dynamic=dynamic)
+    return StackedLayers(matrix, epilogue, structure, problem)
 
 
 def _matrix(request: LinearRequest, parts: list[PackedWeight]) -> Tensor:

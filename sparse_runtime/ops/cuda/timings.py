@@ -23,7 +23,7 @@ from ..cache_files import cache_folder, write_whole
 from .machine import Machine
 from .problem import Problem
 
-VERSION = 2
+VERSION = 3
 """Of the file."""
 
 _KERNELS = Path(__file__).parents[2] / "kernels"
@@ -202,9 +202,9 @@ def _version(package: str) -> str:
 
 
 def _decode(entry: Mapping[str, Any]) -> Timing:
-    dtype, out_features, in_features, structure, density, rest = entry["problem"]
-    sizes = (int(out_features), int(in_features))
-    problem = Problem(str(dtype), *sizes, str(structure), float(density), float(rest))
+    dtype, out_features, in_features, structure, density, rest, dynamic = entry["problem"]
+    sizes, shares = (int(out_features), int(in_features)), (float(density), float(rest))
+    problem = Problem(str(dtype), *sizes, str(structure), *shares, bool(dynamic))
     cold, warm = float(entry["cold"]), float(entry["warm"])
     # Also false for NaN, which no comparison among families could handle.
     if not all(0 < time < math.inf for time in (cold, warm)):

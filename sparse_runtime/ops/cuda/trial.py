@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from ...kernels.linear import reference
-from ...kernels.linear.operands import Quantized, Target
+from ...kernels.linear.operands import UINT8_OFFSET, Quantized, Target
 from .family import Family
+from .plan import stride_of
 from .stacked import StackedLayers
 from .variants import Variant
 from .workspaces import workspace_for
 
 Launch = Callable[[], None]
+
+DYNAMIC = "asymmetric"
+"""Stands for the dynamic schemes: the most common one, and the one with most to write."""
+
+MOST_STEPS = 2
+"""By which a quantized value may differ from the reference's."""
 
 
 class Trial:
@@ -50,6 +57,10 @@ class Trial:
         self._y = torch.empty(tokens, outputs, dtype=dtype, device=layers.matrix.device)
         variant: Variant = family.variant(packed, config, layers)
         self._workspace = workspace_for(self._y.device, *variant.workspace_needs(tokens))
+        self._scheme = DYNAMIC if layers.problem.dynamic else "none"
+        self._target = Target(floats=self._y, floats_stride=outputs)
+        if layers.problem.dynamic:
+            self._target = _quantizing(self._target, variant.target_counters(tokens))
         self.launch = self._launch_of(variant)
 
     def copies(self, count: int) -> list[Launch]:
@@ -71,11 +82,19 @@ class Trial:
             # Sums of normal products differ by their rounding, far below one part in fifty.
             largest = (actual - expected).abs().max()
             same = bool(largest < 0.02 * expected.abs().max())
-        if same:
+        if same and self._quantized_right(actual):
             return None
         # What a wrong kernel leaves there, others on this stream would start from.
         self._workspace.counters.zero_()
         return "the result is not PyTorch's"
+
+    def _quantized_right(self, floats: Tensor) -> bool:
+        q = self._target.q
+        if q is None:
+            return True
+        expected, _, _ = reference.quantize_rows_asymmetric(floats)
+        # Kernels quantize floats that are not rounded to the result's type yet.
+        return bool((q.int() + UINT8_OFFSET - expected.int()).abs().max() <= MOST_STEPS)
 
     def _copy(self) -> Any:
         if not isinstance(self._packed, tuple):
@@ -84,9 +103,24 @@ class Trial:
         return type(self._packed)(*parts)
 
     def _launch_of(self, variant: Variant) -> Launch:
-        target = Target(floats=self._y, floats_stride=self._y.shape[1])
-        operands = (self._x, self._epilogue, None, target, "none", self._workspace)
+        operands = (self._x, self._epilogue, None, self._target, self._scheme, self._workspace)
         return partial(variant.launch, *operands)
+
+
+def _quantizing(target: Target, counters: int) -> Target:
+    """``target`` and rows that are quantized by :data:`DYNAMIC`."""
+    assert target.floats is not None
+    (tokens, outputs), device = target.floats.shape, target.floats.device
+    stride = stride_of(outputs)
+    q = torch.empty(tokens, stride, dtype=torch.int8, device=device)
+    return target._replace(
+        q=q[:, :outputs],
+        q_stride=stride,
+        scale=torch.empty(tokens, device=device),
+        zero=torch.empty(tokens, dtype=torch.int32, device=device),
+        ranges=torch.zeros(2, tokens, dtype=torch.int32, device=device),
+        counters=torch.zeros(max(counters, 1), dtype=torch.int32, device=device),
+    )
 
 
 def _made_up_input(layers: StackedLayers, tokens: int) -> Quantized | Tensor:
@@ -96,7 +130,7 @@ def _made_up_input(layers: StackedLayers, tokens: int) -> Quantized | Tensor:
     if layers.matrix.dtype != torch.int8:
         x = torch.randn(tokens, inputs, device=device, generator=numbers)
         return x.to(layers.matrix.dtype)
-    stride = -(-inputs // 16) * 16
+    stride = stride_of(inputs)
     size, kind = (tokens, stride), torch.int8
     q = torch.randint(-128, 128, size, device=device, generator=numbers, dtype=kind)
     zero = None

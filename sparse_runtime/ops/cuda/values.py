@@ -47,14 +47,12 @@ class Node:
         fuses: whether its own launch can write quantized rows.
         in_parts: whether several programs make a row, so that a scale of a token's own is known
             only once floats are stored.
-        launches: kernels of ours that it launches.
         repeatable: whether it can run for other tokens than those it was recorded with.
         capturable: whether it may be part of a CUDA graph: nothing of it depends on the host.
     """
 
     fuses: ClassVar[bool] = False
     in_parts: ClassVar[bool] = False
-    launches: ClassVar[int] = 1
     repeatable: ClassVar[bool] = True
 
     @property
@@ -66,15 +64,26 @@ class Node:
         """The values it reads, and in which form."""
         return ()
 
+    def launches(self, rows: int, scheme: str) -> int:
+        """Kernels that it launches on so many rows; plain PyTorch's do not count.
+
+        Args:
+            rows: that are computed.
+            scheme: by which it quantizes its result.
+        """
+        return 1
+
 
 @dataclass(frozen=True, eq=False)
 class Rows(Node):
     """Floats [tokens, features] that are there: the caller's, or of a pass that has run."""
 
-    launches: ClassVar[int] = 0
     repeatable: ClassVar[bool] = False
 
     tensor: Tensor
+
+    def launches(self, rows: int, scheme: str) -> int:
+        return 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,9 +115,8 @@ class Linear(Node):
     def fuses(self) -> bool:  # type: ignore[override]
         return len(self.parts) == 1
 
-    @property
-    def launches(self) -> int:  # type: ignore[override]
-        return len(self.parts)
+    def launches(self, rows: int, scheme: str) -> int:
+        return sum(part.launches(rows, scheme) for part in self.parts)
 
     @property
     def reads(self) -> Sequence[tuple[Value, Form]]:
@@ -173,13 +181,14 @@ class AttendVarlen(Node):
 class AttendRows(Node):
     """Self-attention in plain PyTorch, sequence by sequence."""
 
-    launches: ClassVar[int] = 0
-
     qkv: Value
     heads: int
     scale: float
     bias: Tensor | None
     quantized: QuantizedAttention | None
+
+    def launches(self, rows: int, scheme: str) -> int:
+        return 0
 
     @property
     def capturable(self) -> bool:
@@ -194,12 +203,13 @@ class AttendRows(Node):
 class Apply(Node):
     """A layer that is no :class:`CudaLinear`, on rows of floats."""
 
-    launches: ClassVar[int] = 0
-
     layer: PreparedLinear | nn.Module
     x: Value
     activation: str | None
     residual: Value | None
+
+    def launches(self, rows: int, scheme: str) -> int:
+        return 0
 
     @property
     def capturable(self) -> bool:

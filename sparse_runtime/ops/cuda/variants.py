@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.linear.configs import Workspace
-from ...kernels.linear.operands import Epilogue, Quantized, Target
+from ...kernels.linear.operands import DYNAMIC_SCHEMES, Epilogue, Quantized, Target
 
 Launcher = Callable[..., None]
 """(x, weight, epilogue, activation, target, scheme, config, workspace)"""
@@ -38,6 +38,10 @@ class Variant(ABC):
     @abstractmethod
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         """Four-byte elements of partial sums, and counters, of a launch on ``tokens`` rows."""
+
+    @abstractmethod
+    def launches(self, tokens: int, scheme: str) -> int:
+        """Kernels that :meth:`launch` enqueues; a library's product counts as one."""
 
     def target_counters(self, tokens: int) -> int:
         """Elements of ``Target.counters`` where the result is quantized by a dynamic scheme."""
@@ -69,12 +73,18 @@ class TritonVariant(Variant):
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         return self._needs(tokens)
 
+    def launches(self, tokens: int, scheme: str) -> int:
+        return 1
+
     def target_counters(self, tokens: int) -> int:
         return -(-tokens // int(self._config.block_m))
 
 
 class LibraryVariant(TritonVariant):
     """A kernel of the CUDA library: a second launch quantizes rows, and nothing counts tiles."""
+
+    def launches(self, tokens: int, scheme: str) -> int:
+        return 2 if scheme in DYNAMIC_SCHEMES else 1
 
     def target_counters(self, tokens: int) -> int:
         return 0
@@ -111,6 +121,9 @@ class Cublas(Variant):
 
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         return -(-tokens * self._outputs * self._product.itemsize // 4), 0
+
+    def launches(self, tokens: int, scheme: str) -> int:
+        return 2
 
 
 class Cusparselt(Variant):
@@ -151,6 +164,10 @@ class Cusparselt(Variant):
 
     def workspace_needs(self, tokens: int) -> tuple[int, int]:
         return 0, 0
+
+    def launches(self, tokens: int, scheme: str) -> int:
+        pads, copies = tokens % self._multiple != 0, not self._turns
+        return 2 + pads + copies
 
 
 @cache

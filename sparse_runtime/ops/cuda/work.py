@@ -20,6 +20,9 @@ BLOCK_SHARE = {"half": 0.55, "int8": 0.5, "fp32": 0.55}
 """For blocks, whose loads of inputs follow an index; assumed (H100: 0.55 P operations/s
 of bf16)."""
 
+FLOAT_BYTES = 4.0
+"""Of a result: a model in bf16 or fp16 writes half."""
+
 HIGHEST_TILE = 128
 """Outputs that read an input together, at most (kernels/block/layout.py)."""
 
@@ -35,7 +38,7 @@ def tile_work(
         operations=2.0 * tokens * problem.weights,
         peak_share=share[problem.product],
         programs=tiles * config.split_k,
-        extra_bytes=2 * parts,
+        extra_bytes=2 * (parts + range_bytes(problem, tokens)),
     )
 
 
@@ -47,7 +50,8 @@ def block_work(problem: Problem, tokens: int, nbytes: float, block_rows: int) ->
         operations=2.0 * tokens * stored,
         peak_share=BLOCK_SHARE[problem.product],
         programs=None,  # long rows are cut as suits the GPU
-        extra_bytes=tokens * stored * problem.itemsize / min(block_rows, HIGHEST_TILE),
+        extra_bytes=tokens * stored * problem.itemsize / min(block_rows, HIGHEST_TILE)
+        + 2 * range_bytes(problem, tokens),
     )
 
 
@@ -60,5 +64,13 @@ def library_work(problem: Problem, tokens: int, nbytes: float) -> Work:
         peak_share=LIBRARY_SHARE[problem.product],
         programs=None,
         launches=2,
-        between_bytes=2.0 * sums * tokens * problem.out_features,
+        between_bytes=2.0 * sums * tokens * problem.out_features + range_bytes(problem, tokens),
     )
+
+
+def range_bytes(problem: Problem, tokens: int) -> float:
+    """Of the floats that are written because a row's scale is known once all of it is.
+
+    Our kernels read them back; a library's epilogue has whole rows, and only writes them.
+    """
+    return FLOAT_BYTES * tokens * problem.out_features if problem.dynamic else 0.0
