@@ -168,8 +168,7 @@ class AttendVarlen(Node):
     heads: int
     scale: float
 
-    @property
-    def launches(self) -> int:  # type: ignore[override]
+    def launches(self, rows: int, scheme: str) -> int:
         return varlen.launches()
 
     @property
