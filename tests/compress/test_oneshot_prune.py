@@ -56,8 +56,10 @@ def test_floats_have_the_pattern(source: Path, tmp_path: Path, method: Any, to: 
     pruned, before = weights(tmp_path / "out"), weights(source)
     for row in report.layers:
         weight = pruned[f"{row.name}.weight"]
-        assert torch.equal(pattern.mask(weight.abs()), weight != 0)
-        assert row.sparsity == pytest.approx(0.5)
+        # An input that is always 0, of a value channel that has lost its weights, keeps none.
+        fed = (weight != 0).any(0)
+        assert torch.equal(pattern.mask(weight.abs())[:, fed], (weight != 0)[:, fed])
+        assert row.sparsity == pytest.approx(0.5, abs=(~fed).float().mean().item() / 2)
     assert len(report.layers) == 12
     kept = [name for name in before if ".layer." not in name]
     assert kept and all(torch.equal(before[name], pruned[name]) for name in kept)

@@ -15,7 +15,7 @@ from sparse_runtime.compress.oneshot.problem import Problem
 from sparse_runtime.compress.oneshot.quantizer import Grid, fit_grid
 from sparse_runtime.compress.oneshot.refine import polish, refit
 from sparse_runtime.compress.oneshot.selection import chooser
-from sparse_runtime.compress.oneshot.solvers import solve
+from sparse_runtime.compress.oneshot.solvers import Method, solve
 from sparse_runtime.compress.oneshot.sweep import fixed, sweep
 from sparse_runtime.formats import cast_values
 from sparse_runtime.spec import ValueSpec
@@ -174,6 +174,24 @@ def test_wanda_ranks_the_weights_of_one_output_alone() -> None:
     assert solved.mask.sum(1).tolist() == [3, 3, 3, 3]
     scores = weight.abs() * inputs.norms
     assert torch.equal(solved.mask, scores >= scores.sort(1).values[:, 7:8])
+
+
+@pytest.mark.parametrize("method", ["alps", "obs", "exact_obs", "wanda"])
+@pytest.mark.parametrize("to", ["2:4", "unstructured@0.5"])
+def test_inputs_that_no_text_feeds_keep_no_weights(method: Method, to: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 12, generator=generator)
+    weight[:, ::4] *= 100
+    tokens = torch.randn(64, 12, generator=generator)
+    tokens[:, ::4] = 0
+    statistics = InputStatistics(12)
+    statistics.add(tokens)
+    found = solve("a", weight, statistics, pattern=Pattern.parse(to), method=method)
+    assert not found.weight[:, ::4].any()
+    # All that the pattern allows goes to the others: of three in a group two, or half of all 72.
+    assert int((found.weight != 0).sum()) == 36
+    lost, whole = (tokens @ (found.weight - weight).T).norm(), (tokens @ weight.T).norm()
+    assert found.error == pytest.approx(float(lost / whole), rel=0.05)  # damped by a hundredth
 
 
 # Scales of every granularity: one for all, one a row, one for two rows, one for five columns.

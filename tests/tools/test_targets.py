@@ -292,6 +292,26 @@ def test_what_is_packed_stays_within_a_size_target(
     assert packed <= report.allocation.cost <= report.allocation.budget
 
 
+def test_layers_that_stay_dense_floats_are_not_touched(model: nn.Module, tokenizer: Any) -> None:
+    before = copy.deepcopy(model.state_dict())
+    report = prune_to_target(
+        model,
+        None,
+        target="size=2.5x",
+        formats=["dense fp32", "2:4 int8"],
+        calibration=TEXTS,
+        tokenizer=tokenizer,
+        progress=False,
+    )
+    chosen = report.allocation.by_layer()
+    dense = {name for name, choice in chosen.items() if str(choice) == "dense fp32"}
+    assert dense and dense != set(chosen)
+    for name, linear in encoder_linears(model).items():
+        same = torch.equal(linear.weight, before[f"{name}.weight"])
+        assert same == (name in dense), name
+        assert name not in dense or torch.equal(linear.bias, before[f"{name}.bias"])
+
+
 def test_ranges_of_floats_are_refused_before_anything_is_solved(
     model: nn.Module, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ def alps_mask(problem: Problem, pattern: Pattern, *, steps: int = 300, rho: floa
     """The mask that ADMM settles on, bool [out, in].
 
     Splits the problem into least squares without a mask and projection onto the pattern, tied by
-    a penalty ``rho`` that grows the faster the less the mask moves; ends when it no longer does.
+    a penalty ``rho`` that grows the faster the more the mask moves; ends when it no longer does.
     Works on columns scaled by the root of the hessian's diagonal, so that projection ranks weights
     by what they contribute. A small first penalty lets the mask wander; should it end where least
     squares loses more than on the mask it began with, that one is returned.

@@ -95,6 +95,11 @@ class InputStatistics:
         """float64 [in], Euclidean norm of each input over all tokens (Wanda's ||X_j||)."""
         return self.gram.diagonal().clamp_min(0).sqrt()
 
+    @property
+    def unused(self) -> Tensor:
+        """bool [in], inputs that were 0 in every token."""
+        return self.gram.diagonal() == 0
+
     def hessian(self, damping: float = 0.0, *, centred: bool = False) -> Tensor:
         """The mean of x x^T, float64 [in, in].
 

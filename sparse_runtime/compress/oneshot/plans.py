@@ -232,7 +232,9 @@ class SearchPlan:
             state.choose(chosen)
         assert chosen is not None  # of the state, or by the costs
         self.allocation = chosen
-        return {name: choice.wanted for name, choice in self.allocation.by_layer().items()}
+        wanted = {name: choice.wanted for name, choice in self.allocation.by_layer().items()}
+        # Where nothing is asked, all stays: solving would make up for other layers there.
+        return {name: one for name, one in wanted.items() if one != Format(None, None)}
 
     def costs(
         self, model: nn.Module, units: Mapping[str, Sequence[str]], target: Target

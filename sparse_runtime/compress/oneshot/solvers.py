@@ -121,6 +121,10 @@ def solve(
         centred=centred,
         corrected=bool(chosen.update),
     )
+    if pattern is not None and method != "magnitude":
+        # As SparseGPT: what no text feeds needs no weight. Else its 1 on the hessian's diagonal
+        # would rank it before inputs that are used.
+        problem = replace(problem, target=problem.target.masked_fill(statistics.unused, 0))
     pruned = _prune(problem, pattern, method, statistics, chosen)
     solution = _quantize(problem, pruned, values, chosen)
     # Rounding and masking negative weights leaves -0.0, which is no zero in a bit pattern.
