@@ -1,16 +1,20 @@
-"""What of attention is compiled ahead of time: every default configuration."""
+"""What of attention is compiled ahead of time (kernels/ahead_of_time.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import product as pairs
 
 import torch
 
 from ..ahead_of_time import CAPABILITIES, Case
+from ..defaults import MULTIPROCESSORS
 from ..linear.operands import SCHEMES, Target
-from .schedule import Config, default_config
+from .schedule import TABLE, Config, default_config, predicted
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _HEADS = 12
 _BATCHES = (  # sequences and the longest: single tiles of 16 to 128 keys, then loops
     (1, 16),
@@ -59,44 +63,56 @@ def _call(dtype: torch.dtype, head_size: int, config: Config, scheme: str, bias:
 
 
 def compile_cases() -> Iterator[Case]:
-    """Default configurations with a dynamic scheme; other types, schemes and a bias on some."""
-    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    seen: set[tuple[object, ...]] = set()
+    """Every configuration for heads of these sizes; other schemes and a bias on some."""
+    found: dict[str, Case] = {}
     for capability in CAPABILITIES:
+        for case in _cases(capability):
+            known = found.get(case.name, case).capabilities
+            found[case.name] = replace(case, capabilities=tuple({*known, capability}))
+    yield from found.values()
 
-        def case(
-            dtype: torch.dtype,
-            head_size: int,
-            batch: tuple[int, int],
-            scheme: str,
-            bias: bool = False,
-            capability: int = capability,
-        ) -> Iterator[Case]:
-            sequences, longest = batch
-            config = default_config(head_size, longest, sequences, _HEADS, dtype, capability)
-            key = (dtype, head_size, config, scheme, bias, capability)
-            if key in seen:
-                return
-            seen.add(key)
-            tile = f"q{config.block_q} k{config.block_k} w{config.num_warps} s{config.num_stages}"
-            kind = str(dtype).removeprefix("torch.")
-            name = (
-                f"attention {kind} head {head_size} {tile}{' single' if config.single else ''}"
-                f" {scheme}{' bias' if bias else ''} sm_{capability}"
-            )
-            call = partial(_call, dtype, head_size, config, scheme, bias)
-            yield Case(name, call, dtype != fp32, (capability,))
 
-        for head_size in _HEAD_SIZES:
-            for batch in _BATCHES:
-                yield from case(bf16, head_size, batch, "symmetric")
-            yield from case(fp32, head_size, (32, 128), "symmetric")
-        for batch in ((1, 128), (32, 128), (32, 384)):
-            for scheme in SCHEMES:
-                yield from case(bf16, 64, batch, scheme)
-            yield from case(fp16, 64, batch, "asymmetric")
-            yield from case(bf16, 64, batch, "symmetric", bias=True)
-            yield from case(bf16, 32, batch, "none")
+def _cases(capability: int) -> Iterator[Case]:
+    for dtype, head_size in pairs(DTYPES, _HEAD_SIZES):
+        for config in sorted(offered(dtype, head_size, capability)):
+            yield _case(dtype, head_size, config, "symmetric", capability)
+    for batch in ((1, 128), (32, 128), (32, 384)):
+        half = default_config(64, batch[1], batch[0], _HEADS, torch.bfloat16, capability)
+        small = default_config(32, batch[1], batch[0], _HEADS, torch.bfloat16, capability)
         for scheme in SCHEMES:
-            yield from case(fp32, 64, (32, 128), scheme)
-        yield from case(fp32, 64, (32, 128), "symmetric", bias=True)
+            yield _case("bf16", 64, half, scheme, capability)
+        yield _case("fp16", 64, half, "asymmetric", capability)
+        yield _case("bf16", 64, half, "symmetric", capability, bias=True)
+        yield _case("bf16", 32, small, "none", capability)
+    single = default_config(64, 128, 32, _HEADS, torch.float32, capability)
+    for scheme in SCHEMES:
+        yield _case("fp32", 64, single, scheme, capability)
+    yield _case("fp32", 64, single, "symmetric", capability, bias=True)
+
+
+def offered(dtype: str, head_size: int, capability: int) -> set[Config]:
+    """Every configuration that heads of a size run with: shipped ones, and those of the rule."""
+    product = "fp32" if dtype == "fp32" else "half"
+    found = {
+        config
+        for (name, head, *_), config in TABLE.read(capability).items()
+        if (name, head) == (product, head_size)
+    }
+    for (sequences, longest), heads in pairs(_BATCHES, (_HEADS, 16)):
+        gpu = (capability, MULTIPROCESSORS[capability])
+        found.add(predicted(product, head_size, longest, heads * sequences, *gpu))
+    return found
+
+
+def _case(
+    dtype: str, head_size: int, config: Config, scheme: str, capability: int, bias: bool = False
+) -> Case:
+    call = partial(_call, DTYPES[dtype], head_size, config, scheme, bias)
+    name = f"{name_of(dtype, head_size, config)} {scheme}{' bias' if bias else ''}"
+    return Case(name, call, dtype != "fp32", (capability,))
+
+
+def name_of(dtype: str, head_size: int, config: Config) -> str:
+    """A type and a configuration in a case's name."""
+    tile = f"q{config.block_q} k{config.block_k} w{config.num_warps} s{config.num_stages}"
+    return f"attention {dtype} head {head_size} {tile}{' single' if config.single else ''}"

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product as pairs
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ..defaults import MULTIPROCESSORS, Key, Table
 
 _WARPS = {16: 1, 32: 2, 64: 4, 128: 8}
 """Warps by query rows: 16 rows, one of the tensor cores' tiles, each; 64 make a warp group."""
@@ -78,12 +83,7 @@ def default_config(
     capability: int = 90,
     multiprocessors: int = 132,
 ) -> Config:
-    """Tiles for sequences of at most ``longest`` tokens: reasoned, not measured.
-
-    Query rows: 64, which Hopper's instructions take at least, or half of it again and again while
-    there would be fewer programs than multiprocessors; 128, which read keys and values half as
-    often, where sequences take several key tiles and programs abound. Keys: all of a sequence of up
-    to 128 tokens in one tile, for 16 bits; else 64, so that two programs share a multiprocessor.
+    """Tiles for sequences of at most ``longest`` tokens: the shipped ones, or by the rule.
 
     Args:
         head_size: features of a head, up to 256.
@@ -99,12 +99,44 @@ def default_config(
     """
     if head_size > 256:
         raise ValueError(f"heads of {head_size} features: at most 256 are held at once")
-    if dtype == torch.float32:  # no tensor cores: registers bound the tile
+    product = "fp32" if dtype == torch.float32 else "half"
+    span, batch = max(16, 1 << (longest - 1).bit_length()), 1 << (sequences - 1).bit_length()
+    key = (product, head_size, heads, span, batch)
+    tabled: Config | None = TABLE.get(key, capability, multiprocessors)
+    if tabled is not None:
+        return tabled
+    return predicted(product, head_size, longest, sequences * heads, capability, multiprocessors)
+
+
+def predicted(
+    product: str,
+    head_size: int,
+    longest: int,
+    streams: int,
+    capability: int,
+    multiprocessors: int,
+) -> Config:
+    """Tiles by the rule.
+
+    Query rows: 64, which Hopper's instructions take at least, or half of it again and again while
+    there would be fewer programs than multiprocessors; 128, which read keys and values half as
+    often, where sequences take several key tiles and programs abound. Keys: all of a sequence of up
+    to 128 tokens in one tile, for 16 bits; else 64, so that two programs share a multiprocessor.
+
+    Args:
+        product: "half" (bf16, fp16) or "fp32".
+        head_size: features of a head, up to 256.
+        longest: an upper bound of the lengths.
+        streams: heads, of all sequences together.
+        capability: 90 for sm_90.
+        multiprocessors: of the GPU.
+    """
+    if product == "fp32":  # no tensor cores: registers bound the tile
         return Config(16, 32 if head_size <= 64 else 16, 4, 1)
     span = max(16, 1 << (longest - 1).bit_length())
 
     def programs(rows: int) -> int:
-        return sequences * heads * -(-longest // rows)
+        return streams * -(-longest // rows)
 
     block_q = min(span, 64)
     while block_q > 16 and programs(block_q) < multiprocessors:
@@ -122,3 +154,25 @@ def default_config(
     if block_q == 64 and longest > 128 and programs(128) >= 2 * multiprocessors:
         block_q = 128
     return Config(block_q, 64, max(4, _WARPS[block_q]), 2 if block_q == 32 else 3)
+
+
+MODELS = ((32, 12), (64, 12), (64, 16))
+"""Size and number of heads: MiniLM; DistilBERT and BERT base; BERT large."""
+
+
+def predict(capability: int) -> Iterator[tuple[Key, Config]]:
+    """The rule's tiles for every entry of the table."""
+    lengths, batches = (16, 32, 64, 128, 256, 512), (1, 2, 4, 8, 16, 32, 64, 128)
+    for product, (head, heads), longest, batch in pairs(("half", "fp32"), MODELS, lengths, batches):
+        gpu = (capability, MULTIPROCESSORS[capability])
+        config = predicted(product, head, longest, heads * batch, *gpu)
+        yield (product, head, heads, longest, batch), config
+
+
+TABLE = Table(
+    "attention",
+    Path(__file__).parent / "tuned",
+    ("product", "head_size", "heads", "longest", "sequences"),
+    Config,
+    predict,
+)

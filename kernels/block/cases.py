@@ -1,44 +1,46 @@
-"""What is compiled ahead of time of the block-sparse linear layer: every tile, type and default."""
+"""What is compiled ahead of time of the block-sparse linear layer (kernels/ahead_of_time.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import product as pairs
 
 import torch
 
 from ..ahead_of_time import CAPABILITIES, Case
 from ..linear.operands import Epilogue, Quantized, Target
 from ..linear.tiles import Workspace
-from .configs import BlockConfig, candidate_configs, default_config
+from .configs import SQUARES, BlockConfig, choices, default_config, offered
 from .layout import BlockTiles, pack
 
-BLOCKS = [(16, 16), (32, 32), (64, 64), (128, 128), (64, 16), (16, 1), (32, 4), (24, 8), (64, 48)]
-FEW_BLOCKS = [(16, 16), (64, 64), (128, 128), (16, 1)]
+OTHERS = [(64, 16), (16, 1), (32, 4), (24, 8), (64, 48)]
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TOKENS = {"few": 16, "some": 128, "many": 4096}
+TOKENS = (16, 128, 4096)
 
 
+@cache
 def _weight(block: tuple[int, int], dtype: torch.dtype) -> BlockTiles:
-    """3072 x 768, every eighth block stored."""
-    (r, c), shape = block, (3072, 768)
+    """768 outputs, every eighth block stored; rows are long enough to be cut."""
+    (r, c), shape = block, (768, 6144)
     columns = -(-shape[1] // c)
     bits = torch.full((shape[0] // r, -(-columns // 8)), 1, dtype=torch.uint8)
-    return pack(torch.ones(int(bits.sum()), r * c, dtype=dtype), bits, shape, block)
+    weight = pack(torch.ones(int(bits.sum()), r * c, dtype=dtype), bits, shape, block)
+    assert weight.slots, "cases of parts: expected rows that are cut"
+    return weight
 
 
 def _call(
     block: tuple[int, int],
     dtype: torch.dtype,
-    tokens: int,
     config: BlockConfig,
     scheme: str,
     residual: bool,
 ) -> None:
     from .block_triton import block_linear
 
-    weight = _weight(block, dtype)
+    weight, tokens = _weight(block, dtype), 16
     integers, outputs = dtype == torch.int8, weight.out_features
     floats = torch.empty(tokens, outputs, dtype=torch.bfloat16 if integers else dtype)
     counts, numbers = torch.empty(8, dtype=torch.int32), torch.empty(tokens)
@@ -66,7 +68,7 @@ def _call(
 
 
 def compile_cases() -> Iterator[Case]:
-    """Default configurations of all blocks and types; others and all results for 64 x 64."""
+    """Every configuration that may run, for square blocks, in every type; defaults of others."""
     cases: dict[str, Case] = {}
     for capability in CAPABILITIES:
         for case in _cases(capability):
@@ -77,35 +79,39 @@ def compile_cases() -> Iterator[Case]:
 
 def _cases(capability: int) -> Iterator[Case]:
     for name, dtype in DTYPES.items():
-        for block in BLOCKS if name in ("int8", "bf16") else FEW_BLOCKS:
-            for amount, tokens in TOKENS.items():
+        scheme = "symmetric" if name == "int8" else "none"
+        for rows in SQUARES:
+            product = "half" if name in ("bf16", "fp16") else name
+            for config in sorted(offered(product, rows, capability)):
+                yield _case((rows, rows), name, config, scheme, capability)
+        for block in OTHERS:
+            for tokens in TOKENS:
                 config = default_config(_weight(block, dtype), tokens, capability)
-                scheme = "symmetric" if name == "int8" else "none"
-                yield _case(block, name, amount, config, scheme, capability)
-    for name in ("int8", "bf16"):
-        for block in ((64, 64), (128, 128)):
-            weight = _weight(block, DTYPES[name])
-            default, *others = candidate_configs(weight, TOKENS["many"], capability)
-            for scheme in ("none", "static", "full_range", "asymmetric"):
-                yield _case(block, name, "many", default, scheme, capability, residual=True)
-            for config in others:
-                yield _case(block, name, "many", config, "none", capability, residual=True)
-            few = default_config(weight, TOKENS["few"], capability)._replace(parts=True)
-            yield _case(block, name, "few", few, "none", capability, residual=True)
+                yield _case(block, name, config, scheme, capability)
+    for name, block in pairs(("int8", "bf16"), ((64, 64), (128, 128))):
+        few, many = (choices(_weight(block, DTYPES[name]), t, capability) for t in (16, 4096))
+        for scheme in ("none", "static", "full_range", "asymmetric"):
+            yield _case(block, name, many[0], scheme, capability, residual=True)
+        for config in (*many[1:], few[0]._replace(parts=True)):
+            yield _case(block, name, config, "none", capability, residual=True)
 
 
 def _case(
     block: tuple[int, int],
     name: str,
-    amount: str,
     config: BlockConfig,
     scheme: str,
     capability: int,
     residual: bool = False,
 ) -> Case:
-    tile = f"{config.block_m} tokens, {config.num_warps} warps, {config.num_stages} stages"
-    title = f"block {block[0]}x{block[1]} {name}, {amount}: {tile}"
-    title += (", parts" if config.parts else "") + (", residual" if residual else ", GELU")
+    title = f"{name_of(block, name, config)}, {'residual' if residual else 'GELU'}"
     title += "" if scheme == "none" else f", {scheme}"
-    call = partial(_call, block, DTYPES[name], TOKENS[amount], config, scheme, residual)
+    call = partial(_call, block, DTYPES[name], config, scheme, residual)
     return Case(title, call, tensor_cores=name != "fp32", capabilities=(capability,))
+
+
+def name_of(block: tuple[int, int], dtype: str, config: BlockConfig) -> str:
+    """A type and a configuration in a case's name."""
+    tile = f"{config.block_m} tokens, {config.num_warps} warps, {config.num_stages} stages"
+    parts = ", parts" if config.parts else ""
+    return f"block {block[0]}x{block[1]} {dtype}: {tile}{parts}"

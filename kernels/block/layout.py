@@ -37,6 +37,7 @@ class BlockTiles(NamedTuple):
         in_features: of the matrix.
         block_rows: R.
         block_cols: C.
+        stored: blocks.
     """
 
     tiles: Tensor
@@ -50,6 +51,7 @@ class BlockTiles(NamedTuple):
     in_features: int
     block_rows: int
     block_cols: int
+    stored: int
 
     @property
     def rows(self) -> int:
@@ -60,6 +62,12 @@ class BlockTiles(NamedTuple):
     def step(self) -> int:
         """Inputs of a tile."""
         return self.tiles.shape[2]
+
+    @property
+    def stored_percent(self) -> int:
+        """Of a hundred blocks, those that are stored, to the nearest five."""
+        grid = -(-self.out_features // self.block_rows) * -(-self.in_features // self.block_cols)
+        return 5 * round(20 * self.stored / max(1, grid))
 
     @property
     def run(self) -> int:
@@ -169,6 +177,7 @@ def pack(
         in_features=in_features,
         block_rows=r,
         block_cols=c,
+        stored=len(blocks),
     )
 
 

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..ahead_of_time import CAPABILITIES, Case
+from ..defaults import PRODUCTS
 from ..dense.layout import DenseWeight
-from .configs import Config, Key, row_blocks, table_of, workspace_needs
+from .configs import offered
 from .epilogue_cases import epilogue_cases
 from .operands import Epilogue, Quantized, Target
-from .tiles import Workspace
+from .tiles import Config, Workspace, row_blocks, workspace_needs
 
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HALVES = ("bf16", "fp16")
@@ -27,34 +28,36 @@ LAYERS = {
 """Which layers a kind of product is compiled for; :func:`launch` says what each has."""
 
 SHOWN = ((16, 32), (64, 64), (64, 128), (128, 128), (128, 256))
-"""Tiles that are compiled for every layer and dtype; the others for the layer with most to do."""
+"""Tiles that are compiled for every layer; the others for the layer with most to do."""
 
 
 def compile_cases() -> Iterator[Case]:
-    """Every configuration of the shipped tables, for the GPUs that it is for, and epilogues."""
+    """Every configuration that may run, in every dtype, on the GPUs that it is for; epilogues."""
     yield from epilogue_cases()
-    uses: dict[tuple[str, Config], tuple[Key, list[int]]] = {}
-    for capability in CAPABILITIES:
-        for key, config in table_of(capability).items():
-            _, capabilities = uses.setdefault((key[0], config), (key, []))
-            if capability not in capabilities:
-                capabilities.append(capability)
+    uses: dict[tuple[str, Config], tuple[tuple[int, int, int], list[int]]] = {}
+    for capability, product in pairs(CAPABILITIES, PRODUCTS):
+        for config, sizes in offered(product, capability).items():
+            uses.setdefault((product, config), (sizes, []))[1].append(capability)
     shown: set[tuple[str, int, int, bool, bool]] = set()
-    for (product, config), (key, capabilities) in uses.items():
-        m, n, k, split, warps, stages, _, tma = config
-        kind = (product, m, n, split > 1, tma)
-        full = (m, n) in SHOWN and kind not in shown
+    for (product, config), (sizes, capabilities) in uses.items():
+        kind = (product, config.block_m, config.block_n, config.split_k > 1, config.tma)
+        full = kind[1:3] in SHOWN and kind not in shown
         shown.add(kind)
         dtypes = HALVES if product == "half" else (product,)
-        schedule = f"split {split}, {warps} warps, {stages} stages{', TMA' if tma else ''}"
-        for dtype, layer in pairs(dtypes, LAYERS[product]):
-            if full or (dtype == dtypes[0] and layer == "ffn_in"):
-                yield Case(
-                    name=f"linear dense {dtype} {m}x{n}x{k}, {schedule}: {layer}",
-                    call=partial(launch, dtype, layer, key[1:], config),
-                    tensor_cores=dtype != "fp32",
-                    capabilities=tuple(capabilities),
-                )
+        for dtype, layer in pairs(dtypes, LAYERS[product] if full else ("ffn_in",)):
+            yield Case(
+                name=f"{name_of(dtype, config)}: {layer}",
+                call=partial(launch, dtype, layer, sizes, config),
+                tensor_cores=dtype != "fp32",
+                capabilities=tuple(capabilities),
+            )
+
+
+def name_of(dtype: str, config: Config) -> str:
+    """A dtype and a configuration in a case's name."""
+    m, n, k, split, warps, stages, _, tma = config
+    schedule = f"split {split}, {warps} warps, {stages} stages{', TMA' if tma else ''}"
+    return f"linear dense {dtype} {m}x{n}x{k}, {schedule}"
 
 
 def launch(dtype: str, layer: str, sizes: tuple[int, int, int], config: Config) -> None:

@@ -1,41 +1,66 @@
-"""Which configuration a linear layer runs with where its own machine has measured none.
+"""Which configuration a dense linear layer runs with, and which are worth measuring.
 
-``tuned/sm_80.json`` and ``sm_90.json`` hold one for each linear layer of MiniLM, DistilBERT, BERT
-base and large, each kind of product and 16 to 16,384 tokens. An entry says where it comes from:
-"measured", with its microseconds and the device, or "predicted" (rules.py), with null. Other shapes
-follow the rules.
-
-    python -m sparse_runtime.kernels.linear.configs  # predict anew what was not measured
+All of them are of a closed set, ``offered``, so that every one is compiled ahead of time
+(cases.py): the shipped table (../defaults.py), and what the rules (rules.py) find best for the
+linear layers of MiniLM, DistilBERT, BERT base and large.
 """
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from functools import cache
 from itertools import product as pairs
 from pathlib import Path
-from typing import Any
 
-from .rules import ITEM_BYTES, candidates, known
+from ..defaults import PRODUCTS, SIZES, Key, Table, rounded
+from .rules import candidates, known
 from .tiles import Config, Workspace, row_blocks, workspace_needs
 
-__all__ = ["Config", "Workspace", "default_config", "row_blocks", "table_of", "workspace_needs"]
+__all__ = ["TABLE", "Config", "Workspace", "default_config", "row_blocks", "workspace_needs"]
 
-TABLES = Path(__file__).parent / "tuned"
-TABLED = (80, 90)
-TOKENS = tuple(2**power for power in range(4, 15))
-"""Numbers of tokens are rounded up to one of these, for each configuration is compiled once."""
-
-WIDTHS = ((384, 1536), (768, 3072), (1024, 4096))
-"""Hidden and intermediate sizes of MiniLM, of DistilBERT and BERT base, and of BERT large."""
-
-Key = tuple[str, int, int, int]
+MOST_CHOICES = 12
+"""Configurations that are measured for a product and a number of tokens."""
 
 
-def default_config(
+def predict(capability: int) -> Iterator[tuple[Key, Config]]:
+    """The rules' best for every entry of the table."""
+    for product, (tokens, outputs, inputs) in pairs(PRODUCTS, SIZES):
+        sizes = (product, tokens, outputs, inputs)
+        yield sizes, candidates(*sizes, capability)[0]
+
+
+TABLE = Table(
+    "dense",
+    Path(__file__).parent / "tuned",
+    ("product", "tokens", "out", "in"),
+    Config,
+    predict,
+)
+
+
+@cache
+def offered(product: str, capability: int) -> dict[Config, tuple[int, int, int]]:
+    """Every configuration that may run, with tokens, outputs and inputs that it may run for.
+
+    Args:
+        product: "int8", "half" (bf16, fp16) or "fp32".
+        capability: a key of ``MACHINES`` (rules.py).
+    """
+    found: dict[Config, tuple[int, int, int]] = {}
+    for (name, tokens, outputs, inputs), config in TABLE.read(capability).items():
+        if name == product:
+            found.setdefault(config, (tokens, outputs, inputs))
+    for tokens, outputs, inputs in SIZES:
+        for config in candidates(product, tokens, outputs, inputs, capability)[:MOST_CHOICES]:
+            found.setdefault(config, (tokens, outputs, inputs))
+    return found
+
+
+@cache
+def choices(
     product: str, tokens: int, out_features: int, in_features: int, capability: int
-) -> Config:
-    """The configuration of the dense family for a product of this size.
+) -> tuple[Config, ...]:
+    """What is worth measuring, the default first.
 
     Args:
         product: "int8", "half" (bf16, fp16) or "fp32".
@@ -45,56 +70,24 @@ def default_config(
         capability: of the GPU, 80 for sm_80; those that the rules do not know take the nearest
             below.
     """
-    rounded = next((count for count in TOKENS if count >= tokens), TOKENS[-1])
-    return _default(product, rounded, out_features, in_features, capability)
+    capability = known(capability)
+    depths: dict[Config, list[int]] = {}
+    for config in offered(product, capability):
+        depths.setdefault(config._replace(num_stages=0), []).append(config.num_stages)
+    found = []
+    tabled = TABLE.get((product, rounded(tokens), out_features, in_features), capability)
+    if tabled is not None:
+        found.append(tabled)
+    for config in candidates(product, tokens, out_features, in_features, capability):
+        depth = depths.get(config._replace(num_stages=0))
+        if depth:
+            nearest = min(depth, key=lambda stages: abs(stages - config.num_stages))
+            found.append(config._replace(num_stages=nearest))
+    return tuple(dict.fromkeys(found))[:MOST_CHOICES]
 
 
-@cache
-def _default(product: str, tokens: int, outputs: int, inputs: int, capability: int) -> Config:
-    found = table_of(known(capability)).get((product, tokens, outputs, inputs))
-    return found or candidates(product, tokens, outputs, inputs, capability)[0]
-
-
-@cache
-def table_of(capability: int) -> dict[Key, Config]:
-    """The shipped table, by product, tokens, outputs and inputs; empty where there is none."""
-    return {_key(entry): Config(*entry["config"]) for entry in _read(capability)}
-
-
-def predict(capability: int) -> list[dict[str, Any]]:
-    """The table's entries: those that were measured, and predictions for the others."""
-    measured = {_key(e): e for e in _read(capability) if e["source"] != "predicted"}
-    entries = []
-    for product, (hidden, inner) in pairs(ITEM_BYTES, WIDTHS):
-        shapes = ((3 * hidden, hidden), (hidden, hidden), (inner, hidden), (hidden, inner))
-        for (outputs, inputs), tokens in pairs(shapes, TOKENS):
-            key = (product, tokens, outputs, inputs)
-            config = candidates(*key, capability)[0]
-            predicted = {"config": list(config), "microseconds": None, "source": "predicted"}
-            name = dict(zip(("product", "tokens", "out", "in"), key, strict=True))
-            entries.append(measured.get(key, {**name, **predicted}))
-    return entries
-
-
-def _key(entry: dict[str, Any]) -> Key:
-    return entry["product"], entry["tokens"], entry["out"], entry["in"]
-
-
-def _read(capability: int) -> list[dict[str, Any]]:
-    path = TABLES / f"sm_{capability}.json"
-    if not path.exists():
-        return []
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
-    return entries
-
-
-def _write(capability: int) -> None:
-    lines = ",\n".join(json.dumps(entry) for entry in predict(capability))
-    fields = json.dumps(Config._fields)
-    text = f'{{"family": "dense", "config": {fields}, "entries": [\n{lines}\n]}}\n'
-    (TABLES / f"sm_{capability}.json").write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    for tabled in TABLED:
-        _write(tabled)
+def default_config(
+    product: str, tokens: int, out_features: int, in_features: int, capability: int
+) -> Config:
+    """The first of :func:`choices` for the number of tokens that this one is rounded up to."""
+    return choices(product, rounded(tokens), out_features, in_features, capability)[0]

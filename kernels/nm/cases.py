@@ -4,29 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product as pairs
 
 import torch
 
 from ..ahead_of_time import Case
+from ..defaults import Key
 from ..linear.tiles import Config
-from ..unstructured.cases import DTYPES, configs_of, name_of, run
-from .layout import pack
+from ..unstructured.cases import DTYPES, every, name_of, run
+from .layout import pack, word_of
 
-# Words of every width and values by themselves, in each dtype; 2:4 in every configuration.
-PATTERNS = ((2, 4), (1, 2), (1, 4), (3, 4), (2, 8), (4, 8), (7, 8), (4, 16), (12, 16))
+PATTERNS = ((2, 4), (1, 2), (1, 4), (3, 4), (1, 8), (2, 8), (4, 8), (7, 8), (12, 16))
 
 
 def compile_cases() -> Iterator[Case]:
-    """2:4 with every dtype and configuration, the others with the first configuration."""
+    """Every kind of code, dtype and configuration."""
     for dtype in DTYPES:
+        kinds: dict[Key, tuple[int, int]] = {}
         for n, m in PATTERNS:
-            for config in configs_of(dtype) if (n, m) == (2, 4) else configs_of(dtype)[:1]:
-                for inputs in (768, 776):
-                    yield Case(
-                        name=f"linear {n}:{m} {dtype} {name_of(config)}, {inputs} inputs",
-                        call=partial(launch, dtype, n, m, config, inputs),
-                        tensor_cores=dtype != "fp32",
-                    )
+            kinds.setdefault(code_of(n, m, DTYPES[dtype].itemsize), (n, m))
+        for (n, m), (config, inputs) in pairs(kinds.values(), every(dtype)):
+            yield Case(
+                name=f"linear {n}:{m} {dtype} {name_of(config)}, {inputs} inputs",
+                call=partial(launch, dtype, n, m, config, inputs),
+                tensor_cores=dtype != "fp32",
+            )
+
+
+def code_of(n: int, m: int, element_size: int) -> Key:
+    """What the code for a pattern depends on: the words that it reads, or the size of its groups.
+
+    Groups without words multiply a number by N besides.
+    """
+    columns, slots = word_of(n, m, element_size)
+    return (columns, slots) if columns else (m,)
 
 
 def launch(dtype: str, n: int, m: int, config: Config, inputs: int) -> None:

@@ -12,32 +12,15 @@ from ..ahead_of_time import Case
 from ..linear.operands import Epilogue, Quantized, Target
 from ..linear.tiles import Config, Workspace, workspace_needs
 from ..nm.layout import NMWeight
+from .configs import offered
 from .layout import UnstructuredWeight, pack
 
 DTYPES = {"int8": torch.int8, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-# Tiles low in tokens, where weights stream, up to the lowest that Hopper's own tensor-core
-# instructions take. Higher ones would expand no fewer weights a product than dense tiles read.
-CONFIGS = {
-    "int8": (
-        Config(16, 64, 128, split_k=2),
-        Config(16, 64, 256),
-        Config(32, 64, 128),
-        Config(64, 64, 128, num_warps=8),
-    ),
-    "half": (
-        Config(16, 64, 64, split_k=2, num_warps=8),
-        Config(16, 64, 128),
-        Config(32, 64, 64),
-        Config(64, 64, 64),
-    ),
-    "fp32": (Config(16, 64, 32, split_k=2), Config(32, 64, 32)),
-}
 
-
-def configs_of(dtype: str) -> tuple[Config, ...]:
-    """The configurations that a dtype is compiled with."""
-    return CONFIGS["half" if dtype in ("bf16", "fp16") else dtype]
+def product_of(dtype: str) -> str:
+    """The kind of products of a dtype."""
+    return "half" if dtype in ("bf16", "fp16") else dtype
 
 
 def name_of(config: Config) -> str:
@@ -47,15 +30,22 @@ def name_of(config: Config) -> str:
 
 
 def compile_cases() -> Iterator[Case]:
-    """Every dtype and configuration; inputs that fill the last tile and such that do not."""
+    """Every dtype and configuration; whole sums with inputs that do not fill the last tile."""
     for dtype in DTYPES:
-        for config in configs_of(dtype):
-            for inputs in (768, 776):
-                yield Case(
-                    name=f"linear unstructured {dtype} {name_of(config)}, {inputs} inputs",
-                    call=partial(launch, dtype, config, inputs),
-                    tensor_cores=dtype != "fp32",
-                )
+        for config, inputs in every(dtype):
+            yield Case(
+                name=f"linear unstructured {dtype} {name_of(config)}, {inputs} inputs",
+                call=partial(launch, dtype, config, inputs),
+                tensor_cores=dtype != "fp32",
+            )
+
+
+def every(dtype: str) -> Iterator[tuple[Config, int]]:
+    """Configurations and numbers of inputs that a dtype is compiled with."""
+    for config in offered(product_of(dtype)):
+        yield config, 768
+        if config.split_k == 1:
+            yield config, 776
 
 
 def launch(dtype: str, config: Config, inputs: int) -> None:

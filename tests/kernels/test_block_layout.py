@@ -11,7 +11,7 @@ from sparse_runtime.formats.block import to_blocks
 from sparse_runtime.kernels.block.configs import (
     SPLIT_TOKENS,
     BlockConfig,
-    candidate_configs,
+    choices,
     default_config,
     workspace_needs,
 )
@@ -141,7 +141,7 @@ def test_defaults_follow_tokens_rows_and_capability() -> None:
 @pytest.mark.parametrize("tokens", [1, 40, 500, 5000])
 def test_candidates_fit_and_begin_with_the_default(tokens: int, capability: int) -> None:
     weight, _ = packed((512, 1024), (128, 128), torch.float32, 0.5)
-    candidates = candidate_configs(weight, tokens, capability)
+    candidates = choices(weight, tokens, capability)
     assert candidates[0] == default_config(weight, tokens, capability)
     assert len(set(candidates)) == len(candidates)
     for config in candidates:

@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
 from sparse_runtime.kernels.ahead_of_time import SHARED_LIMITS
+from sparse_runtime.kernels.defaults import TOKENS
 from sparse_runtime.kernels.dense.layout import pack, unpack
-from sparse_runtime.kernels.linear.configs import (
-    TABLED,
-    TABLES,
-    TOKENS,
-    default_config,
-    predict,
-    table_of,
-)
+from sparse_runtime.kernels.linear.configs import TABLE, choices, default_config, offered
 from sparse_runtime.kernels.linear.rules import ITEM_BYTES, MACHINES, candidates, cycles
 from sparse_runtime.kernels.linear.tiles import Config, row_blocks, workspace_needs
-
-
-@pytest.mark.parametrize("capability", TABLED)
-def test_shipped_tables_are_what_the_rules_predict(capability: int) -> None:
-    stored = json.loads((TABLES / f"sm_{capability}.json").read_text())
-    assert tuple(stored["config"]) == Config._fields
-    # After a change of the rules: python -m sparse_runtime.kernels.linear.configs
-    assert stored["entries"] == predict(capability)
-    for entry in stored["entries"]:
-        measured = entry["source"] == "measured"
-        assert measured or (entry["source"] == "predicted" and entry["microseconds"] is None)
 
 
 @pytest.mark.parametrize("product", ITEM_BYTES)
@@ -46,6 +27,15 @@ def test_candidates_fit_and_the_best_is_first(capability: int, product: str) -> 
             assert config.tma <= (capability == 90)
 
 
+@pytest.mark.parametrize("product", ITEM_BYTES)
+@pytest.mark.parametrize("capability", MACHINES)
+def test_what_is_offered_serves_every_size(capability: int, product: str) -> None:
+    known = offered(product, capability)
+    for tokens, outputs, inputs in ((1, 1, 1), (100, 52, 700), (700, 5000, 8192)):
+        found = choices(product, tokens, outputs, inputs, capability)
+        assert found and set(found) <= known.keys() and len(set(found)) == len(found)
+
+
 def test_few_tokens_are_split_until_most_multiprocessors_work() -> None:
     # BERT base, one sentence of 128 tokens: 12 tiles of 128 x 64, of 132 multiprocessors.
     config = default_config("half", 128, 768, 3072, 90)
@@ -60,7 +50,7 @@ def test_many_tokens_take_large_tiles_that_the_copy_engine_fetches() -> None:
 
 
 def test_tokens_are_rounded_up_and_unknown_gpus_take_the_nearest_below() -> None:
-    shape, table = (768, 768), table_of(90)
+    shape, table = (768, 768), TABLE.read(90)
     assert default_config("int8", 100, *shape, 90) == table[("int8", 128, *shape)]
     assert default_config("int8", 10**6, *shape, 90) == table[("int8", TOKENS[-1], *shape)]
     assert default_config("int8", 100, *shape, 87) == default_config("int8", 100, *shape, 86)

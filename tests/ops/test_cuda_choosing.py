@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sparse_runtime.kernels import cuda_loading
 from sparse_runtime.kernels.linear import linear_hopper
+from sparse_runtime.kernels.linear.configs import MOST_CHOICES
 from sparse_runtime.ops import LinearRequest, LinearWeight
 from sparse_runtime.ops.cuda import layer_choice, timings
 from sparse_runtime.ops.cuda.choosing import (
@@ -26,7 +27,7 @@ from sparse_runtime.ops.cuda.choosing import (
     choose,
     compare,
 )
-from sparse_runtime.ops.cuda.families import DENSE_FAMILIES, FAMILIES, MOST_CONFIGS
+from sparse_runtime.ops.cuda.families import DENSE_FAMILIES, FAMILIES
 from sparse_runtime.ops.cuda.family import Family
 from sparse_runtime.ops.cuda.hopper_families import HOPPER_FAMILIES
 from sparse_runtime.ops.cuda.layer_choice import describe
@@ -255,7 +256,7 @@ def test_configurations_are_few_different_and_survive_a_table(family: Family, to
     layers = stack_layers(request)
     assert family.rejects(layers.problem) is None
     configs = family.configs(family.pack(layers), layers.problem, tokens, H100)
-    assert 1 <= len(configs) <= MOST_CONFIGS
+    assert 1 <= len(configs) <= MOST_CHOICES
     assert len(set(configs)) == len(configs)
     for config in configs:
         assert family.decode(() if config is None else tuple(config)) == config

@@ -10,15 +10,16 @@ from ...formats.block import to_blocks
 from ...kernels.block import configs as block_configs
 from ...kernels.block import layout as block_layout
 from ...kernels.block.layout import BlockTiles
+from ...kernels.defaults import Table
 from ...kernels.dense import layout as dense_layout
 from ...kernels.dense.layout import DenseWeight
-from ...kernels.linear.configs import default_config
-from ...kernels.linear.rules import candidates
+from ...kernels.linear.configs import choices
 from ...kernels.linear.tiles import Config, workspace_needs
+from ...kernels.nm import configs as nm_configs
 from ...kernels.nm import layout as nm_layout
 from ...kernels.nm.layout import NMWeight
+from ...kernels.unstructured import configs as expanding_configs
 from ...kernels.unstructured import layout as unstructured_layout
-from ...kernels.unstructured.cases import configs_of
 from ...kernels.unstructured.layout import UnstructuredWeight
 from ...spec import Structure
 from .exact_families import EXACT_FAMILIES
@@ -37,9 +38,6 @@ MOST_LIBRARY_OUTPUTS = 8192
 
 LEAST_INT_MM_ROWS = 17
 """What torch._int_mm asks of its first operand on CUDA."""
-
-MOST_CONFIGS = 12
-"""Configurations of a family that are measured for a product and a number of tokens."""
 
 _EXPANDED_GROUPS = (2, 4, 8, 16)
 
@@ -68,11 +66,12 @@ class TritonDense(TileFamily):
         return dense_layout.pack(layers.matrix)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        config = _tile_configs(problem, tokens, machine)[0]
+        config = self.configs(None, problem, tokens, machine)[0]
         return tile_work(problem, tokens, config, self.stored_bytes(problem), DENSE_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        return _tile_configs(problem, tokens, machine)
+        sizes = (problem.product, tokens, problem.out_features, problem.in_features)
+        return list(choices(*sizes, machine.capability))
 
 
 class TritonUnstructured(TileFamily):
@@ -88,11 +87,11 @@ class TritonUnstructured(TileFamily):
         return unstructured_layout.pack(layers.matrix)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        config = _expanding_configs(problem, tokens, machine)[0]
+        config = self.configs(None, problem, tokens, machine)[0]
         return tile_work(problem, tokens, config, self.stored_bytes(problem), EXPANDING_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        return _expanding_configs(problem, tokens, machine)
+        return _expanding_configs(expanding_configs.TABLE, (), problem, tokens, machine)
 
     def stored_bytes(self, problem: Problem) -> float:
         entries = problem.weights / 4  # eight bytes for 32 inputs
@@ -115,11 +114,12 @@ class TritonNM(TileFamily):
         return nm_layout.pack(layers.matrix, layers.structure.n, layers.structure.m)
 
     def work(self, problem: Problem, tokens: int, machine: Machine) -> Work:
-        config = _expanding_configs(problem, tokens, machine)[0]
+        config = self.configs(None, problem, tokens, machine)[0]
         return tile_work(problem, tokens, config, self.stored_bytes(problem), EXPANDING_SHARE)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        return _expanding_configs(problem, tokens, machine)
+        pattern = (problem.structure,)
+        return _expanding_configs(nm_configs.TABLE, pattern, problem, tokens, machine)
 
     def stored_bytes(self, problem: Problem) -> float:
         masks = problem.weights / 8
@@ -162,8 +162,7 @@ class TritonBlock(Family):
         return block_work(problem, tokens, self.stored_bytes(problem), rows)
 
     def configs(self, packed: Any, problem: Problem, tokens: int, machine: Machine) -> list[Any]:
-        found = block_configs.candidate_configs(packed, tokens, machine.capability)
-        return found[:MOST_CONFIGS]
+        return block_configs.choices(packed, tokens, machine.capability)
 
     def stored_bytes(self, problem: Problem) -> float:
         return problem.density * problem.weights * problem.itemsize
@@ -245,36 +244,12 @@ def _tile_variant(
     return TritonVariant(launcher, packed, config, needs)
 
 
-def _tile_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
-    sizes = (problem.product, tokens, problem.out_features, problem.in_features)
-    default = default_config(*sizes, machine.capability)
-    others = (c for c in candidates(*sizes, machine.capability) if c != default)
-    return [default, *others][:MOST_CONFIGS]
-
-
-def _expanding_configs(problem: Problem, tokens: int, machine: Machine) -> list[Config]:
-    """Those that are known to compile without spills, with as many splits as fill the GPU.
-
-    The default has the highest tile that so many tokens fill.
-    """
-    known = dict.fromkeys(config._replace(split_k=1) for config in configs_of(problem.dtype))
-    height = max((c.block_m for c in known if c.block_m <= tokens), default=16)
-    found = [
-        config._replace(split_k=splits)
-        for config in sorted(known, key=lambda config: abs(config.block_m - height))
-        for splits in _splits(problem, tokens, config, machine)
-    ]
-    return found[:MOST_CONFIGS]
-
-
-def _splits(problem: Problem, tokens: int, config: Config, machine: Machine) -> tuple[int, ...]:
-    """How many programs share a tile's inputs: what fills the GPU first, then none."""
-    tiles = -(-tokens // config.block_m) * -(-problem.out_features // config.block_n)
-    steps = -(-problem.in_features // config.block_k)
-    splits = 1
-    while splits < 8 and 2 * splits * tiles <= machine.processors and 4 * splits <= steps:
-        splits *= 2
-    return (1,) if splits == 1 else (splits, 1)
+def _expanding_configs(
+    table: Table, pattern: tuple[str, ...], problem: Problem, tokens: int, machine: Machine
+) -> list[Config]:
+    sizes = (tokens, problem.out_features, problem.in_features)
+    gpu = (machine.capability, machine.processors)
+    return expanding_configs.choices(table, pattern, problem.product, *sizes, *gpu)
 
 
 FAMILIES: tuple[Family, ...] = (
