@@ -39,8 +39,9 @@ from .values import (
 )
 
 CHUNK = 4096
-"""Tokens that run through the layers at a time: activations of more would leave the L2 cache of a
-large GPU (50 MB on an H100)."""
+"""Tokens that run through the layers at a time: of more, what one launch leaves the next would not
+stay in the L2 cache of a large GPU; fewer would cost more launches than that saves
+(docs/kernels/cuda_encoder.md)."""
 
 MOST_HEAD_SIZE = 256
 """A program of the attention kernel holds whole rows of one head."""
