@@ -160,6 +160,9 @@ def block_linear(
     if partials is not None:
         partials = partials.view(torch.int32 if rows.q.dtype == torch.int8 else torch.float32)
     sums = config.block_m * weight.rows // (32 * config.num_warps)
+    # Beside its sums, a program of a part holds where they go: larger ones would spill.
+    small = not parts or min(config.block_m, weight.rows) == 16
+    at_once = SUMS_OF_A_THREAD if small else SUMS_OF_A_THREAD // 4
     programs = triton.cdiv(tokens, config.block_m) * len(items)
     with torch.cuda.device_of(rows.q):
         block_kernel[(programs,)](
@@ -171,7 +174,7 @@ def block_linear(
             BLOCK_M=config.block_m, ROWS=weight.rows, STEP=weight.step, RUN=weight.run,
             MASK=_mask(weight), FULL=weight.block_rows % weight.rows == 0,
             ALIGNED=_alignment(weight),
-            PARTS=parts, PIECES=1 if sums <= SUMS_OF_A_THREAD else 4,
+            PARTS=parts, PIECES=1 if sums <= at_once else 4,
             FINISH_N=max(16, SUMS_OF_A_THREAD * 32 * config.num_warps // config.block_m),
             num_warps=config.num_warps, num_stages=config.num_stages, enable_fp_fusion=False,
         )  # fmt: skip

@@ -195,8 +195,9 @@ def _candidates(shape: Shape, tokens: int, default: BlockConfig, capability: int
             {"block_m": 64, "num_warps": 4},
             {"block_m": 128, "num_warps": 4},
             {"block_m": 128, "num_warps": 8},
-            {"block_m": 256, "num_warps": 8 if shape.rows < 128 else 16},
         ]
+        if capability >= 90:
+            changes.append({"block_m": 256, "num_warps": 8 if shape.rows < 128 else 16})
     limit = 2 * SHARED_OF_TWO[capability]
     configs = dict.fromkeys(default._replace(**change) for change in changes)
     return [

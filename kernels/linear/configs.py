@@ -18,7 +18,7 @@ from .tiles import Config, Workspace, row_blocks, workspace_needs
 
 __all__ = ["TABLE", "Config", "Workspace", "default_config", "row_blocks", "workspace_needs"]
 
-MOST_CHOICES = 12
+MOST_CHOICES = 8
 """Configurations that are measured for a product and a number of tokens."""
 
 
@@ -53,7 +53,15 @@ def offered(product: str, capability: int) -> dict[Config, tuple[int, int, int]]
     for tokens, outputs, inputs in SIZES:
         for config in candidates(product, tokens, outputs, inputs, capability)[:MOST_CHOICES]:
             found.setdefault(config, (tokens, outputs, inputs))
-    return found
+    return {config: sizes for config, sizes in found.items() if not _spills(product, config)}
+
+
+def _spills(product: str, config: Config) -> bool:
+    """Whether a split's end takes more registers than the compiler gives it."""
+    tile = (config.block_m, config.block_n)
+    if product == "int8":
+        return config.split_k > 1 and tile == (128, 256)
+    return product == "half" and config.split_k == 8 and tile == (32, 32)
 
 
 @cache

@@ -30,7 +30,7 @@ def name_of(config: Config) -> str:
 
 
 def compile_cases() -> Iterator[Case]:
-    """Every dtype and configuration; whole sums with inputs that do not fill the last tile."""
+    """Every dtype and configuration; the first with inputs that do not fill the last tile."""
     for dtype in DTYPES:
         for config, inputs in every(dtype):
             yield Case(
@@ -42,10 +42,10 @@ def compile_cases() -> Iterator[Case]:
 
 def every(dtype: str) -> Iterator[tuple[Config, int]]:
     """Configurations and numbers of inputs that a dtype is compiled with."""
-    for config in offered(product_of(dtype)):
+    configs = list(offered(product_of(dtype)))
+    yield configs[0], 776
+    for config in configs:
         yield config, 768
-        if config.split_k == 1:
-            yield config, 776
 
 
 def launch(dtype: str, config: Config, inputs: int) -> None:

@@ -30,7 +30,7 @@ TILES = {
     ),
     "fp32": (Config(16, 64, 32), Config(32, 64, 32)),
 }
-SPLITS = (1, 2, 4, 8)
+SPLITS = (1, 2, 4)
 
 
 def offered(product: str) -> Iterator[Config]:
