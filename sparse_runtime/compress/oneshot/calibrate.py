@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,7 @@ def walk(
     *,
     collect: Callable[[Stage], Collector] = lambda stage: InputStatistics(stage.features),
     follow_dense: bool = False,
+    aim: Callable[[EncoderLayer], None] | None = None,
     resume: Callable[[EncoderLayer], bool] | None = None,
     finish: Callable[[EncoderLayer], None] | None = None,
     progress: bool | None = None,
@@ -149,6 +150,8 @@ def walk(
         follow_dense: run the unchanged layers beside the changed ones, on their own hidden states,
             and tell collectors what each output misses: the unchanged network's output, residual
             sum included, minus the one that the current weights give.
+        aim: with ``follow_dense``, called with a copy of each layer before it is visited; what it
+            changes there is what is followed, instead of the unchanged layer.
         resume: called before a layer; True says that it has restored the layer's finished weights,
             and the layer is passed through without a visit.
         finish: called after the last visit of a layer.
@@ -163,7 +166,10 @@ def walk(
     with torch.no_grad():
         states = first_states(model, encoder[0].module, batches, follow_dense=follow_dense)
         for layer in tqdm(encoder, desc="calibrating", unit="layer", disable=disable):
-            dense = copy.deepcopy(layer.module) if follow_dense else None
+            followed = _copy(layer) if follow_dense else None
+            if followed is not None and aim is not None:
+                aim(followed)
+            dense = None if followed is None else followed.module
             if resume is None or not resume(layer):
                 for stage in stages(layer):
                     collector = collect(stage)
@@ -172,6 +178,15 @@ def walk(
                 if finish is not None:
                     finish(layer)
             advance(states, layer.module, dense)
+
+
+def _copy(layer: EncoderLayer) -> EncoderLayer:
+    """The layer once more, with weights of its own."""
+    module = copy.deepcopy(layer.module)
+    linears = {
+        part: cast(nn.Linear, module.get_submodule(_inside(layer, part))) for part in layer.names
+    }
+    return replace(layer, module=module, linears=linears)
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -131,7 +131,10 @@ class SearchPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """What was asked for."""
-        return {
+        tunes = self.keep_flops is not None and self.tuning != "none"
+        # Without it, a state of before tuning had a teacher would go on with other weights.
+        aim = {"tuned_towards": "units at the square root of keep_flops"} if tunes else {}
+        return aim | {
             "keep_flops": self.keep_flops,
             "tuning": self.tuning,
             "permute": self.reorder,

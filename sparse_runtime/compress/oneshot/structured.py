@@ -2,12 +2,14 @@
 
 After Kwon et al., "A Fast Post-Training Pruning Framework for Transformers" (NeurIPS 2022): masks
 are searched by the Fisher information, rearranged within layers, and what reads the units that
-stay is fitted to the unchanged model's outputs, layer after layer. The rows and columns of units
-that go are zeros in the result, so that ``convert`` crops them.
+stay is fitted, layer after layer, to the outputs of a teacher: the model less what the same search
+removes at the square root of the share. The rows and columns of units that go are zeros in the
+result, so that ``convert`` crops them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from .fisher import MaskGradients, Objective, mask_gradients
 from .hessian import InputStatistics
 from .permutation import head_size_of
 from .unit_search import rearrange, search_masks
-from .unit_tuning import DAMPING, tune_columns, tune_scales
+from .unit_tuning import DAMPING, LARGEST_SCALE, tune_columns, tune_scales
 
 Tuning = Literal["columns", "scales", "none"]
 TUNINGS: tuple[Tuning, ...] = ("columns", "scales", "none")
@@ -127,7 +129,8 @@ def prune_structured(
             embeddings and whatever is behind the stack are not counted.
         objective: loss of each example, where there are labels; None needs none.
         tuning: "columns" fits all weights that read what stays and their biases, "scales" one
-            factor a unit (that of the paper), "none" leaves them.
+            factor a unit (that of the paper), "none" leaves them. Both aim at the outputs of
+            :func:`teacher_units`.
         damping: of the fit.
         seed: of the projections that stand for labels.
         progress: show progress bars; None shows them where stderr is a terminal.
@@ -144,7 +147,8 @@ def prune_structured(
     lengths = torch.cat([batch["attention_mask"].sum(1) for batch in batches])
     costs = unit_costs(model, float(lengths.double().mean()))
     units = choose_units(model, gradients, costs, flops)
-    remove_units(model, batches, units, tuning=tuning, damping=damping, progress=progress)
+    teacher = teacher_units(model, gradients, costs, flops, units)
+    remove_units(model, batches, units, teacher, tuning=tuning, damping=damping, progress=progress)
     kept = sum(int(u.heads.sum()) * costs.head + int(u.neurons.sum()) * costs.neuron for u in units)
     whole = sum(len(u.heads) * costs.head + len(u.neurons) * costs.neuron for u in units)
     return StructuredReport(tuple(units), kept / whole)
@@ -154,6 +158,46 @@ def choose_units(
     model: nn.Module, gradients: MaskGradients, costs: UnitCosts, flops: float
 ) -> list[PrunedUnits]:
     """Search masks within a share of the cost of all units, and rearrange them in each layer."""
+    return [
+        PrunedUnits(
+            one.name,
+            rearrange(one.heads, gradients.heads[i]),
+            rearrange(one.neurons, gradients.neurons[i]),
+        )
+        for i, one in enumerate(_search(model, gradients, costs, flops))
+    ]
+
+
+def teacher_units(
+    model: nn.Module,
+    gradients: MaskGradients,
+    costs: UnitCosts,
+    flops: float,
+    units: Sequence[PrunedUnits],
+) -> list[PrunedUnits]:
+    """What tuning aims at: the units of the same search at the square root of the share.
+
+    Kwon et al.'s code tunes towards this half-pruned model, which few units can follow better than
+    the whole one. It is neither rearranged nor tuned.
+
+    Args:
+        model: a transformers encoder.
+        gradients: that ``units`` were chosen by.
+        costs: that they were chosen by.
+        flops: share that they were chosen for.
+        units: what stays in the end; all of it is in the teacher too, which the search alone
+            promises neither for rearranged units nor where it takes fewer heads of a larger budget.
+    """
+    found = _search(model, gradients, costs, math.sqrt(flops))
+    return [
+        PrunedUnits(one.name, one.heads | kept.heads, one.neurons | kept.neurons)
+        for one, kept in zip(found, units, strict=True)
+    ]
+
+
+def _search(
+    model: nn.Module, gradients: MaskGradients, costs: UnitCosts, flops: float
+) -> list[PrunedUnits]:
     heads = [one.double().square().mean(0) for one in gradients.heads]
     neurons = [one.double().square().mean(0) for one in gradients.neurons]
     whole = sum(map(len, heads)) * costs.head + sum(map(len, neurons)) * costs.neuron
@@ -167,12 +211,7 @@ def choose_units(
         heads, neurons, head_cost=costs.head, neuron_cost=costs.neuron, budget=flops * whole
     )
     return [
-        PrunedUnits(
-            layer.path,
-            rearrange(head_mask, gradients.heads[i]),
-            rearrange(neuron_mask, gradients.neurons[i]),
-        )
-        for i, (layer, head_mask, neuron_mask) in enumerate(zip(layers(model), *found, strict=True))
+        PrunedUnits(layer.path, *masks) for layer, *masks in zip(layers(model), *found, strict=True)
     ]
 
 
@@ -180,6 +219,7 @@ def remove_units(
     model: nn.Module,
     batches: Sequence[dict[str, Tensor]],
     units: Sequence[PrunedUnits],
+    teacher: Sequence[PrunedUnits],
     *,
     tuning: Tuning = "columns",
     damping: float = DAMPING,
@@ -188,12 +228,15 @@ def remove_units(
     """Zero units that do not stay, and fit what reads the others, in place.
 
     Layer after layer, with the inputs that the pruned model gives and the outputs, residual sum
-    included, that the unchanged model gives.
+    included, that the model gives with the teacher's units. As in Kwon et al.'s code, "scales"
+    leaves the first layer's heads, and stops for good at a fit with a factor beyond
+    ``LARGEST_SCALE``.
 
     Args:
         model: a transformers encoder in eval mode.
         batches: calibration inputs; none are run with tuning "none".
         units: what stays, a layer each.
+        teacher: units of the model whose outputs are aimed at, a layer each.
         tuning: as in :func:`prune_structured`.
         damping: of the fit.
         progress: show a progress bar; None shows it where stderr is a terminal.
@@ -205,16 +248,26 @@ def remove_units(
                 _zero(layer, components, by_path[layer.path])
         return
 
+    aims = {kept.name: kept for kept in teacher}
+    going = True
+
+    def aim(layer: EncoderLayer) -> None:
+        for components in STAGES:
+            _zero(layer, components, aims[layer.path])
+
     def visit(stage: Stage, statistics: InputStatistics) -> None:
+        nonlocal going
         kept = by_path[stage.layer.path]
         part = stage.components[0]
-        if part in ("attention_output", "ffn_out"):
+        first = stage.layer.index == 0 and part == "attention_output"
+        tuned = part in ("attention_output", "ffn_out") and not (tuning == "scales" and first)
+        if going and tuned:
             mask = kept.heads if part == "attention_output" else kept.neurons
             name, linear = next(iter(stage.linears.items()))
-            _fit(name, linear, mask, statistics, tuning, damping)
+            going = _fit(name, linear, mask, statistics, tuning, damping)
         _zero(stage.layer, stage.components, kept)
 
-    walk(model, batches, visit, follow_dense=True, progress=progress)
+    walk(model, batches, visit, follow_dense=True, aim=aim, progress=progress)
 
 
 def _fit(
@@ -224,18 +277,22 @@ def _fit(
     statistics: InputStatistics,
     tuning: Tuning,
     damping: float,
-) -> None:
+) -> bool:
+    """Fit the weights in place; False where they were left, for no fit from here on is sound."""
     size = linear.in_features // len(kept)
     if tuning == "scales":
         factors = tune_scales(name, linear.weight, kept, statistics, damping=damping)
+        if not bool((factors.abs() <= LARGEST_SCALE).all()):  # true of no NaN either
+            return False
         linear.weight.mul_(factors.repeat_interleave(size).to(linear.weight))
-        return
+        return True
     weight, shift = tune_columns(
         name, linear.weight, kept.repeat_interleave(size), statistics, damping=damping
     )
     linear.weight.copy_(weight)
     if linear.bias is not None:
         linear.bias.add_(shift.to(linear.bias))
+    return True
 
 
 def _zero(layer: EncoderLayer, components: Sequence[Component], kept: PrunedUnits) -> None:

@@ -11,6 +11,9 @@ from .hessian import InputStatistics
 DAMPING = 0.1
 """Measured best of 0.001 and 0.1 on all-MiniLM-L6-v2 (docs/compress/structured.md)."""
 
+LARGEST_SCALE = 10.0
+"""Factors beyond it, of either sign, say that a fit has nothing to hold on to (Kwon et al.)."""
+
 
 def tune_columns(
     name: str,
