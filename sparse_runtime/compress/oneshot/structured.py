@@ -177,8 +177,7 @@ def teacher_units(
 ) -> list[PrunedUnits]:
     """What tuning aims at: the units of the same search at the square root of the share.
 
-    Kwon et al.'s code tunes towards this half-pruned model, which few units can follow better than
-    the whole one. It is neither rearranged nor tuned.
+    Kwon et al.'s code tunes towards this half-pruned model, neither rearranged nor tuned.
 
     Args:
         model: a transformers encoder.
