@@ -19,12 +19,20 @@ Make = Callable[[str], Path]
 
 
 def start(*arguments: object, root: Path, **options: int) -> subprocess.Popen[bytes]:
-    """`python -m sparse_runtime` in a process of its own."""
+    """`python -m sparse_runtime` in a process of its own, which Ctrl-C reaches.
+
+    A shell's background job, as these tests may be, is begun with that signal ignored.
+    """
+
+    def reset() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     return subprocess.Popen(
         [sys.executable, "-m", "sparse_runtime", *map(str, arguments)],
         cwd=root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=reset if os.name == "posix" else None,
         **options,
     )
 
